@@ -1,0 +1,51 @@
+# The two commands are `make demo` and `make test`. Each sets up .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := tests benchmarks scripts ddim_keras
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help setup demo test test-all bench lint notebook clean
+
+help:
+	@echo "make demo      train, generate, and write pictures to outputs/demo (about 6 minutes on 2 cores)"
+	@echo "make test      run the tests on the TensorFlow and the JAX backend"
+	@echo "make test-all  run the slow tests too"
+	@echo "make bench     run the benchmarks"
+	@echo "make lint      check style and types"
+	@echo "make notebook  run the notebook from top to bottom and keep its outputs"
+	@echo "PYTHON=python3.12 make ... chooses the interpreter (3.10 to 3.13)"
+
+setup: .venv/ready
+
+# Remade only when what it installs changes. Some systems split venv from python; virtualenv needs only pip.
+.venv/ready: setup.cfg requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python 3.10 to 3.13 is needed, this is %d.%d: give PYTHON=python3.12, say" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv .venv; }
+	$(BIN)/python -m pip install --quiet -e '.[jax,test,dev]'
+	touch .venv/ready
+
+demo: setup
+	$(BIN)/python scripts/demo.py
+
+test: setup
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest
+	KERAS_BACKEND=jax $(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/footprint.py
+
+lint: setup
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy ddim_keras
+
+notebook: setup
+	$(BIN)/python scripts/run_notebook.py
+
+clean:
+	rm -rf .venv outputs *.egg-info

@@ -1,0 +1,34 @@
+"""Denoising Diffusion Implicit Models for Keras: train, sample, save and reload as one `keras.Model`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ddim_keras.model import DiffusionModel, load_model
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that `import ddim_keras` stays quick and needs neither TensorFlow nor matplotlib.
+_LAZY_MODULES = (
+    "callbacks",
+    "data",
+    "networks",
+    "parameterizations",
+    "plotting",
+    "samplers",
+    "schedules",
+    "weightings",
+)
+
+__all__ = ["DiffusionModel", "__version__", "load_model", *_LAZY_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"ddim_keras.{name}")
+    raise AttributeError(f"module 'ddim_keras' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,747 @@
+"""`DiffusionModel`: the one object a user holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ddim_keras import backend, files, inputs, random
+from ddim_keras.configurable import resolve
+from ddim_keras.networks.layers import ImageNormalization
+from ddim_keras.networks.unet import check_levels, residual_unet
+from ddim_keras.parameterizations import PARAMETERIZATIONS, Parameterization
+from ddim_keras.samplers import DDIM, step_table, walk
+from ddim_keras.schedules import SCHEDULES, Schedule
+from ddim_keras.weightings import WEIGHTINGS, Weighting
+
+# Images per batch of `generate` where the user does not say, and the pixels of that many 64 x 64 images: larger images
+# are made fewer at a time.
+_DEFAULT_BATCH_SIZE = 64
+_DEFAULT_BATCH_PIXELS = 64 * 64 * 64
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+class Trajectory(NamedTuple):
+    """A walk from noise to images, as `generate(..., return_trajectory=True)` gives it.
+
+    Attributes:
+        diffusion_times: (steps + 1,), from 1 at the noise to 0 at the images.
+        noisy_images: (steps + 1, num_images, height, width, channels), zero mean and unit variance; the first are the
+            initial noise, the last the images.
+        pred_images: (steps, num_images, height, width, channels), float32 in [0, 1]: the image predicted in each step.
+    """
+
+    diffusion_times: np.ndarray
+    noisy_images: np.ndarray
+    pred_images: np.ndarray
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class DiffusionModel(keras.Model):
+    """A denoising diffusion implicit model (Song, Meng & Ermon, ICLR 2021).
+
+    The defaults are the values of the Keras DDIM example.
+
+    Args:
+        image_size: side of the square images in pixels, or (height, width). Each must be divisible by
+            2**(len(widths) - 1).
+        widths: channels of the U-Net's levels, from the full resolution down.
+        block_depth: residual blocks per level, on the way down and on the way up.
+        channels: channels of the images: 1 for grayscale, 3 for RGB, 4 for RGBA, or any other count.
+        schedule: a `Schedule` or its name, "angle".
+        parameterization: what the network predicts: "noise", "image", "velocity" or a `Parameterization`.
+        loss_weighting: "uniform", "min_snr", "sigmoid" or a `Weighting`.
+        embedding_dims: features of the noise variance's sinusoidal embedding, even.
+        embedding_max_frequency: highest frequency of that embedding, in periods per unit of noise variance.
+        ema_decay: how much of the averaged weights each training step keeps, in [0, 1). It warms up: step n uses
+            min(ema_decay, (1 + n) / (10 + n)), so that short trainings sample from good weights too.
+        seed: integer that fixes the random numbers of training, evaluation and unseeded `generate`; None draws one.
+            Two runs are identical on one machine after `keras.utils.set_random_seed`, which fixes the initial weights.
+        network: a `keras.Model` of [noisy images, noise variances (batch, 1, 1, 1)] to use instead of the residual
+            U-Net; its output has the shape of the noisy images. `widths`, `block_depth` and the embedding are then unused.
+        dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the samplers' arithmetic are
+            float32 whatever it is.
+        name: name of the model.
+
+    Attributes:
+        normalizer: turns images in [0, 1] into zero mean and unit variance; `normalizer.adapt(dataset)` measures both.
+        network: the trained network.
+        ema_network: the moving average of its weights, used for all inference.
+
+    Raises:
+        ValueError: an argument out of its range, or a size that the levels cannot halve.
+
+    Example:
+
+    >>> model = DiffusionModel(image_size=8, widths=[8, 16], block_depth=1)
+    >>> model.generate(num_images=2, diffusion_steps=3, seed=0).shape
+    (2, 8, 8, 3)
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        widths: Sequence[int] = (32, 64, 96, 128),
+        block_depth: int = 2,
+        *,
+        channels: int = 3,
+        schedule: str | Schedule | dict = "angle",
+        parameterization: str | Parameterization | dict = "noise",
+        loss_weighting: str | Weighting | dict = "uniform",
+        embedding_dims: int = 32,
+        embedding_max_frequency: float = 1000.0,
+        ema_decay: float = 0.999,
+        seed: int | None = None,
+        network: keras.Model | dict | None = None,
+        dtype: Any = None,
+        name: str | None = None,
+    ):
+        # The images enter as they are: casting them to the policy's half precision would come before normalisation.
+        super().__init__(dtype=dtype, name=name, autocast=False)
+        self.image_shape = (*_pair(image_size), _positive_int("channels", channels))
+        if not 0.0 <= ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network")
+        self.widths = [int(width) for width in widths]
+        self.block_depth = block_depth
+        self.embedding_dims = embedding_dims
+        self.embedding_max_frequency = float(embedding_max_frequency)
+        self.ema_decay = float(ema_decay)
+        self.seed = seed
+        self.schedule = resolve(schedule, Schedule, SCHEDULES)
+        self.parameterization = resolve(parameterization, Parameterization, PARAMETERIZATIONS)
+        self.loss_weighting = resolve(loss_weighting, Weighting, WEIGHTINGS)
+
+        self._custom_network = network is not None
+        if network is None:
+            check_levels(self.image_shape[:2], self.widths, block_depth)
+            network = residual_unet(
+                self.image_shape, self.widths, block_depth, embedding_dims, embedding_max_frequency, self.dtype_policy
+            )
+        elif isinstance(network, dict):
+            network = keras.saving.deserialize_keras_object(network)
+        _check_network(network, self.image_shape)
+        self.network = network
+        # A clone has fresh random weights, which a moving average would drag along for thousands of steps.
+        self.ema_network = keras.models.clone_model(network)
+        self.ema_network.set_weights(network.get_weights())
+        self.ema_network.trainable = False
+        self.ema_updates = self.add_weight(
+            shape=(), initializer="zeros", dtype="float32", trainable=False, name="ema_updates", aggregation="mean"
+        )
+
+        self.normalizer = ImageNormalization(name="normalizer")
+        self.normalizer.build((None, *self.image_shape))
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.sampling_seed_generator = keras.random.SeedGenerator(seed)
+        self.noise_loss_tracker = keras.metrics.Mean(name="n_loss")
+        self.image_loss_tracker = keras.metrics.Mean(name="i_loss")
+        self.image_metrics: list[keras.metrics.Metric] = []
+        self.metric_diffusion_steps = 5
+        self._compiled_functions: dict[str, Callable] = {}
+        self.built = True
+
+    # Training
+
+    def compile(
+        self,
+        optimizer: Any = "adamw",
+        loss: Any = "mean_absolute_error",
+        metrics: Sequence[Any] | None = None,
+        *,
+        metric_diffusion_steps: int = 5,
+        jit_compile: bool | str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """Configure the model for training.
+
+        Args:
+            optimizer: a Keras optimizer or its name.
+            loss: a Keras loss, its name or a function (true, predicted) -> values, applied to what the network predicts.
+            metrics: Keras metrics, or functions, that compare images: `update_state(real_images, generated_images)`, both
+                (batch, height, width, channels) in [0, 1]. They are computed by `evaluate` and in `fit`'s validation, on
+                as many generated images as real ones.
+            metric_diffusion_steps: sampling steps of the images generated for `metrics`.
+            jit_compile: True compiles with XLA, False makes plain TensorFlow graphs, "auto" takes plain graphs on a CPU,
+                where they measure faster, and XLA elsewhere. JAX always compiles unless False.
+            **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`, as in `keras.Model.compile`.
+        """
+        # The loss compares what happens inside a step, not the model's output: Keras must not try to build it on that.
+        super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
+        self.loss = keras.losses.get(loss)
+        self.image_metrics = [_as_metric(metric) for metric in metrics or []]
+        self.metric_diffusion_steps = _positive_int("metric_diffusion_steps", metric_diffusion_steps)
+        self._compile_arguments = {
+            "optimizer": optimizer,
+            "loss": loss,
+            "metrics": self.image_metrics,
+            "metric_diffusion_steps": metric_diffusion_steps,
+            "jit_compile": jit_compile,
+            **kwargs,
+        }
+        self._compiled_functions = {}
+        # Built here, its state can be loaded before the first step.
+        self.optimizer.build(self.trainable_variables)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        if not self.compiled:
+            return None
+        return {name: keras.saving.serialize_keras_object(value) for name, value in self._compile_arguments.items()}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [self.noise_loss_tracker, self.image_loss_tracker, *self.image_metrics]
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Train the model; as `keras.Model.fit`.
+
+        A normalizer that was not adapted is first adapted to the data.
+
+        Args:
+            x: images: a `tf.data.Dataset` of batches, an array, a generator or a `keras.utils.PyDataset`. Batches are
+                images or (images, labels); labels are ignored. Images are float in [0, 1] or uint8, of the model's shape.
+            y: labels, if `x` is an array; ignored.
+            batch_size, epochs, verbose, callbacks, validation_split, **kwargs: as in `keras.Model.fit`.
+            validation_data: like `x`, or (images, labels).
+
+        Returns:
+            The history, with n_loss, i_loss and their val_ counterparts for each epoch.
+
+        Raises:
+            ValueError: the data are empty, not finite, out of range or of the wrong shape; or the normalizer would have
+                to be adapted to a generator or an endless data set.
+        """
+        if x is None:
+            raise ValueError("fit needs images: got None for x")
+        if inputs.is_tf_dataset(x) or not inputs.can_be_read_again(x):
+            kwargs.setdefault("shuffle", False)  # these bring their own order; Keras would warn of its own default
+        x = inputs.checked(x, self.image_shape)
+        if validation_data is not None:
+            validation_data = inputs.checked(validation_data, self.image_shape)
+        with _input_errors():
+            if not self.normalizer.adapted:
+                self._adapt_normalizer(x, batch_size, kwargs.get("steps_per_epoch"), verbose)
+            with self._monitoring_what_exists(callbacks, validation_data is not None or validation_split > 0):
+                return super().fit(
+                    x,
+                    y,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    verbose=verbose,
+                    callbacks=callbacks,
+                    validation_split=validation_split,
+                    validation_data=validation_data,
+                    **kwargs,
+                )
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Return n_loss and i_loss of the EMA network (and `metrics`); as `keras.Model.evaluate`.
+
+        Times and noises are fixed by the model's seed and by each image's place in `x`: the same weights and data give
+        the same figures, whatever the batch size.
+
+        Args:
+            x: images, as for `fit`.
+            y: labels; ignored.
+            **kwargs: as in `keras.Model.evaluate`.
+        """
+        self._require_adapted("evaluate")
+        with _input_errors():
+            return super().evaluate(inputs.checked(x, self.image_shape) if x is not None else None, y, **kwargs)
+
+    def train_step(self, *arguments: Any) -> Any:
+        """One gradient step and one update of the EMA network; called by `fit`."""
+        return backend.train_step(self, *arguments)
+
+    def test_step(self, *arguments: Any) -> Any:
+        """One evaluation step on the EMA network; called by `evaluate`."""
+        return backend.test_step(self, *arguments)
+
+    def training_loss(self, data: Any) -> Any:
+        """Return the scalar to minimise for a batch, and update the n_loss and i_loss trackers."""
+        images = self.normalizer(inputs.images_of(data))
+        noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
+        diffusion_times = self._stratified_times(ops.shape(images)[0])
+        noise_rates, signal_rates = self.diffusion_schedule(diffusion_times)
+        noisy_images = signal_rates * images + noise_rates * noises
+        prediction = self._predict(self.network, noisy_images, noise_rates, training=True)
+        pred_noises, pred_images = self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
+        target = self.parameterization.target(images, noises, signal_rates, noise_rates)
+        losses = self._image_losses(target, prediction)
+        weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
+        self._track_losses(images, noises, pred_images, pred_noises)
+        return ops.mean(ops.reshape(weights, (-1,)) * losses)
+
+    def training_logs(self) -> dict[str, Any]:
+        """Return the running n_loss and i_loss."""
+        return {tracker.name: tracker.result() for tracker in (self.noise_loss_tracker, self.image_loss_tracker)}
+
+    def evaluation_logs(self, data: Any) -> dict[str, Any]:
+        """Update and return all metrics for a batch, on the EMA network."""
+        unit_images = inputs.as_unit_range(inputs.images_of(data))
+        images = self.normalizer(unit_images)
+        # Each image's place in the data set: the tracker has counted those before it.
+        first = ops.cast(self.noise_loss_tracker.count, "int32")
+        places = first + ops.arange(ops.shape(images)[0], dtype="int32")
+        noises = random.normal(self._evaluation_seed, 0, places, self.image_shape)
+        # Multiples of the golden ratio spread evenly over [0, 1), wherever they are cut off.
+        diffusion_times = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)
+        noise_rates, signal_rates = self.diffusion_schedule(ops.reshape(diffusion_times, (-1, 1, 1, 1)))
+        noisy_images = signal_rates * images + noise_rates * noises
+        pred_noises, pred_images = self.denoise(noisy_images, noise_rates, signal_rates, training=False)
+        self._track_losses(images, noises, pred_images, pred_noises)
+        if self.image_metrics:
+            table = step_table(DDIM(), self.schedule, _linear_times(self.metric_diffusion_steps))
+            noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
+            generated, _ = self._walk(
+                noises, ops.convert_to_tensor(table), 0, self.metric_diffusion_steps, self._evaluation_seed, places
+            )
+            generated = self.denormalize(generated)
+            for metric in self.image_metrics:
+                metric.update_state(unit_images, generated)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def update_ema(self) -> None:
+        """Move the EMA network's weights, normalisation statistics included, towards the network's."""
+        updates = self.ema_updates + 1.0
+        decay = ops.minimum(self.ema_decay, (1.0 + updates) / (10.0 + updates))
+        self.ema_updates.assign(updates)
+        for average, weight in zip(self.ema_network.weights, self.network.weights):
+            average.assign(average + (1.0 - ops.cast(decay, average.dtype)) * (weight - average))
+
+    # Diffusion
+
+    def diffusion_schedule(self, diffusion_times: Any) -> tuple[Any, Any]:
+        """Return (noise_rates, signal_rates), in this order, at diffusion times in [0, 1], shaped as they are."""
+        signal_rates, noise_rates = self.schedule(ops.convert_to_tensor(diffusion_times, dtype="float32"))
+        return noise_rates, signal_rates
+
+    def denoise(
+        self, noisy_images: Any, noise_rates: Any, signal_rates: Any, training: bool = False
+    ) -> tuple[Any, Any]:
+        """Split noisy images into the two components the network sees in them (eq. 9).
+
+        Args:
+            noisy_images: (batch, height, width, channels), of unit variance.
+            noise_rates, signal_rates: broadcast against (batch, 1, 1, 1).
+            training: True uses the network, in training mode; False the EMA network.
+
+        Returns:
+            (pred_noises, pred_images), each shaped as `noisy_images`.
+        """
+        network = self.network if training else self.ema_network
+        prediction = self._predict(network, noisy_images, noise_rates, training)
+        return self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
+
+    def denormalize(self, images: Any) -> Any:
+        """Return images of zero mean and unit variance to [0, 1], clipped."""
+        return self.normalizer.denormalize(images)
+
+    def reverse_diffusion(self, initial_noise: Any, diffusion_steps: int) -> Any:
+        """Walk from noise to images with deterministic DDIM.
+
+        Args:
+            initial_noise: (batch, height, width, channels), standard normal.
+            diffusion_steps: number of network evaluations, at least 1.
+
+        Returns:
+            The predicted images, normalised: give them to `denormalize`.
+        """
+        inputs.check_shape(initial_noise.shape, self.image_shape, "initial_noise")
+        table = step_table(DDIM(), self.schedule, _linear_times(_positive_int("diffusion_steps", diffusion_steps)))
+        indices = np.arange(initial_noise.shape[0], dtype="int32")
+        initial_noise = ops.convert_to_tensor(initial_noise, dtype="float32")
+        return self._compiled("walk")(
+            initial_noise, table, np.int32(0), np.int32(diffusion_steps), np.uint32(0), indices
+        )[0]
+
+    def generate(
+        self,
+        num_images: int,
+        diffusion_steps: int = 20,
+        *,
+        eta: float = 0.0,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        initial_noise: Any = None,
+        return_trajectory: bool = False,
+        verbose: str | int = "auto",
+    ) -> Any:
+        """Make images from noise with the EMA network.
+
+        The whole walk is one compiled loop, compiled once for a batch shape: other steps, eta or seeds reuse it.
+
+        Args:
+            num_images: how many images, at least 0.
+            diffusion_steps: S, the number of network evaluations for each image, at least 1.
+            eta: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
+            seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to rounding: neither on
+                the batch size nor on `num_images`. None takes the next of the model's own seeds.
+            batch_size: images made at a time; None for 64, or fewer if they are larger than 64 x 64.
+            initial_noise: (num_images, height, width, channels) to start from; None draws it from `seed`.
+            return_trajectory: also return every step on the way.
+            verbose: 1 shows a progress bar, 0 does not, "auto" does for more than one batch.
+
+        Returns:
+            float32 array of shape (num_images, height, width, channels) in [0, 1]; with `return_trajectory`, a pair of that
+            and a `Trajectory`.
+
+        Raises:
+            ValueError: an argument out of its range, or a model whose normalizer was never adapted after training.
+
+        Source: Song, Meng & Ermon (2021), eq. 12 and 16.
+        """
+        num_images = _integer("num_images", num_images, minimum=0)
+        diffusion_steps = _positive_int("diffusion_steps", diffusion_steps)
+        sampler = DDIM(eta=eta)
+        if batch_size is None:
+            pixels = self.image_shape[0] * self.image_shape[1]
+            batch_size = max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
+        batch_size = min(_positive_int("batch_size", batch_size), max(num_images, 1))
+        if initial_noise is not None:
+            initial_noise = np.asarray(initial_noise, "float32")
+            inputs.check_shape(initial_noise.shape, self.image_shape, "initial_noise")
+            if len(initial_noise) != num_images:
+                raise ValueError(
+                    f"initial_noise holds {len(initial_noise)} images but num_images is {num_images}: make them equal"
+                )
+        seed = self._next_sampling_seed() if seed is None else _integer("seed", seed, minimum=0, below=2**32)
+        if self.compiled:
+            self._synchronize()
+
+        diffusion_times = _linear_times(diffusion_steps)
+        table = step_table(sampler, self.schedule, diffusion_times)
+        images = np.empty((num_images, *self.image_shape), "float32")
+        trajectory = Trajectory(
+            diffusion_times,
+            np.empty((diffusion_steps + 1, *images.shape), "float32") if return_trajectory else np.empty(0),
+            np.empty((diffusion_steps, *images.shape), "float32") if return_trajectory else np.empty(0),
+        )
+        starts = range(0, num_images, batch_size)
+        show = verbose == 1 or (verbose == "auto" and len(starts) > 1)
+        bar = keras.utils.Progbar(num_images, unit_name="image") if show else None
+        for start in starts:
+            stop = min(start + batch_size, num_images)
+            # The last batch is filled up, so that the compiled loop sees one shape.
+            indices = np.arange(start, start + batch_size, dtype="int32")
+            if initial_noise is None:
+                noisy_images = self._compiled("draw")(np.uint32(seed), indices)
+            else:
+                noisy_images = np.resize(initial_noise[start:stop], (batch_size, *self.image_shape))
+
+            if not return_trajectory:
+                noisy_images, _ = self._compiled("walk")(
+                    noisy_images, table, np.int32(0), np.int32(diffusion_steps), np.uint32(seed), indices
+                )
+            else:
+                trajectory.noisy_images[0, start:stop] = ops.convert_to_numpy(noisy_images)[: stop - start]
+                for step in range(diffusion_steps):
+                    noisy_images, pred_images = self._compiled("walk")(
+                        noisy_images, table, np.int32(step), np.int32(step + 1), np.uint32(seed), indices
+                    )
+                    trajectory.noisy_images[step + 1, start:stop] = ops.convert_to_numpy(noisy_images)[: stop - start]
+                    pred_images = ops.convert_to_numpy(self.denormalize(pred_images))
+                    trajectory.pred_images[step, start:stop] = pred_images[: stop - start]
+            images[start:stop] = ops.convert_to_numpy(self.denormalize(noisy_images))[: stop - start]
+            if bar is not None:
+                bar.update(stop)
+        return (images, trajectory) if return_trajectory else images
+
+    def plot_images(
+        self, epoch: int | None = None, logs: dict | None = None, num_rows: int = 3, num_cols: int = 6
+    ) -> None:
+        """Show generated images in a grid. Fits `keras.callbacks.LambdaCallback(on_epoch_end=model.plot_images)`.
+
+        Args:
+            epoch, logs: what Keras gives to a callback; the epoch becomes the title.
+            num_rows, num_cols: shape of the grid.
+        """
+        from ddim_keras import plotting
+
+        plotting.show_images(
+            self.generate(num_rows * num_cols, diffusion_steps=20, verbose=0),
+            columns=num_cols,
+            title=None if epoch is None else f"epoch {epoch + 1}",
+        )
+
+    # Saving
+
+    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
+        """Write the whole model, optimizer included, to one `.keras` file; as `keras.Model.save`.
+
+        The file is written beside and renamed: an interrupted save leaves the old one whole.
+        """
+        _save_whole(super().save, filepath, overwrite, **kwargs)
+
+    def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
+        """Write all weights (EMA, optimizer and random state included) to a `.weights.h5` file, whole or not at all."""
+        _save_whole(super().save_weights, filepath, overwrite, **kwargs)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        store["training_random_state"] = ops.convert_to_numpy(self.seed_generator.state)
+        store["sampling_random_state"] = ops.convert_to_numpy(self.sampling_seed_generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        self.seed_generator.state.assign(store["training_random_state"])
+        self.sampling_seed_generator.state.assign(store["sampling_random_state"])
+        super().load_own_variables({key: store[key] for key in store.keys() if not key.endswith("_random_state")})
+
+    def get_config(self) -> dict[str, Any]:
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "image_size": list(self.image_shape[:2]),
+            "widths": list(self.widths),
+            "block_depth": self.block_depth,
+            "channels": self.image_shape[-1],
+            "schedule": serialize(self.schedule),
+            "parameterization": serialize(self.parameterization),
+            "loss_weighting": serialize(self.loss_weighting),
+            "embedding_dims": self.embedding_dims,
+            "embedding_max_frequency": self.embedding_max_frequency,
+            "ema_decay": self.ema_decay,
+            "seed": self.seed,
+            "network": serialize(self.network) if self._custom_network else None,
+            "dtype": serialize(self.dtype_policy),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> DiffusionModel:
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            dtype = config.get("dtype")
+            if isinstance(dtype, dict):
+                dtype = keras.saving.deserialize_keras_object(dtype)
+            return cls(**{**config, "dtype": dtype})
+
+    # Inside
+
+    def _predict(self, network: keras.Model, noisy_images: Any, noise_rates: Any, training: bool) -> Any:
+        variances = ops.broadcast_to(ops.square(noise_rates), (ops.shape(noisy_images)[0], 1, 1, 1))
+        return ops.cast(network([noisy_images, variances], training=training), "float32")
+
+    def _stratified_times(self, batch_size: Any) -> Any:
+        """Draw times in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts (Kingma et al. 2021)."""
+        offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
+        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(batch_size, "float32")
+        return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
+
+    def _image_losses(self, true: Any, predicted: Any) -> Any:
+        """The compiled loss for each image, shape (batch,)."""
+        function = self.loss
+        values = (
+            function.call(true, predicted) if isinstance(function, keras.losses.Loss) else function(true, predicted)
+        )
+        batch_size = ops.shape(true)[0]
+        if len(values.shape) == 0:  # a function that averages over the batch by itself
+            return ops.broadcast_to(values, (batch_size,))
+        return ops.mean(ops.reshape(values, (batch_size, -1)), axis=1)
+
+    def _track_losses(self, images: Any, noises: Any, pred_images: Any, pred_noises: Any) -> None:
+        self.noise_loss_tracker.update_state(self._image_losses(noises, pred_noises))
+        self.image_loss_tracker.update_state(self._image_losses(images, pred_images))
+
+    @property
+    def _evaluation_seed(self) -> int:
+        return (self.seed or 0) % 2**32
+
+    def _next_sampling_seed(self) -> int:
+        seed, count = (int(part) for part in ops.convert_to_numpy(self.sampling_seed_generator.next()))
+        return (seed + count * 0x9E3779B1) % 2**32
+
+    def _draw(self, seed: Any, indices: Any) -> Any:
+        return random.normal(seed, 0, indices, self.image_shape)
+
+    def _walk(self, noisy_images: Any, table: Any, first: Any, last: Any, seed: Any, indices: Any) -> tuple[Any, Any]:
+        return walk(
+            lambda noisy_images, noise_rate, signal_rate: self.denoise(noisy_images, noise_rate, signal_rate),
+            ops.convert_to_tensor(noisy_images, dtype="float32"),
+            ops.convert_to_tensor(table),
+            first,
+            last,
+            lambda step: random.normal(seed, step, indices, self.image_shape),
+        )
+
+    def _compiled(self, name: str) -> Callable:
+        if name not in self._compiled_functions:
+            function = {"walk": self._walk, "draw": self._draw}[name]
+            self._compiled_functions[name] = backend.compile_function(
+                function, lambda: self.ema_network.variables, self.jit_compile
+            )
+        return self._compiled_functions[name]
+
+    def _synchronize(self) -> None:
+        """On JAX, `fit` holds the weights outside the model; bring them back before they are used in a callback."""
+        synchronize = getattr(self, "jax_state_sync", None)
+        if synchronize is not None:
+            synchronize()
+
+    def _adapt_normalizer(self, data: Any, batch_size: int | None, steps: int | None, verbose: Any) -> None:
+        advice = "adapt it first: model.normalizer.adapt(images), on an array or a data set that ends"
+        if isinstance(data, (tuple, list)):
+            data = data[0]
+        if not inputs.can_be_read_again(data):
+            raise ValueError(
+                f"the normalizer was not adapted, and adapting it would use up the images of a {type(data).__name__}: {advice}"
+            )
+        if not inputs.is_array(data) and inputs.number_of_batches(data) == -1 and steps is None:
+            raise ValueError(
+                f"the normalizer was not adapted, and the data set never ends: {advice}; or give steps_per_epoch"
+            )
+        if verbose:
+            print("Adapting the normalizer to the data, as model.normalizer.adapt was not called:")
+        self.normalizer.adapt(data, batch_size or 32, steps, verbose=1 if verbose else 0)
+
+    def _require_adapted(self, method: str) -> None:
+        if not self.normalizer.adapted:
+            raise ValueError(
+                f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or model.fit first"
+            )
+
+    @contextlib.contextmanager
+    def _monitoring_what_exists(self, callbacks: Any, has_validation: bool) -> Any:
+        """Let callbacks that wait for a KID which is not computed watch the validation's image loss instead.
+
+        The Keras example always computes its KID; here it is a metric like others. Keras would only warn, never save, and
+        the script would fail on the missing checkpoint after the whole training.
+        """
+        computed = {metric.name for metric in self.image_metrics}
+        changed = []
+        callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+        for callback in callbacks:
+            if getattr(callback, "monitor", None) == "val_kid" and "kid" not in computed and has_validation:
+                warnings.warn(
+                    f"{type(callback).__name__} monitors 'val_kid', but no metric named 'kid' was compiled: it will monitor "
+                    "'val_i_loss' instead. To have a KID, give one to compile(metrics=[...])",
+                    stacklevel=4,
+                )
+                callback.monitor = "val_i_loss"
+                changed.append(callback)
+        try:
+            yield
+        finally:
+            for callback in changed:
+                callback.monitor = "val_kid"
+
+
+def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
+    """Read a model that `DiffusionModel.save` wrote; as `keras.models.load_model`, with clearer errors.
+
+    Args:
+        filepath: a `.keras` file.
+        **kwargs: `compile`, `custom_objects` and `safe_mode`, as in `keras.models.load_model`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds something other than a `DiffusionModel`.
+    """
+    path = pathlib.Path(filepath)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}: expected a .keras file written by DiffusionModel.save")
+    advice = "restore it from a backup or save the model again"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            names = set(archive.namelist())
+            config = json.loads(archive.read("config.json")) if "config.json" in names else None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a whole .keras file ({error}): it was cut short, or never was one; {advice}"
+        ) from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: its part {damaged} fails its checksum; {advice}")
+    if config is None or not names >= {"metadata.json", "model.weights.h5"}:
+        raise ValueError(f"{path} is a zip file but not a .keras model: it holds {sorted(names)[:5]}")
+    if config.get("registered_name") != "ddim_keras>DiffusionModel":
+        found = config.get("registered_name") or config.get("class_name")
+        raise ValueError(
+            f"{path} holds a {found}, not a ddim_keras DiffusionModel: load it with keras.models.load_model"
+        )
+    return keras.models.load_model(path, **kwargs)
+
+
+def _linear_times(diffusion_steps: int) -> np.ndarray:
+    """t_i = i / S from 1 down to 0, float64, shape (diffusion_steps + 1,)."""
+    return np.arange(diffusion_steps, -1, -1) / diffusion_steps
+
+
+def _save_whole(save: Callable, filepath: str | os.PathLike, overwrite: bool, **kwargs: Any) -> None:
+    if "://" in str(filepath) or not overwrite:
+        save(filepath, overwrite=overwrite, **kwargs)
+        return
+    with files.written_beside(filepath) as temporary:
+        save(str(temporary), overwrite=True, **kwargs)
+
+
+def _as_metric(metric: Any) -> keras.metrics.Metric:
+    if isinstance(metric, keras.metrics.Metric):
+        return metric
+    if callable(metric):
+        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"))
+    raise ValueError(
+        f"a metric must be a keras.metrics.Metric or a function (real_images, generated_images), got {metric!r}"
+    )
+
+
+@contextlib.contextmanager
+def _input_errors() -> Any:
+    """Show what is wrong with the data, not TensorFlow's account of the pipeline that found it."""
+    try:
+        yield
+    except Exception as error:
+        found = inputs.input_error(error)
+        if found is None:
+            raise
+        raise found from None
+
+
+def _check_network(network: keras.Model, image_shape: tuple[int, int, int]) -> None:
+    shapes = [tuple(tensor.shape) for tensor in network.inputs]
+    expected = [(None, *image_shape), (None, 1, 1, 1)]
+    if shapes != expected or tuple(network.output_shape) != expected[0]:
+        raise ValueError(
+            f"the network must map inputs of shapes {expected} to outputs of shape {expected[0]}, got inputs {shapes} and "
+            f"outputs {network.output_shape}"
+        )
+
+
+def _integer(name: str, value: Any, minimum: int, below: int | None = None) -> int:
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < minimum or (below is not None and value >= below):
+        limit = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
+        raise ValueError(f"{name} must be an integer, {limit}: got {value!r}")
+    return int(value)
+
+
+def _positive_int(name: str, value: Any) -> int:
+    return _integer(name, value, minimum=1)
+
+
+def _pair(image_size: int | Sequence[int]) -> tuple[int, int]:
+    sizes = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
+    if len(sizes) != 2:
+        raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
+    return _positive_int("image_size", sizes[0]), _positive_int("image_size", sizes[1])

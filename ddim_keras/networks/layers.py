@@ -1,0 +1,160 @@
+"""The layers that Keras does not have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ddim_keras import backend, inputs
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class SinusoidalEmbedding(keras.layers.Layer):
+    """A scalar as sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017).
+
+    Computed in float32 whatever the model's precision: at the highest frequency bfloat16 would leave only noise.
+
+    Args:
+        dims: number of features, even.
+        max_frequency: in periods per unit; the lowest is 1.
+
+    Input and output: (..., 1) and (..., dims).
+    """
+
+    def __init__(self, dims: int, max_frequency: float, **kwargs: Any):
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        if dims < 2 or dims % 2:
+            raise ValueError(f"the embedding's dims must be even and at least 2 (a sine and a cosine each), got {dims}")
+        if max_frequency < 1.0:
+            raise ValueError(
+                f"the embedding's max_frequency must be at least 1, the lowest frequency, got {max_frequency}"
+            )
+        self.dims = dims
+        self.max_frequency = float(max_frequency)
+        self._angular_speeds = (2.0 * math.pi * np.geomspace(1.0, self.max_frequency, dims // 2)).astype("float32")
+
+    def call(self, values):
+        angles = values * self._angular_speeds
+        return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.dims)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.pop("dtype")
+        return {**config, "dims": self.dims, "max_frequency": self.max_frequency}
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's batch normalisation without gain and bias, in one fused kernel where the backend has one."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{**kwargs, "center": False, "scale": False})
+
+    def call(self, inputs, training=None):
+        training = training and self.trainable
+        statistics = () if training else (self.moving_mean.value, self.moving_variance.value)
+        fused = backend.fused_batch_normalization(inputs, self.epsilon, *statistics)
+        if fused is None:
+            return super().call(inputs, training=training)
+        outputs, mean, variance = fused
+        if training:
+            self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1.0 - self.momentum))
+            self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1.0 - self.momentum))
+        return outputs
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class ImageNormalization(keras.layers.Layer):
+    """Images in [0, 1] (or uint8) to zero mean and unit variance in each channel.
+
+    `adapt` measures mean and variance over a data set, in float64. A channel that never varies (an opaque alpha, say)
+    is only centred.
+
+    Input: (batch, height, width, channels). Output: the same in float32.
+    """
+
+    def __init__(self, **kwargs: Any):
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        self.image_shape: tuple | None = None
+
+    def build(self, input_shape):
+        self.image_shape = tuple(input_shape[1:])
+        channels = (input_shape[-1],)
+        self.mean = self.add_weight(shape=channels, initializer="zeros", trainable=False, name="mean")
+        self.variance = self.add_weight(shape=channels, initializer="ones", trainable=False, name="variance")
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
+        self.built = True
+
+    @property
+    def adapted(self) -> bool:
+        """Whether `adapt` has run, in this process or before the weights were saved."""
+        return float(self.count) > 0.0
+
+    def adapt(self, data: Any, batch_size: int = 256, steps: int | None = None, verbose: int = 0) -> None:
+        """Measure mean and variance of each channel; what an earlier `adapt` measured is forgotten.
+
+        Args:
+            data: a `tf.data.Dataset`, a `keras.utils.PyDataset` or another iterable of batches, or an array of images.
+                Batches are images or tuples that begin with images. All are checked on the way.
+            batch_size: images at a time, for an array.
+            steps: number of batches to look at; None for all of them.
+            verbose: 1 shows a progress bar.
+
+        Raises:
+            ValueError: no images, or images of a wrong shape, outside [0, 1] or not finite.
+        """
+        total, count = None, 0
+        batches, number = inputs.iterate_batches(data, batch_size)
+        if steps is not None:
+            number = steps if number is None else min(steps, number)
+        bar = keras.utils.Progbar(number) if verbose else None
+        for index, batch in enumerate(batches):
+            if steps is not None and index >= steps:
+                break
+            images = inputs.images_of(batch)
+            images = np.asarray(images)
+            if self.image_shape is None:
+                self.build((None, *images.shape[1:]))
+            inputs.check_images(images, self.image_shape)
+            pixels = images.reshape(-1, images.shape[-1])
+            sums = np.stack([pixels.sum(0, dtype="float64"), np.square(pixels, dtype="float64").sum(0)])
+            if images.dtype == np.uint8:
+                sums /= np.array([[255.0], [255.0**2]])
+            total = sums if total is None else total + sums
+            count += len(pixels)
+            if bar is not None:
+                bar.update(index + 1)
+        if not count:
+            raise ValueError("the data set is empty: the normalizer needs at least one batch of images to adapt to")
+        if bar is not None:
+            bar.update(index + 1, finalize=True)
+        mean, square = total / count
+        self.mean.assign(mean)
+        self.variance.assign(np.maximum(square - mean**2, 0.0))
+        self.count.assign(float(count))
+
+    def standard_deviation(self) -> Any:
+        """Return the scale of each channel, shape (channels,); 1 for a channel that does not vary."""
+        return ops.where(self.variance > 1e-8, ops.sqrt(self.variance), 1.0)
+
+    def call(self, images):
+        return (inputs.as_unit_range(images) - self.mean) / self.standard_deviation()
+
+    def denormalize(self, images: Any) -> Any:
+        """Return zero-mean unit-variance images to [0, 1], clipped."""
+        return ops.clip(self.mean + images * self.standard_deviation(), 0.0, 1.0)
+
+    def get_build_config(self) -> dict[str, Any]:
+        return {"input_shape": (None, *self.image_shape)} if self.image_shape else {}
+
+    def compute_output_shape(self, input_shape):
+        return input_shape

@@ -1,0 +1,92 @@
+"""What the tests share: small models, an exact denoiser, and the real data sets where they can be had."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import keras
+import numpy as np
+import pytest
+
+import ddim_keras
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+def make_small_model(**changes) -> ddim_keras.DiffusionModel:
+    arguments = {"image_size": 8, "widths": [4, 8], "block_depth": 1, "channels": 1, "seed": 1, **changes}
+    return ddim_keras.DiffusionModel(**arguments)
+
+
+def random_images(number: int = 24, image_shape=(8, 8, 1), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(size=(number, *image_shape)).astype("float32")
+
+
+def make_trained_model(**changes) -> ddim_keras.DiffusionModel:
+    """A model after a few real training steps: no weight is at its initial value any more."""
+    model = make_small_model(**changes)
+    model.compile(optimizer=keras.optimizers.AdamW(1e-2), loss="mean_absolute_error")
+    model.fit(random_images(), batch_size=8, epochs=2, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def trained_model():
+    """Shared by tests that do not change it. Velocities keep its barely trained predictions in a sane range."""
+    keras.utils.set_random_seed(0)
+    return make_trained_model(parameterization="velocity")
+
+
+class GaussianOracle:
+    """The perfect denoiser for data N(mean, deviation^2): E[x0 | x] is known in closed form."""
+
+    def __init__(self, mean: float, deviation: float):
+        self.mean, self.deviation = mean, deviation
+
+    def __call__(self, noisy_images, noise_rate, signal_rate):
+        variance = signal_rate**2 * self.deviation**2 + noise_rate**2
+        surprise = noisy_images - signal_rate * self.mean
+        pred_images = self.mean + signal_rate * self.deviation**2 / variance * surprise
+        return (noisy_images - signal_rate * pred_images) / noise_rate, pred_images
+
+    def exact_ode(self, noisy_images, start, end):
+        """Carry a noisy image from the (signal, noise) rates at the start to those at the end."""
+
+        def scale(rates):
+            return np.sqrt(rates[0] ** 2 * self.deviation**2 + rates[1] ** 2)
+
+        return end[0] * self.mean + scale(end) * (noisy_images - start[0] * self.mean) / scale(start)
+
+
+def run_python(code: str, backend: str | None = None, **environment: str) -> str:
+    """Run code in a new process and return what it printed; fail with its errors."""
+    variables = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
+    if backend:
+        variables["KERAS_BACKEND"] = backend
+    result = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_dir(tmp_path_factory):
+    """A TFDS data folder in which the real `tfds.load("fashion_mnist")` needs no network."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import place_fashion_mnist
+
+    if not place_fashion_mnist.DEBIAN_FOLDER.is_dir():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    folder = tmp_path_factory.mktemp("tfds")
+    place_fashion_mnist.place_downloads(folder)
+    return folder

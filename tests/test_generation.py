@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+from conftest import make_small_model, make_trained_model
+from keras import ops
+
+
+def test_images_are_float32_in_the_unit_range(trained_model):
+    images = trained_model.generate(5, 4)
+    assert isinstance(images, np.ndarray) and images.dtype == np.float32 and images.shape == (5, 8, 8, 1)
+    assert images.min() >= 0.0 and images.max() <= 1.0
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_an_image_depends_on_its_seed_and_place_alone(trained_model, eta):
+    whole = trained_model.generate(7, 6, eta=eta, seed=3)
+    np.testing.assert_allclose(trained_model.generate(7, 6, eta=eta, seed=3, batch_size=3, verbose=0), whole, atol=1e-5)
+    np.testing.assert_allclose(trained_model.generate(2, 6, eta=eta, seed=3), whole[:2], atol=1e-5)
+    assert np.abs(trained_model.generate(7, 6, eta=eta, seed=4) - whole).max() > 0.05
+    assert np.abs(whole[0] - whole[1]).max() > 0.05
+
+
+def test_the_same_seed_gives_the_same_bits(trained_model):
+    np.testing.assert_array_equal(trained_model.generate(3, 5, seed=9), trained_model.generate(3, 5, seed=9))
+
+
+def test_unseeded_images_differ_from_call_to_call_but_not_from_run_to_run():
+    def twice():
+        model = make_small_model(seed=2)
+        return model.generate(2, 2), model.generate(2, 2)
+
+    first, second = twice(), twice()
+    assert np.abs(first[0] - first[1]).max() > 0.05
+    np.testing.assert_array_equal(first, second)
+
+
+def test_eta_changes_the_images_of_one_seed(trained_model):
+    deterministic, stochastic = (trained_model.generate(2, 10, eta=eta, seed=1) for eta in (0.0, 1.0))
+    assert np.abs(deterministic - stochastic).max() > 0.05
+
+
+def test_other_steps_eta_and_seeds_do_not_compile_again():
+    model = make_trained_model()
+    traces = []
+    original = model.denoise
+    object.__setattr__(model, "denoise", lambda *a, **k: traces.append(1) or original(*a, **k))
+    model.generate(4, 3, seed=0)
+    compiled_once = len(traces)
+    assert compiled_once > 0
+    model.generate(4, 50, seed=1)
+    model.generate(4, 1000, eta=1.0, seed=2)
+    model.generate(9, 5, eta=0.5, batch_size=4, verbose=0)
+    assert len(traces) == compiled_once
+
+
+def test_given_noise_is_where_the_walk_starts(trained_model):
+    noise = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype("float32")
+    images = trained_model.generate(5, 6, initial_noise=noise)
+    np.testing.assert_array_equal(trained_model.generate(5, 6, initial_noise=noise, seed=8), images)
+    parts = trained_model.generate(5, 6, initial_noise=noise, batch_size=2, verbose=0)
+    np.testing.assert_allclose(parts, images, atol=1e-5)
+    normalized = trained_model.reverse_diffusion(noise, 6)
+    np.testing.assert_allclose(ops.convert_to_numpy(trained_model.denormalize(normalized)), images, atol=1e-6)
+
+
+def test_the_compiled_loop_is_the_loop_of_the_paper(trained_model):
+    """Equation 12 with sigma 0, step by step through the public `denoise`."""
+    noise = np.random.default_rng(1).normal(size=(2, 8, 8, 1)).astype("float32")
+    noisy_images, steps = ops.convert_to_tensor(noise), 7
+    for step in range(steps):
+        rates = [ops.reshape(r, (1, 1, 1, 1)) for r in trained_model.diffusion_schedule(np.array([1 - step / steps]))]
+        pred_noises, pred_images = trained_model.denoise(noisy_images, *rates, training=False)
+        next_noise_rate, next_signal_rate = trained_model.diffusion_schedule(np.array([1 - (step + 1) / steps]))
+        noisy_images = next_signal_rate * pred_images + next_noise_rate * pred_noises
+    expected = ops.convert_to_numpy(pred_images)
+    np.testing.assert_allclose(ops.convert_to_numpy(trained_model.reverse_diffusion(noise, steps)), expected, atol=1e-4)
+
+
+def test_a_trajectory_leads_from_the_noise_to_the_images(trained_model):
+    noise = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("float32")
+    images, trajectory = trained_model.generate(3, 6, initial_noise=noise, return_trajectory=True)
+    np.testing.assert_allclose(images, trained_model.generate(3, 6, initial_noise=noise), atol=1e-5)
+    np.testing.assert_array_equal(trajectory.noisy_images[0], noise)
+    assert trajectory.noisy_images.shape == (7, 3, 8, 8, 1) and trajectory.pred_images.shape == (6, 3, 8, 8, 1)
+    np.testing.assert_allclose(trajectory.pred_images[-1], images, atol=1e-6)
+    np.testing.assert_allclose(trajectory.diffusion_times, np.linspace(1, 0, 7))
+
+
+def test_no_images_are_an_empty_array(trained_model):
+    assert trained_model.generate(0).shape == (0, 8, 8, 1)
+
+
+def test_one_step_is_the_prediction_from_pure_noise(trained_model):
+    noise = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype("float32")
+    rates = [ops.reshape(rate, (1, 1, 1, 1)) for rate in trained_model.diffusion_schedule(np.array([1.0]))]
+    _, pred_images = trained_model.denoise(ops.convert_to_tensor(noise), *rates)
+    np.testing.assert_allclose(trained_model.reverse_diffusion(noise, 1), pred_images, atol=1e-5)
+
+
+def test_many_batches_show_a_progress_bar(trained_model, capsys):
+    trained_model.generate(5, 1, batch_size=2)
+    assert "5/5" in capsys.readouterr().out
+    trained_model.generate(5, 1, batch_size=2, verbose=0)
+    trained_model.generate(5, 1)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_images": -1}, "num_images must be an integer, at least 0: got -1"),
+        ({"num_images": 2.5}, "num_images must be an integer"),
+        ({"num_images": 1, "diffusion_steps": 0}, "diffusion_steps must be an integer, at least 1: got 0"),
+        ({"num_images": 1, "eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
+        ({"num_images": 1, "eta": -0.5}, r"eta must lie in \[0, 1\], got -0.5"),
+        ({"num_images": 1, "batch_size": 0}, "batch_size must be an integer, at least 1: got 0"),
+        ({"num_images": 1, "seed": -1}, "seed must be an integer, at least 0 and below 4294967296: got -1"),
+        ({"num_images": 1, "initial_noise": np.zeros((2, 8, 8, 1))}, "initial_noise holds 2 images but num_images is 1"),
+        ({"num_images": 1, "initial_noise": np.zeros((1, 8, 9, 1))}, "initial_noise have the wrong size"),
+    ],
+)
+def test_bad_arguments_are_refused(trained_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trained_model.generate(**arguments)
+
+
+def test_reverse_diffusion_refuses_no_steps(trained_model):
+    with pytest.raises(ValueError, match="diffusion_steps must be an integer, at least 1: got 0"):
+        trained_model.reverse_diffusion(np.zeros((1, 8, 8, 1), "float32"), 0)

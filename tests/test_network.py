@@ -1,0 +1,131 @@
+import keras
+import numpy as np
+import pytest
+
+from ddim_keras.networks import BatchNormalization, ImageNormalization, SinusoidalEmbedding, residual_unet
+
+
+def parameters_of_the_example(widths, block_depth, channels, embedding_dims=32):
+    """Count the example's parameters by hand, block by block."""
+
+    def convolution(size, before, after):
+        return size * size * before * after + after
+
+    def block(before, width):
+        projection = 0 if before == width else convolution(1, before, width)
+        normalization = 2 * before  # the moving mean and variance
+        return projection + normalization + convolution(3, before, width) + convolution(3, width, width)
+
+    total = convolution(1, channels, widths[0])
+    now, skips = widths[0] + embedding_dims, []
+    for width in widths[:-1]:
+        for _ in range(block_depth):
+            total += block(now, width)
+            now = width
+            skips.append(now)
+    for _ in range(block_depth):
+        total += block(now, widths[-1])
+        now = widths[-1]
+    for width in reversed(widths[:-1]):
+        for _ in range(block_depth):
+            total += block(now + skips.pop(), width)
+            now = width
+    return total + convolution(1, now, channels)
+
+
+def test_the_examples_settings_have_exactly_the_examples_number_of_parameters():
+    network = residual_unet((64, 64, 3), [32, 64, 96, 128], 2)
+    assert network.count_params() == parameters_of_the_example([32, 64, 96, 128], 2, 3) == 1_953_507
+
+
+@pytest.mark.parametrize(("shape", "widths"), [((8, 8, 1), [4]), ((8, 16, 4), [4, 8, 12]), ((6, 4, 7), [4, 8])])
+def test_output_has_the_shape_of_the_images(shape, widths):
+    network = residual_unet(shape, widths, 1)
+    assert network([np.ones((2, *shape), "float32"), np.ones((2, 1, 1, 1), "float32")]).shape == (2, *shape)
+    assert network.count_params() == parameters_of_the_example(widths, 1, shape[-1])
+
+
+def test_an_untrained_network_predicts_zero():
+    network = residual_unet((8, 8, 1), [4, 8], 1)
+    assert not np.any(network([np.ones((2, 8, 8, 1), "float32"), np.ones((2, 1, 1, 1), "float32")]))
+
+
+def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can():
+    message = r"image_size \(30, 64\) cannot be halved 3 times.*multiples of 8.*height 24 or 32, width 64"
+    with pytest.raises(ValueError, match=message):
+        residual_unet((30, 64, 3), [4, 4, 4, 4], 1)
+    with pytest.raises(ValueError, match="height 8, width 8"):
+        residual_unet((3, 5, 3), [4, 4, 4, 4], 1)
+
+
+@pytest.mark.parametrize(("widths", "depth", "message"), [([], 1, "widths"), ([4, 0], 1, "widths"), ([4], 0, "block_depth")])
+def test_impossible_levels_are_refused(widths, depth, message):
+    with pytest.raises(ValueError, match=f"{message} must be"):
+        residual_unet((8, 8, 1), widths, depth)
+
+
+def test_embedding_is_sines_and_cosines_of_geometric_frequencies():
+    value = 0.3
+    embedding = keras.ops.convert_to_numpy(SinusoidalEmbedding(6, 100.0)(np.full((1, 1, 1, 1), value, "float32")))
+    angles = 2 * np.pi * np.array([1.0, 10.0, 100.0]) * value
+    np.testing.assert_allclose(embedding.ravel(), [*np.sin(angles), *np.cos(angles)], atol=1e-4)
+
+
+def test_embedding_is_float32_under_mixed_precision():
+    network = residual_unet((8, 8, 1), [4, 8], 1, dtype="mixed_bfloat16")
+    embedding = next(layer for layer in network.layers if isinstance(layer, SinusoidalEmbedding))
+    assert embedding.compute_dtype == "float32"
+    assert network.outputs[0].dtype == "float32"
+
+
+@pytest.mark.parametrize(("dims", "frequency", "message"), [(3, 10.0, "even"), (4, 0.5, "at least 1")])
+def test_impossible_embeddings_are_refused(dims, frequency, message):
+    with pytest.raises(ValueError, match=message):
+        SinusoidalEmbedding(dims, frequency)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_is_kerass(training):
+    """The fused kernel gives the outputs, the moving statistics and the gradients' inputs of Keras's own layer."""
+    images = np.random.default_rng(0).normal(2.0, 3.0, size=(6, 5, 5, 4)).astype("float32")
+    ours, theirs = BatchNormalization(), keras.layers.BatchNormalization(center=False, scale=False)
+    for _ in range(3):
+        outputs = [layer(images, training=training) for layer in (ours, theirs)]
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, outputs), atol=1e-4)
+    for mine, other in zip(ours.weights, theirs.weights):
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(mine), keras.ops.convert_to_numpy(other), rtol=1e-4)
+
+
+class TestImageNormalization:
+    def test_adapts_to_the_exact_mean_and_variance_of_each_channel(self):
+        images = np.random.default_rng(0).uniform([0, 0.2, 0.4], [1, 0.3, 0.9], size=(50, 6, 5, 3)).astype("float32")
+        layer = ImageNormalization()
+        layer.adapt(images, batch_size=7)
+        np.testing.assert_allclose(layer.mean, images.mean((0, 1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(layer.variance, images.var((0, 1, 2)), rtol=1e-5)
+        outputs = keras.ops.convert_to_numpy(layer(images))
+        np.testing.assert_allclose(outputs.std((0, 1, 2)), 1.0, rtol=1e-4)
+        np.testing.assert_allclose(layer.denormalize(outputs), images, atol=1e-6)
+
+    def test_uint8_and_float_images_are_one(self):
+        images = np.random.default_rng(0).integers(0, 256, size=(20, 4, 4, 1)).astype("uint8")
+        layers = ImageNormalization(), ImageNormalization()
+        layers[0].adapt(images)
+        layers[1].adapt(images / np.float32(255))
+        np.testing.assert_allclose(layers[0].variance, layers[1].variance, rtol=1e-6)
+        np.testing.assert_allclose(layers[0](images), layers[1](images / np.float32(255)), atol=1e-6)
+
+    def test_adapting_again_forgets(self):
+        layer = ImageNormalization()
+        layer.adapt(np.zeros((4, 2, 2, 1), "float32"))
+        layer.adapt(np.full((4, 2, 2, 1), 0.5, "float32"))
+        assert float(layer.mean[0]) == 0.5
+
+    def test_a_channel_that_never_varies_is_only_centred(self):
+        images = np.random.default_rng(0).uniform(size=(9, 4, 4, 4)).astype("float32")
+        images[..., 3] = 1.0
+        layer = ImageNormalization()
+        layer.adapt(images)
+        outputs = keras.ops.convert_to_numpy(layer(images))
+        np.testing.assert_allclose(outputs[..., 3], 0.0, atol=1e-6)
+        np.testing.assert_allclose(layer.denormalize(outputs), images, atol=1e-6)

@@ -1,0 +1,246 @@
+import keras
+import numpy as np
+import pytest
+from conftest import make_small_model, make_trained_model, random_images
+from keras import ops
+
+import ddim_keras
+from ddim_keras.parameterizations import PARAMETERIZATIONS
+from ddim_keras.weightings import WEIGHTINGS
+
+
+def compiled(model, **arguments):
+    model.compile(**{"optimizer": keras.optimizers.AdamW(1e-2), "loss": "mean_absolute_error", **arguments})
+    return model
+
+
+def weights_of(model):
+    return [ops.convert_to_numpy(weight) for weight in model.network.weights]
+
+
+def test_training_lowers_the_loss():
+    """Smooth images can be told from noise: predicting 0, as the untrained network does, costs 0.8."""
+    grid = np.linspace(0, 1, 8, dtype="float32")
+    images = np.stack([np.outer(grid**power, grid) for power in np.linspace(0.2, 3, 64)])[..., None]
+    model = compiled(make_small_model())
+    history = model.fit(images, batch_size=16, epochs=30, verbose=0).history
+    assert history["n_loss"][0] > 0.7
+    assert history["n_loss"][-1] < 0.5
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_loss_is_the_weighted_error_of_the_prediction(parameterization, weighting):
+    """An untrained network predicts 0, so the loss is the weighted mean of the target's absolute value."""
+    model = compiled(make_small_model(parameterization=parameterization, loss_weighting=weighting))
+    images = random_images(400)
+    model.normalizer.adapt(images)
+    loss = float(model.training_loss(images))
+
+    random = np.random.default_rng(0)
+    normalized = ops.convert_to_numpy(model.normalizer(images))
+    noises = random.normal(size=images.shape)
+    rates = model.schedule((np.arange(400).reshape(-1, 1, 1, 1) + random.uniform()) / 400)
+    target = model.parameterization.target(normalized, noises, *rates)
+    weights = ops.convert_to_numpy(model.loss_weighting(*rates, model.parameterization))
+    assert loss == pytest.approx((weights * np.abs(target)).mean(), rel=0.06)
+
+
+def test_ema_after_k_steps_is_the_average_worked_out_by_hand():
+    model = compiled(make_small_model(ema_decay=0.5))
+    average = weights_of(model)
+    np.testing.assert_array_equal(np.concatenate([w.ravel() for w in average]), flat(model.ema_network))
+    images = random_images(8)
+    model.normalizer.adapt(images)
+    for step in range(1, 13):  # the warm-up ends when (1 + n) / (10 + n) exceeds 0.5, at n = 8
+        model.fit(images, batch_size=8, verbose=0)
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = [decay * old + (1 - decay) * new for old, new in zip(average, weights_of(model))]
+    np.testing.assert_allclose(flat(model.ema_network), np.concatenate([w.ravel() for w in average]), rtol=2e-4, atol=1e-6)
+
+
+def flat(network):
+    return np.concatenate([ops.convert_to_numpy(weight).ravel() for weight in network.weights])
+
+
+def test_ema_network_follows_the_normalisation_statistics(trained_model):
+    statistics = [weight for weight in trained_model.ema_network.weights if "moving" in weight.path]
+    assert statistics
+    assert all(np.any(ops.convert_to_numpy(weight) != initial) for weight in statistics for initial in (0.0, 1.0))
+
+
+def test_ema_weights_are_not_trained(trained_model):
+    assert {id(v) for v in trained_model.trainable_variables} == {id(v) for v in trained_model.network.trainable_variables}
+
+
+def test_diffusion_times_are_stratified_over_the_batch():
+    model = make_small_model()
+    for _ in range(3):
+        times = np.sort(ops.convert_to_numpy(model._stratified_times(10)).ravel())
+        np.testing.assert_array_equal(np.floor(times * 10), np.arange(10))
+
+
+def test_two_runs_with_the_same_seeds_are_identical():
+    def run():
+        keras.utils.set_random_seed(5)
+        return flat(make_trained_model(seed=5).ema_network)
+
+    np.testing.assert_array_equal(run(), run())
+
+
+def batches_of(images, size):
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, images, labels=False):
+        super().__init__()
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        images = self.images[index * 8 : index * 8 + 8]
+        return (images, np.zeros(len(images))) if self.labels else images
+
+
+def data_forms():
+    import tensorflow as tf
+
+    images = random_images(20)  # the last batch of 8 is smaller
+    labels = np.arange(20)
+    return {
+        "array": images,
+        "uint8": (images * 255).astype("uint8"),
+        "dataset": tf.data.Dataset.from_tensor_slices(images).batch(8),
+        "dataset with labels": tf.data.Dataset.from_tensor_slices((images, labels)).batch(8),
+        "PyDataset": Batches(images),
+        "PyDataset with labels": Batches(images, labels=True),
+    }
+
+
+@pytest.mark.parametrize("form", ["array", "uint8", "dataset", "dataset with labels", "PyDataset", "PyDataset with labels"])
+def test_fit_takes_every_form_of_data_and_adapts_the_normalizer(form, capfd):
+    model = compiled(make_small_model())
+    history = model.fit(data_forms()[form], batch_size=8 if form in ("array", "uint8") else None, verbose=2)
+    assert np.isfinite(history.history["n_loss"][0])
+    assert int(model.ema_updates) == 3
+    assert float(model.normalizer.count) == 20 * 64
+    assert capfd.readouterr().out.count("Adapting the normalizer") == 1
+
+
+def test_fit_takes_labels_beside_an_array_and_validation_data():
+    images = random_images(16)
+    model = compiled(make_small_model())
+    history = model.fit(images, np.arange(16), batch_size=8, validation_data=(images[:5], np.arange(5)), verbose=0).history
+    assert set(history) == {"n_loss", "i_loss", "val_n_loss", "val_i_loss"}
+
+
+def test_fit_takes_a_generator_once_the_normalizer_is_adapted():
+    model = compiled(make_small_model())
+    model.normalizer.adapt(random_images())
+    model.fit(batches_of(random_images(), 8), verbose=0)
+    assert int(model.ema_updates) == 3
+
+
+def test_evaluate_gives_the_same_figures_again_and_for_any_batch_size(trained_model):
+    images = random_images(21, seed=4)
+    first = trained_model.evaluate(images, batch_size=21, verbose=0)
+    trained_model.generate(1, 2)
+    np.testing.assert_allclose(trained_model.evaluate(images, batch_size=4, verbose=0), first, rtol=1e-5)
+    assert trained_model.metrics_names == ["n_loss", "i_loss"]
+
+
+def test_evaluate_measures_the_ema_network():
+    model = make_trained_model()
+    before = model.evaluate(random_images(), verbose=0)
+    model.network.set_weights([np.zeros_like(weight) for weight in model.network.get_weights()])
+    np.testing.assert_array_equal(model.evaluate(random_images(), verbose=0), before)
+
+
+def mean_difference(real_images, generated_images):
+    return ops.mean(ops.abs(real_images - generated_images), axis=(1, 2, 3))
+
+
+def test_compiled_metrics_compare_real_and_generated_images():
+    model = compiled(make_small_model(), metrics=[mean_difference], metric_diffusion_steps=3)
+    images = random_images()
+    history = model.fit(images, batch_size=8, validation_data=images[:12], verbose=0).history
+    assert "mean_difference" not in history
+    assert 0.0 < history["val_mean_difference"][0] < 1.0
+    dictionary = model.evaluate(images, verbose=0, return_dict=True)
+    assert set(dictionary) == {"n_loss", "i_loss", "mean_difference"}
+
+
+@pytest.mark.parametrize(
+    "loss", ["mse", keras.losses.mean_absolute_error, keras.losses.Huber(), lambda true, predicted: ops.mean(true - predicted)]
+)
+def test_any_keras_loss_will_do(loss):
+    model = compiled(make_small_model(), loss=loss)
+    assert np.isfinite(model.fit(random_images(), batch_size=8, verbose=0).history["n_loss"][0])
+
+
+def test_steps_per_execution_takes_as_many_steps():
+    model = compiled(make_small_model(), steps_per_execution=2)
+    model.fit(random_images(32), batch_size=8, verbose=0)
+    assert int(model.ema_updates) == int(model.optimizer.iterations) == 4
+
+
+def test_running_eagerly_takes_the_same_step():
+    images = random_images(8)
+    results = []
+    for eager in (False, True):
+        keras.utils.set_random_seed(0)
+        model = compiled(make_small_model(), run_eagerly=eager)
+        model.fit(images, batch_size=8, verbose=0)
+        results.append(flat(model.network))
+    np.testing.assert_allclose(*results, atol=2e-4)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_with_float32_arithmetic_around_the_network(policy):
+    model = compiled(make_small_model(dtype=policy))
+    history = model.fit(random_images(), batch_size=8, epochs=2, verbose=0).history
+    assert np.isfinite(history["n_loss"]).all()
+    assert model.network.layers[3].compute_dtype == policy.removeprefix("mixed_")
+    assert all("float32" in str(weight.dtype) for weight in model.network.weights)
+    assert (type(model.optimizer).__name__ == "LossScaleOptimizer") == (policy == "mixed_float16")
+    noises, images = model.denoise(ops.zeros((1, 8, 8, 1)), ops.ones((1, 1, 1, 1)) * 0.6, ops.ones((1, 1, 1, 1)) * 0.8)
+    assert "float32" in str(noises.dtype) and "float32" in str(images.dtype)
+    assert model.generate(2, 3, seed=0).dtype == np.float32
+
+
+def test_global_policy_is_followed():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = make_small_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.dtype_policy.name == "mixed_bfloat16" and model.network.layers[3].compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(("size", "channels"), [((8, 12), 1), (8, 4), ((4, 8), 6)])
+def test_any_size_and_channel_count_trains_and_samples(size, channels):
+    model = compiled(make_small_model(image_size=size, channels=channels))
+    model.fit(random_images(8, model.image_shape), batch_size=8, verbose=0)
+    assert model.generate(2, 2).shape == (2, *model.image_shape)
+
+
+def test_a_network_of_ones_own():
+    images, variances = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
+    outputs = keras.layers.Conv2D(1, 3, padding="same")(images) * variances
+    model = compiled(make_small_model(network=keras.Model([images, variances], outputs)))
+    model.fit(random_images(), batch_size=8, verbose=0)
+    assert model.count_params() < 60
+    assert model.generate(2, 2).shape == (2, 8, 8, 1)
+
+
+def test_progress_bar_covers_the_whole_training(capsys):
+    model = compiled(make_small_model())
+    progress = ddim_keras.callbacks.TrainingProgress()
+    model.fit(random_images(), batch_size=8, epochs=2, verbose=0, callbacks=[progress])
+    text = capsys.readouterr().out
+    assert "6/6" in text and "n_loss" in text
+    assert text.count("\n") == 1
