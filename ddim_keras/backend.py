@@ -51,7 +51,7 @@ def train_step(model: Any, *arguments: Any) -> Any:
 
         (data,) = arguments
         # A graph runs what it can: without this, a step at the end of the data would still move the averages along.
-        with tf.control_dependencies(tf.nest.flatten(data)):
+        with tf.control_dependencies([part for part in tf.nest.flatten(data) if part is not None]):
             with tf.GradientTape() as tape:
                 loss = model.training_loss(data)
                 replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -66,12 +66,12 @@ def train_step(model: Any, *arguments: Any) -> Any:
     state, data = arguments
     groups = _state_variables(model, with_optimizer=True)
 
-    def scaled_loss(trainable, state):
+    def loss_and_state(trainable, state):
         with keras.StatelessScope(state_mapping=_mapping(groups, (trainable, *state[1:]))) as scope:
             loss = model.optimizer.scale_loss(model.training_loss(data))
         return loss, _updated(scope, groups, (trainable, *state[1:]))
 
-    gradients, state = jax.grad(scaled_loss, has_aux=True)(state[0], state)
+    gradients, state = jax.grad(loss_and_state, has_aux=True)(state[0], state)
     trainable, optimizer_state = model.optimizer.stateless_apply(state[2], gradients, state[0])
     state = (trainable, state[1], optimizer_state, state[3])
     with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:

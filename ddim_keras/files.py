@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 import uuid
 from collections.abc import Iterator
 
@@ -13,7 +14,8 @@ from collections.abc import Iterator
 def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed to `path`.
 
-    The folder is made if need be. When the block raises, the temporary file is removed and `path` stays as it was.
+    The block may make a file or a folder there. The folder around it is made if need be. When the block raises, what it
+    made is removed and `path` stays as it was.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,5 +24,7 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -129,7 +130,8 @@ def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator, int | None]:
         return (images[start : start + batch_size] for start in starts), len(starts)
     number = number_of_batches(data)
     if isinstance(data, keras.utils.PyDataset):
-        return (data[index] for index in range(number if number != -1 else 2**62)), number
+        indices: Iterable[int] = itertools.count() if number in (None, -1) else range(number or 0)
+        return (data[index] for index in indices), None if number == -1 else number
     return iter(data), None if number == -1 else number
 
 

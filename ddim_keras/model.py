@@ -102,7 +102,7 @@ class DiffusionModel(keras.Model):
         embedding_max_frequency: float = 1000.0,
         ema_decay: float = 0.999,
         seed: int | None = None,
-        network: keras.Model | dict | None = None,
+        network: Any = None,
         dtype: Any = None,
         name: str | None = None,
     ):
@@ -132,7 +132,7 @@ class DiffusionModel(keras.Model):
         _check_network(network, self.image_shape)
         self.network = network
         # A clone has fresh random weights, which a moving average would drag along for thousands of steps.
-        self.ema_network = keras.models.clone_model(network)
+        self.ema_network: Any = keras.models.clone_model(network)
         self.ema_network.set_weights(network.get_weights())
         self.ema_network.trainable = False
         self.ema_updates = self.add_weight(
@@ -269,8 +269,10 @@ class DiffusionModel(keras.Model):
             **kwargs: as in `keras.Model.evaluate`.
         """
         self._require_adapted("evaluate")
+        if x is not None and not kwargs.get("_use_cached_eval_dataset"):  # fit has checked its validation data already
+            x = inputs.checked(x, self.image_shape)
         with _input_errors():
-            return super().evaluate(inputs.checked(x, self.image_shape) if x is not None else None, y, **kwargs)
+            return super().evaluate(x, y, **kwargs)
 
     def train_step(self, *arguments: Any) -> Any:
         """One gradient step and one update of the EMA network; called by `fit`."""
@@ -587,9 +589,9 @@ class DiffusionModel(keras.Model):
 
     def _compiled(self, name: str) -> Callable:
         if name not in self._compiled_functions:
-            function = {"walk": self._walk, "draw": self._draw}[name]
+            functions: dict[str, Callable] = {"walk": self._walk, "draw": self._draw}
             self._compiled_functions[name] = backend.compile_function(
-                function, lambda: self.ema_network.variables, self.jit_compile
+                functions[name], lambda: self.ema_network.variables, self.jit_compile
             )
         return self._compiled_functions[name]
 

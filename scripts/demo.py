@@ -21,7 +21,7 @@ from ddim_keras import plotting
 BATCH_SIZE = 64
 EPOCHS = 12
 PEAK_LEARNING_RATE = 2e-3
-FASTEST_DEMO_STEPS = 3000
+MOST_STEPS = 6000
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,10 +34,11 @@ def parse_arguments() -> argparse.Namespace:
 def make_model(precision: str) -> ddim_keras.DiffusionModel:
     return ddim_keras.DiffusionModel(
         image_size=28,
-        widths=[32, 64, 96],
-        block_depth=2,
+        widths=[16, 48, 96],
+        block_depth=1,
         channels=1,
         parameterization="velocity",
+        embedding_dims=16,
         ema_decay=0.995,
         seed=0,
         dtype=precision,
@@ -78,7 +79,7 @@ def main() -> None:
     trial = make_model(precision)
     trial.normalizer.adapt(train)
     step_time = seconds_per_step(trial, next(iter(train)))
-    steps_per_epoch = max(1, min(FASTEST_DEMO_STEPS, int(60 * arguments.minutes / step_time)) // EPOCHS)
+    steps_per_epoch = max(1, min(MOST_STEPS, int(60 * arguments.minutes / step_time)) // EPOCHS)
     print(
         f"Training on {10_000} images of clothes in {precision}: {EPOCHS} epochs of {steps_per_epoch} steps at "
         f"{1000 * step_time:.0f} ms, about {EPOCHS * steps_per_epoch * step_time / 60:.1f} minutes."

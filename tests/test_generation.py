@@ -114,7 +114,10 @@ def test_many_batches_show_a_progress_bar(trained_model, capsys):
         ({"num_images": 1, "eta": -0.5}, r"eta must lie in \[0, 1\], got -0.5"),
         ({"num_images": 1, "batch_size": 0}, "batch_size must be an integer, at least 1: got 0"),
         ({"num_images": 1, "seed": -1}, "seed must be an integer, at least 0 and below 4294967296: got -1"),
-        ({"num_images": 1, "initial_noise": np.zeros((2, 8, 8, 1))}, "initial_noise holds 2 images but num_images is 1"),
+        (
+            {"num_images": 1, "initial_noise": np.zeros((2, 8, 8, 1))},
+            "initial_noise holds 2 images but num_images is 1",
+        ),
         ({"num_images": 1, "initial_noise": np.zeros((1, 8, 9, 1))}, "initial_noise have the wrong size"),
     ],
 )

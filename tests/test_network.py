@@ -58,7 +58,9 @@ def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can():
         residual_unet((3, 5, 3), [4, 4, 4, 4], 1)
 
 
-@pytest.mark.parametrize(("widths", "depth", "message"), [([], 1, "widths"), ([4, 0], 1, "widths"), ([4], 0, "block_depth")])
+@pytest.mark.parametrize(
+    ("widths", "depth", "message"), [([], 1, "widths"), ([4, 0], 1, "widths"), ([4], 0, "block_depth")]
+)
 def test_impossible_levels_are_refused(widths, depth, message):
     with pytest.raises(ValueError, match=f"{message} must be"):
         residual_unet((8, 8, 1), widths, depth)

@@ -56,7 +56,9 @@ def test_ema_after_k_steps_is_the_average_worked_out_by_hand():
         model.fit(images, batch_size=8, verbose=0)
         decay = min(0.5, (1 + step) / (10 + step))
         average = [decay * old + (1 - decay) * new for old, new in zip(average, weights_of(model))]
-    np.testing.assert_allclose(flat(model.ema_network), np.concatenate([w.ravel() for w in average]), rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        flat(model.ema_network), np.concatenate([w.ravel() for w in average]), rtol=2e-4, atol=1e-6
+    )
 
 
 def flat(network):
@@ -70,7 +72,9 @@ def test_ema_network_follows_the_normalisation_statistics(trained_model):
 
 
 def test_ema_weights_are_not_trained(trained_model):
-    assert {id(v) for v in trained_model.trainable_variables} == {id(v) for v in trained_model.network.trainable_variables}
+    assert {id(v) for v in trained_model.trainable_variables} == {
+        id(v) for v in trained_model.network.trainable_variables
+    }
 
 
 def test_diffusion_times_are_stratified_over_the_batch():
@@ -121,7 +125,9 @@ def data_forms():
     }
 
 
-@pytest.mark.parametrize("form", ["array", "uint8", "dataset", "dataset with labels", "PyDataset", "PyDataset with labels"])
+@pytest.mark.parametrize(
+    "form", ["array", "uint8", "dataset", "dataset with labels", "PyDataset", "PyDataset with labels"]
+)
 def test_fit_takes_every_form_of_data_and_adapts_the_normalizer(form, capfd):
     model = compiled(make_small_model())
     history = model.fit(data_forms()[form], batch_size=8 if form in ("array", "uint8") else None, verbose=2)
@@ -134,7 +140,9 @@ def test_fit_takes_every_form_of_data_and_adapts_the_normalizer(form, capfd):
 def test_fit_takes_labels_beside_an_array_and_validation_data():
     images = random_images(16)
     model = compiled(make_small_model())
-    history = model.fit(images, np.arange(16), batch_size=8, validation_data=(images[:5], np.arange(5)), verbose=0).history
+    history = model.fit(
+        images, np.arange(16), batch_size=8, validation_data=(images[:5], np.arange(5)), verbose=0
+    ).history
     assert set(history) == {"n_loss", "i_loss", "val_n_loss", "val_i_loss"}
 
 
@@ -175,7 +183,8 @@ def test_compiled_metrics_compare_real_and_generated_images():
 
 
 @pytest.mark.parametrize(
-    "loss", ["mse", keras.losses.mean_absolute_error, keras.losses.Huber(), lambda true, predicted: ops.mean(true - predicted)]
+    "loss",
+    ["mse", keras.losses.mean_absolute_error, keras.losses.Huber(), lambda true, predicted: ops.mean(true - predicted)],
 )
 def test_any_keras_loss_will_do(loss):
     model = compiled(make_small_model(), loss=loss)

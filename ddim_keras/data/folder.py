@@ -34,6 +34,7 @@ def from_images(root: pathlib.Path, split: Any, channels: int, seed: int, unread
             _decoded(validation, validation_labels, channels),
             channels,
             class_names,
+            _identity(train, validation),
         )
 
     fraction = 0.2 if split is None else split
@@ -44,7 +45,13 @@ def from_images(root: pathlib.Path, split: Any, channels: int, seed: int, unread
     cut = min(round(len(files) * fraction), len(files) - 1)
     parts = [([files[index] for index in part], labels[part]) for part in (order[cut:], order[:cut])]
     validation_set = _decoded(*parts[1], channels) if cut else None
-    return Source(_decoded(*parts[0], channels), validation_set, channels, class_names)
+    return Source(
+        _decoded(*parts[0], channels), validation_set, channels, class_names, _identity(parts[0][0], parts[1][0])
+    )
+
+
+def _identity(*parts: list[str]) -> list:
+    return [[(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files] for files in parts]
 
 
 def _list_images(root: pathlib.Path, unreadable: str) -> tuple[list[str] | None, tuple[list[str], np.ndarray]]:
@@ -97,10 +104,11 @@ def _read(path: Any, channels: int) -> np.ndarray:
     import PIL.ImageOps
 
     with PIL.Image.open(path) as image:
-        if image.mode.startswith("I;16"):  # 16-bit grayscale, which Pillow would clip to 255
-            image = PIL.Image.fromarray((np.asarray(image) // 257).astype("uint8"))
-        image = PIL.ImageOps.exif_transpose(image).convert(_MODES[channels])
-        return np.asarray(image).reshape(image.height, image.width, channels)
+        upright = PIL.ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):  # 16-bit grayscale, which Pillow would clip to 255
+            upright = PIL.Image.fromarray((np.asarray(upright) // 257).astype("uint8"))
+        pixels = np.asarray(upright.convert(_MODES[channels]))
+        return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _decoded(files: list[str], labels: np.ndarray, channels: int) -> Any:

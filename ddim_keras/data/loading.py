@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from ddim_keras import files
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -24,12 +27,14 @@ class Source(NamedTuple):
         train, validation: `tf.data.Dataset` of (uint8 image (height, width, channels), int64 label); validation or None.
         channels: channels of the images.
         class_names: names of the labels, or None where there are none.
+        identity: tells this source from others, and from itself after its files changed.
     """
 
     train: tf.data.Dataset
     validation: tf.data.Dataset | None
     channels: int
     class_names: Sequence[str] | None
+    identity: Any
 
 
 def load_dataset(
@@ -67,7 +72,8 @@ def load_dataset(
         labels: True gives (images, labels) instead of images. The data sets then have an attribute `class_names`.
         flip: mirror each training image left to right with probability one half.
         repeat: how many times the training images come in one epoch, shuffled together.
-        cache: True keeps the resized images in memory, a path keeps them in files there, False resizes anew each epoch.
+        cache: True keeps the resized images in memory; a path writes them to files there, once for all runs; False resizes
+            anew each epoch.
         seed: fixes order, flips and a folder's split.
         drop_remainder: whether to drop the last, smaller training batch; None drops it if a whole one is left.
         data_dir: where TFDS keeps its data; None for ~/tensorflow_datasets.
@@ -117,8 +123,13 @@ def load_dataset(
             return dataset.cache()
         if cache is False:
             return dataset
-        pathlib.Path(cache).mkdir(parents=True, exist_ok=True)
-        return dataset.cache(str(pathlib.Path(cache) / f"{name}_{size[0]}x{size[1]}x{channels}"))
+        # tf.data's own cache file is left locked by a killed process; a folder that is renamed when whole is not.
+        identity = hashlib.sha256(repr((found.identity, name, size, channels)).encode()).hexdigest()[:16]
+        folder = pathlib.Path(cache) / f"{name}_{size[0]}x{size[1]}x{channels}_{identity}"
+        if not folder.exists():
+            with files.written_beside(folder) as temporary:
+                dataset.save(str(temporary))
+        return tf.data.Dataset.load(str(folder))
 
     train = _training_batches(
         resized(found.train, "train"), (*size, channels), batch_size, repeat, flip, labels, seed, drop_remainder
@@ -129,7 +140,7 @@ def load_dataset(
     if labels:
         for dataset in (train, validation):
             if dataset is not None:
-                dataset.class_names = list(found.class_names)
+                dataset.class_names = list(found.class_names or ())
     return train, validation
 
 

@@ -72,8 +72,11 @@ def from_builder(builder: Any, split: Any) -> Source:
     if not builder.info.splits:
         raise ValueError(f"the data set {builder.name} is not prepared: call builder.download_and_prepare() first")
 
+    # Decoding is what costs: other images, such as masks, stay as they are.
+    others = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image) and key != image_key]
+    decoders = {key: tfds.decode.SkipDecoding() for key in others}
+
     def examples(name: str) -> tf.data.Dataset:
-        decoders = tfds.decode.PartialDecoding({key: True for key in (image_key, label_key) if key})
         try:
             dataset = builder.as_dataset(split=name, decoders=decoders, shuffle_files=False)
         except (ValueError, AssertionError) as error:
@@ -94,6 +97,7 @@ def from_builder(builder: Any, split: Any) -> Source:
         None if validation is None else examples(validation),
         features[image_key].shape[-1],
         features[label_key].names if label_key else None,
+        (builder.info.full_name, train, validation),
     )
 
 

@@ -84,7 +84,7 @@ class ImageNormalization(keras.layers.Layer):
     def __init__(self, **kwargs: Any):
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
-        self.image_shape: tuple | None = None
+        self.image_shape: tuple[int, ...] = ()
 
     def build(self, input_shape):
         self.image_shape = tuple(input_shape[1:])
@@ -112,7 +112,7 @@ class ImageNormalization(keras.layers.Layer):
         Raises:
             ValueError: no images, or images of a wrong shape, outside [0, 1] or not finite.
         """
-        total, count = None, 0
+        total, count = np.zeros((2, 1)), 0
         batches, number = inputs.iterate_batches(data, batch_size)
         if steps is not None:
             number = steps if number is None else min(steps, number)
@@ -122,14 +122,14 @@ class ImageNormalization(keras.layers.Layer):
                 break
             images = inputs.images_of(batch)
             images = np.asarray(images)
-            if self.image_shape is None:
+            if not self.built:
                 self.build((None, *images.shape[1:]))
             inputs.check_images(images, self.image_shape)
             pixels = images.reshape(-1, images.shape[-1])
             sums = np.stack([pixels.sum(0, dtype="float64"), np.square(pixels, dtype="float64").sum(0)])
             if images.dtype == np.uint8:
                 sums /= np.array([[255.0], [255.0**2]])
-            total = sums if total is None else total + sums
+            total = total + sums
             count += len(pixels)
             if bar is not None:
                 bar.update(index + 1)

@@ -1,0 +1,50 @@
+"""Measure start-up time and peak memory, each in a process of its own.
+
+python benchmarks/footprint.py
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+MODEL = "ddim_keras.DiffusionModel(64)"
+IMPORT = "import time; import keras; start = time.perf_counter(); import ddim_keras; print(time.perf_counter() - start)"
+START_UP = """
+import time; start = time.perf_counter()
+import ddim_keras
+images = ddim_keras.load_model({path!r}).generate(1, 20)
+print(time.perf_counter() - start)
+"""
+PEAK = """
+import resource, ddim_keras
+images = ddim_keras.load_model({path!r}).generate({number}, 2, verbose=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def run(code: str) -> float:
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    if result.returncode:
+        sys.exit(result.stderr)
+    return float(result.stdout.split()[-1])
+
+
+def main() -> None:
+    imports = statistics.median(run(IMPORT) for _ in range(5))
+    print(f"import ddim_keras, beyond import keras: {imports:.3f} s (median of 5)")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.keras")
+        run(f"import ddim_keras; {MODEL}.save({path!r}); print(0)")
+        startup = statistics.median(run(START_UP.format(path=path)) for _ in range(5))
+        print(f"import to first image, saved 64 x 64 model, 20 steps: {startup:.1f} s (median of 5)")
+        few, many = (run(PEAK.format(path=path, number=number)) for number in (64, 2000))
+        print(f"peak memory: generate(64) {few:.0f} MiB, generate(2000) {many:.0f} MiB, ratio {many / few:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A script written against the Keras DDIM example, with only its import changed, finds what it expects."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import random_images
+from keras import ops
+
+from ddim_keras import DiffusionModel
+
+
+class KID(keras.metrics.Metric):
+    """Stands for the example's own metric, which its script defines: same name, same arguments."""
+
+    def __init__(self, name="kid", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.mean = keras.metrics.Mean()
+
+    def update_state(self, real_images, generated_images, sample_weight=None):
+        self.mean.update_state(ops.square(ops.mean(real_images) - ops.mean(generated_images)))
+
+    def result(self):
+        return self.mean.result()
+
+    def reset_state(self):
+        self.mean.reset_state()
+
+
+@pytest.fixture
+def datasets():
+    import tensorflow as tf
+
+    images = random_images(32, (16, 16, 3))
+    return [tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True) for _ in range(2)]
+
+
+def run_script(model, datasets, checkpoint_path):
+    train_dataset, val_dataset = datasets
+    checkpoint_callback = keras.callbacks.ModelCheckpoint(
+        filepath=checkpoint_path, save_weights_only=True, monitor="val_kid", mode="min", save_best_only=True
+    )
+    model.normalizer.adapt(train_dataset)
+    model.fit(
+        train_dataset,
+        epochs=2,
+        validation_data=val_dataset,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=model.plot_images), checkpoint_callback],
+        verbose=0,
+    )
+    model.load_weights(checkpoint_path)
+    model.plot_images()
+
+
+def make_model(**arguments):
+    model = DiffusionModel(16, [8, 16], 1)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(learning_rate=1e-3, weight_decay=1e-4),
+        loss=keras.losses.mean_absolute_error,
+        **arguments,
+    )
+    return model
+
+
+def test_the_script_runs_with_its_kid(datasets, tmp_path):
+    model = make_model(metrics=[KID()])
+    run_script(model, datasets, tmp_path / "diffusion_model.weights.h5")
+    assert set(model.history.history) == {"n_loss", "i_loss", "val_n_loss", "val_i_loss", "val_kid"}
+
+
+def test_the_script_runs_to_its_end_without_one_and_says_what_it_monitors(datasets, tmp_path):
+    with pytest.warns(UserWarning, match=r"ModelCheckpoint monitors 'val_kid', but no metric named 'kid' was compiled"):
+        run_script(make_model(), datasets, tmp_path / "diffusion_model.weights.h5")
+
+
+def test_the_examples_names_do_what_they_did():
+    model = make_model()
+    model.normalizer.adapt(random_images(8, (16, 16, 3)))
+    noise_rates, signal_rates = model.diffusion_schedule(ops.ones((2, 1, 1, 1)))
+    assert float(noise_rates[0, 0, 0, 0]) > 0.99 and float(signal_rates[0, 0, 0, 0]) == pytest.approx(0.02, rel=1e-4)
+    noise = keras.random.normal((2, 16, 16, 3))
+    for training in (True, False):
+        pred_noises, pred_images = model.denoise(noise, noise_rates, signal_rates, training=training)
+        assert pred_noises.shape == pred_images.shape == (2, 16, 16, 3)
+    generated = model.denormalize(model.reverse_diffusion(noise, 3))
+    assert generated.shape == (2, 16, 16, 3) and 0.0 <= float(ops.min(generated)) <= float(ops.max(generated)) <= 1.0
+    assert model.network([noise, noise_rates**2]).shape == model.ema_network([noise, noise_rates**2]).shape
+    assert model.generate(num_images=2, diffusion_steps=3).shape == (2, 16, 16, 3)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="on JAX a step takes and returns the state, as in Keras"
+)
+def test_steps_can_be_called_directly():
+    model = make_model()
+    images = random_images(8, (16, 16, 3))
+    model.normalizer.adapt(images)
+    for logs in (model.train_step(images), model.test_step(images)):
+        assert set(logs) == {"n_loss", "i_loss"} and np.isfinite(float(logs["n_loss"]))

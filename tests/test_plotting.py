@@ -1,0 +1,57 @@
+import numpy as np
+import PIL.Image
+import pytest
+
+from ddim_keras import plotting
+from ddim_keras.schedules import AngleSchedule
+
+
+def test_a_grid_holds_each_image_in_its_place():
+    images = np.linspace(0, 1, 5).reshape(5, 1, 1, 1) * np.ones((5, 4, 6, 1))
+    grid = plotting.image_grid(images, columns=3, padding=1)
+    assert grid.shape == (2 * 6, 3 * 8, 3) and grid.dtype == np.uint8
+    assert (grid[1:5, 9:15] == 64).all()  # the second image, 0.25
+    assert (grid[7:11, 9:15] == 255).all() and (grid[0] == 255).all()
+
+
+def test_pngs_are_written_pixel_for_pixel(tmp_path):
+    images = np.random.default_rng(0).uniform(size=(4, 5, 5, 3))
+    plotting.save_images(tmp_path / "sub" / "grid.png", images, columns=2, scale=2)
+    np.testing.assert_array_equal(
+        np.asarray(PIL.Image.open(tmp_path / "sub" / "grid.png")), plotting.image_grid(images, columns=2, scale=2)
+    )
+
+
+def test_grids_refuse_what_is_no_batch_of_images():
+    with pytest.raises(ValueError, match=r"expected at least one image, .*got shape \(4, 4, 1\)"):
+        plotting.image_grid(np.zeros((4, 4, 1)))
+
+
+def test_trajectories_show_noise_above_prediction(trained_model):
+    images, trajectory = trained_model.generate(2, 9, return_trajectory=True, seed=0)
+    rows = plotting.trajectory_images(trained_model, trajectory, columns=4)
+    assert rows.shape == (2 * 2 * 4, 8, 8, 1)
+    np.testing.assert_allclose(rows[7], images[0], atol=1e-6)  # the end of the first image's second row
+    np.testing.assert_allclose(rows[15], images[1], atol=1e-6)
+
+
+def test_charts_draw_what_they_are_given(tmp_path):
+    history = {"n_loss": [0.5, 0.4], "i_loss": [0.7, 0.6], "val_n_loss": [0.6, 0.5]}
+    figure = plotting.plot_history(history)
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[0.5, 0.4], [0.6, 0.5]]
+    plotting.save_figure(tmp_path / "losses.png", figure)
+    assert PIL.Image.open(tmp_path / "losses.png").size[0] > 500
+    with pytest.raises(ValueError, match="no losses to draw"):
+        plotting.plot_history({"accuracy": [1.0]})
+    schedule = AngleSchedule()
+    lines = plotting.plot_schedule(schedule, 50).axes[0].lines
+    np.testing.assert_allclose(lines[0].get_ydata(), schedule(np.linspace(0, 1, 50))[0])
+
+
+def test_plot_images_shows_one_figure_and_closes_it(trained_model, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf().axes[0].get_title()))
+    trained_model.plot_images(epoch=2, num_rows=1, num_cols=2)
+    assert shown == ["epoch 3"] and not plt.get_fignums()

@@ -1,0 +1,218 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, make_small_model, make_trained_model, random_images, run_python
+from keras import ops
+
+import ddim_keras
+
+
+@pytest.fixture(scope="module")
+def saved(trained_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    trained_model.save(path)
+    return path
+
+
+def state_of(model):
+    variables = [*model.variables, *model.optimizer.variables, model.seed_generator.state]
+    return [ops.convert_to_numpy(variable) for variable in variables]
+
+
+def assert_same_state(first, second):
+    for mine, other in zip(state_of(first), state_of(second), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_a_new_process_gives_the_same_images_to_the_last_bit(trained_model, saved, tmp_path):
+    """It imports ddim_keras and nothing else of ours, and leaves Keras's safe mode on."""
+    code = f"""
+import keras, ddim_keras, numpy as np
+model = keras.models.load_model({str(saved)!r})
+np.save({str(tmp_path / "images.npy")!r}, model.generate(4, 6, eta=0.5, seed=11))
+"""
+    run_python(code, keras.backend.backend())
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), trained_model.generate(4, 6, eta=0.5, seed=11))
+
+
+def test_training_goes_on_where_it_stopped(tmp_path):
+    images = random_images()
+    model = make_trained_model()
+    model.save(tmp_path / "model.keras")
+    again = ddim_keras.load_model(tmp_path / "model.keras")
+    assert int(again.optimizer.iterations) == 6
+    for each in (model, again):
+        each.fit(images, batch_size=8, shuffle=False, verbose=0)
+    assert_same_state(model, again)
+    np.testing.assert_array_equal(model.generate(2, 2), again.generate(2, 2))
+
+
+def test_every_constructor_argument_survives(tmp_path):
+    model = make_small_model(
+        image_size=(8, 4),
+        channels=2,
+        schedule=ddim_keras.schedules.AngleSchedule(0.05, 0.9),
+        parameterization="velocity",
+        loss_weighting=ddim_keras.weightings.MinSNRWeighting(3.0),
+        embedding_dims=8,
+        embedding_max_frequency=50.0,
+        ema_decay=0.9,
+        seed=77,
+        dtype="mixed_bfloat16",
+        name="mine",
+    )
+    model.save(tmp_path / "model.keras")
+    again = ddim_keras.load_model(tmp_path / "model.keras")
+    assert again.get_config() == model.get_config()
+    assert again.loss_weighting.gamma == 3.0 and again.dtype_policy.name == "mixed_bfloat16"
+
+
+def test_a_network_of_ones_own_survives(tmp_path):
+    images, variances = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
+    network = keras.Model([images, variances], keras.layers.Conv2D(1, 3, padding="same")(images) * variances)
+    model = make_small_model(network=network)
+    model.save(tmp_path / "model.keras")
+    again = ddim_keras.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.generate(2, 3, seed=0), model.generate(2, 3, seed=0))
+
+
+def test_compile_arguments_survive(tmp_path):
+    model = make_small_model()
+    model.compile(keras.optimizers.Adam(3e-4), keras.losses.Huber(0.3), metrics=[keras.metrics.MeanSquaredError("mse")])
+    model.save(tmp_path / "model.keras")
+    again = ddim_keras.load_model(tmp_path / "model.keras")
+    assert float(again.optimizer.learning_rate) == pytest.approx(3e-4)
+    assert isinstance(again.loss, keras.losses.Huber)
+    assert again.metrics_names == ["n_loss", "i_loss", "mse"]
+
+
+def test_weights_alone_and_model_checkpoint(tmp_path):
+    images = random_images()
+    model = make_trained_model()
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.weights.h5", monitor="val_n_loss", mode="min", save_best_only=True, save_weights_only=True
+    )
+    model.fit(images, batch_size=8, validation_data=images, callbacks=[checkpoint], verbose=0)
+    again = make_small_model()
+    again.compile("adamw")
+    again.load_weights(tmp_path / "best.weights.h5")
+    assert again.normalizer.adapted
+    np.testing.assert_array_equal(again.generate(2, 3, seed=0), model.generate(2, 3, seed=0))
+
+
+def test_weights_of_one_backend_load_under_the_other(trained_model, saved, tmp_path):
+    other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
+    if other == "jax":
+        pytest.importorskip("jax")
+    run_python(
+        f"import ddim_keras, numpy as np; model = ddim_keras.load_model({str(saved)!r}); "
+        f"np.save({str(tmp_path / 'images.npy')!r}, model.generate(4, 10, eta=1.0, seed=2))",
+        other,
+    )
+    np.testing.assert_allclose(
+        np.load(tmp_path / "images.npy"), trained_model.generate(4, 10, eta=1.0, seed=2), atol=1e-4
+    )
+
+
+TRAINING = """
+import keras, os, sys, time
+sys.path.insert(0, {tests!r})
+from conftest import make_small_model, random_images
+keras.utils.set_random_seed(3)
+
+class Slow(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        print("epoch", epoch, flush=True)
+        if {kill}:
+            time.sleep(1.5)
+
+model = make_small_model()
+model.compile(keras.optimizers.AdamW(1e-2), "mse")
+backup = keras.callbacks.BackupAndRestore({backup!r}, double_checkpoint=True)
+model.fit(random_images(), batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=[backup, Slow()])
+model.save({out!r})
+"""
+
+
+def test_a_killed_fit_resumes_with_ema_optimizer_and_random_state(tmp_path):
+    def script(name, kill):
+        return TRAINING.format(
+            tests=str(ROOT / "tests"),
+            backup=str(tmp_path / f"{name}_backup"),
+            out=str(tmp_path / f"{name}.keras"),
+            kill=kill,
+        )
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": keras.backend.backend()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script("killed", True)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    while "epoch 1" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.keras").exists()
+    assert "epoch 0" not in run_python(script("killed", False), keras.backend.backend())
+    run_python(script("whole", False), keras.backend.backend())
+    assert_same_state(*(ddim_keras.load_model(tmp_path / f"{name}.keras") for name in ("killed", "whole")))
+
+
+def test_an_interrupted_save_leaves_the_old_file_whole(saved, tmp_path, monkeypatch):
+    path = tmp_path / "model.keras"
+    path.write_bytes(saved.read_bytes())
+    model = make_small_model()
+
+    def half_a_save(self, filepath, **kwargs):
+        with open(filepath, "wb") as file:
+            file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", half_a_save)
+    with pytest.raises(OSError, match="no space left"):
+        model.save(path)
+    assert path.read_bytes() == saved.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model file at .*nothing.keras"):
+        ddim_keras.load_model(tmp_path / "nothing.keras")
+
+
+def test_a_truncated_file_is_refused(saved, tmp_path):
+    path = tmp_path / "cut.keras"
+    path.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cut.keras is not a whole .keras file .*cut short"):
+        ddim_keras.load_model(path)
+
+
+def test_a_file_with_a_flipped_byte_is_refused(saved, tmp_path):
+    content = bytearray(saved.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path = tmp_path / "flipped.keras"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"flipped.keras is (damaged|not a whole)"):
+        ddim_keras.load_model(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    other = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    other.save(tmp_path / "other.keras")
+    with pytest.raises(ValueError, match=r"other.keras holds a Sequential, not a ddim_keras DiffusionModel"):
+        ddim_keras.load_model(tmp_path / "other.keras")
+    with zipfile.ZipFile(tmp_path / "zip.keras", "w") as archive:
+        archive.writestr("hello.txt", json.dumps("hello"))
+    with pytest.raises(ValueError, match=r"zip.keras is a zip file but not a .keras model: it holds \['hello.txt'\]"):
+        ddim_keras.load_model(tmp_path / "zip.keras")
+    (tmp_path / "text.keras").write_text("not a model")
+    with pytest.raises(ValueError, match=r"text.keras is not a whole .keras file"):
+        ddim_keras.load_model(tmp_path / "text.keras")
