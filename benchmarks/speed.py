@@ -66,7 +66,12 @@ def multiplications(model: ddim_keras.DiffusionModel) -> int:
     total = 0
     for layer in model.network.layers:
         if isinstance(layer, keras.layers.Conv2D):
-            total += int(np.prod(layer.output.shape[1:3])) * int(np.prod(layer.kernel.shape))
+            kernel = int(np.prod(layer.kernel.shape))
+            if isinstance(
+                layer, ddim_keras.networks.ConditionedConv2D
+            ):  # the vector's part is done once, not per pixel
+                kernel = kernel // layer.kernel.shape[2] * layer.input[0].shape[-1]
+            total += int(np.prod(layer.output.shape[1:3])) * kernel
     return total
 
 

@@ -2,7 +2,13 @@ import keras
 import numpy as np
 import pytest
 
-from ddim_keras.networks import BatchNormalization, ImageNormalization, SinusoidalEmbedding, residual_unet
+from ddim_keras.networks import (
+    BatchNormalization,
+    ConditionedConv2D,
+    ImageNormalization,
+    SinusoidalEmbedding,
+    residual_unet,
+)
 
 
 def parameters_of_the_example(widths, block_depth, channels, embedding_dims=32):
@@ -84,6 +90,28 @@ def test_embedding_is_float32_under_mixed_precision():
 def test_impossible_embeddings_are_refused(dims, frequency, message):
     with pytest.raises(ValueError, match=message):
         SinusoidalEmbedding(dims, frequency)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("size", [(7, 5), (3, 4), (2, 3), (1, 8)])
+def test_conditioned_convolution_is_that_of_the_repeated_vector(size, kernel_size):
+    random = np.random.default_rng(0)
+    images, vectors = (
+        random.normal(size=(2, *size, 3)).astype("float32"),
+        random.normal(size=(2, 1, 1, 5)).astype("float32"),
+    )
+    ours = ConditionedConv2D(4, kernel_size, activation="swish", bias_initializer="normal")
+    outputs = ours([images, vectors])
+    theirs = keras.layers.Conv2D(4, kernel_size, padding="same", activation="swish")
+    joined = np.concatenate([images, np.broadcast_to(vectors, (2, *size, 5))], axis=-1)
+    theirs.build(joined.shape)
+    theirs.set_weights(ours.get_weights())
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (outputs, theirs(joined))), atol=1e-5)
+
+
+def test_conditioned_convolution_refuses_other_kernels():
+    with pytest.raises(ValueError, match="kernel_size must be 1 or 3, got 5"):
+        ConditionedConv2D(4, 5)
 
 
 @pytest.mark.parametrize("training", [True, False])

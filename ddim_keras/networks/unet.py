@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from ddim_keras.networks.layers import BatchNormalization, SinusoidalEmbedding
+from ddim_keras.networks.layers import BatchNormalization, ConditionedConv2D, SinusoidalEmbedding
 
 
 def residual_unet(
@@ -24,7 +24,7 @@ def residual_unet(
 
     Each level halves height and width by average pooling and doubles them back bilinearly; every residual block of
     the way down hands a skip connection to one of the way up. The noise variance enters as a sinusoidal embedding,
-    repeated over the image. The last convolution starts at zero, so the untrained network predicts 0.
+    joined to every pixel. The last convolution starts at zero, so the untrained network predicts 0.
 
     Args:
         image_shape: (height, width, channels); both sizes divisible by 2**(len(widths) - 1).
@@ -52,22 +52,29 @@ def residual_unet(
         x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(x)
         return layers.Add(dtype=dtype)([x, residual])
 
+    def first_residual_block(x: Any, embedding: Any, width: int) -> Any:
+        """A residual block of x joined with the embedding repeated over the image."""
+        residual = ConditionedConv2D(width, kernel_size=1, dtype=dtype)([x, embedding])
+        x, embedding = BatchNormalization(dtype=dtype)(x), BatchNormalization(dtype=dtype)(embedding)
+        x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=dtype)([x, embedding])
+        x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(x)
+        return layers.Add(dtype=dtype)([x, residual])
+
     noisy_images = keras.Input(image_shape, name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), name="noise_variances")
 
     embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency)(noise_variances)
-    embedding = layers.UpSampling2D(image_shape[:2], interpolation="nearest", dtype=dtype)(embedding)
     x = layers.Conv2D(widths[0], kernel_size=1, dtype=dtype)(noisy_images)
-    x = layers.Concatenate(dtype=dtype)([x, embedding])
 
     skips = []
-    for width in widths[:-1]:
-        for _ in range(block_depth):
-            x = residual_block(x, width)
+    for level, width in enumerate(widths):
+        for depth in range(block_depth):
+            is_first = level == depth == 0
+            x = first_residual_block(x, embedding, width) if is_first else residual_block(x, width)
             skips.append(x)
-        x = layers.AveragePooling2D(2, dtype=dtype)(x)
-    for _ in range(block_depth):
-        x = residual_block(x, widths[-1])
+        if level < len(widths) - 1:
+            x = layers.AveragePooling2D(2, dtype=dtype)(x)
+    del skips[-block_depth:]  # the lowest level has none
     for width in reversed(widths[:-1]):
         x = layers.UpSampling2D(2, interpolation="bilinear", dtype=dtype)(x)
         for _ in range(block_depth):
