@@ -18,7 +18,7 @@ from keras import ops
 from ddim_keras import backend, files, inputs, random
 from ddim_keras.configurable import resolve
 from ddim_keras.networks.layers import ImageNormalization
-from ddim_keras.networks.unet import check_levels, residual_unet
+from ddim_keras.networks.unet import residual_unet
 from ddim_keras.parameterizations import PARAMETERIZATIONS, Parameterization
 from ddim_keras.samplers import DDIM, step_table, walk
 from ddim_keras.schedules import SCHEDULES, Schedule
@@ -65,7 +65,7 @@ class DiffusionModel(keras.Model):
         embedding_max_frequency: highest frequency of that embedding, in periods per unit of noise variance.
         ema_decay: how much of the averaged weights each training step keeps, in [0, 1). It warms up: step n uses
             min(ema_decay, (1 + n) / (10 + n)), so that short trainings sample from good weights too.
-        seed: integer that fixes the random numbers of training, evaluation and unseeded `generate`; None draws one.
+        seed: integer in [0, 2**32) that fixes the random numbers of training, evaluation and unseeded `generate`; None draws one.
             Two runs are identical on one machine after `keras.utils.set_random_seed`, which fixes the initial weights.
         network: a `keras.Model` of [noisy images, noise variances (batch, 1, 1, 1)] to use instead of the residual
             U-Net; its output has the shape of the noisy images. `widths`, `block_depth` and the embedding are then unused.
@@ -116,24 +116,19 @@ class DiffusionModel(keras.Model):
         self.embedding_dims = embedding_dims
         self.embedding_max_frequency = float(embedding_max_frequency)
         self.ema_decay = float(ema_decay)
-        self.seed = seed
+        self.seed = None if seed is None else _integer("seed", seed, minimum=0, below=2**32)
         self.schedule = resolve(schedule, Schedule, SCHEDULES)
         self.parameterization = resolve(parameterization, Parameterization, PARAMETERIZATIONS)
         self.loss_weighting = resolve(loss_weighting, Weighting, WEIGHTINGS)
 
         self._custom_network = network is not None
-        if network is None:
-            check_levels(self.image_shape[:2], self.widths, block_depth)
-            network = residual_unet(
-                self.image_shape, self.widths, block_depth, embedding_dims, embedding_max_frequency, self.dtype_policy
-            )
-        elif isinstance(network, dict):
+        if isinstance(network, dict):
             network = keras.saving.deserialize_keras_object(network)
-        _check_network(network, self.image_shape)
-        self.network = network
-        # A clone has fresh random weights, which a moving average would drag along for thousands of steps.
-        self.ema_network: Any = keras.models.clone_model(network)
-        self.ema_network.set_weights(network.get_weights())
+        self.network: Any = network or self._make_network("network")
+        _check_network(self.network, self.image_shape)
+        # Made anew or cloned, it has fresh random weights, which the average would drag along for thousands of steps.
+        self.ema_network: Any = keras.models.clone_model(network) if network else self._make_network("ema_network")
+        self.ema_network.set_weights(self.network.get_weights())
         self.ema_network.trainable = False
         self.ema_updates = self.add_weight(
             shape=(), initializer="zeros", dtype="float32", trainable=False, name="ema_updates", aggregation="mean"
@@ -541,6 +536,17 @@ class DiffusionModel(keras.Model):
 
     # Inside
 
+    def _make_network(self, name: str) -> keras.Model:
+        return residual_unet(
+            self.image_shape,
+            self.widths,
+            self.block_depth,
+            self.embedding_dims,
+            self.embedding_max_frequency,
+            self.dtype_policy,
+            name,
+        )
+
     def _predict(self, network: keras.Model, noisy_images: Any, noise_rates: Any, training: bool) -> Any:
         variances = ops.broadcast_to(ops.square(noise_rates), (ops.shape(noisy_images)[0], 1, 1, 1))
         return ops.cast(network([noisy_images, variances], training=training), "float32")
@@ -568,7 +574,7 @@ class DiffusionModel(keras.Model):
 
     @property
     def _evaluation_seed(self) -> int:
-        return (self.seed or 0) % 2**32
+        return self.seed or 0
 
     def _next_sampling_seed(self) -> int:
         seed, count = (int(part) for part in ops.convert_to_numpy(self.sampling_seed_generator.next()))

@@ -26,7 +26,7 @@ import sys, ddim_keras
 model = ddim_keras.DiffusionModel(8, [4], 1)
 assert model.generate(1, 2).shape == (1, 8, 8, 3)
 ddim_keras.data, ddim_keras.plotting, ddim_keras.callbacks
-print(sorted({"tensorflow", "tensorflow_datasets", "matplotlib"} & set(sys.modules)))
+print(sorted({"tensorflow", "tensorflow_datasets"} & set(sys.modules)))
 """
     assert run_python(code, "jax").split("\n")[-2] == "[]"
 

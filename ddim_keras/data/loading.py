@@ -92,7 +92,7 @@ def load_dataset(
     Example:
 
     >>> train, validation = load_dataset("embedded", image_size=28, batch_size=100)
-    >>> train.cardinality().numpy(), train.element_spec.shape.as_list()
+    >>> len(train), train.element_spec.shape.as_list()
     (100, [100, 28, 28, 1])
     """
     size = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
