@@ -28,12 +28,12 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -m "not slow"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m "not slow"
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 -m "not slow"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest
-	KERAS_BACKEND=jax $(BIN)/python -m pytest
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py

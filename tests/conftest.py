@@ -16,6 +16,8 @@ import pytest
 
 import ddim_keras
 
+# What hardly depends on the backend, or compiles long under JAX, is tested there by `make test-all` alone.
+slow_on_jax = pytest.mark.slow if keras.backend.backend() == "jax" else pytest.mark.usefixtures()
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

@@ -5,8 +5,11 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
+from conftest import slow_on_jax
 
 from ddim_keras.data import load_dataset
+
+pytestmark = slow_on_jax
 
 
 def write_image(path: pathlib.Path, colour, size=(20, 30), mode="RGB"):

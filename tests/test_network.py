@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import slow_on_jax
 
 from ddim_keras.networks import (
     BatchNormalization,
@@ -39,6 +40,7 @@ def parameters_of_the_example(widths, block_depth, channels, embedding_dims=32):
     return total + convolution(1, now, channels)
 
 
+@slow_on_jax
 def test_the_examples_settings_have_exactly_the_examples_number_of_parameters():
     network = residual_unet((64, 64, 3), [32, 64, 96, 128], 2)
     assert network.count_params() == parameters_of_the_example([32, 64, 96, 128], 2, 3) == 1_953_507

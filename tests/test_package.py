@@ -8,7 +8,7 @@ import statistics
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, run_python, slow_on_jax
 
 import ddim_keras
 
@@ -61,6 +61,7 @@ def test_examples_in_docstrings_run(module):
     assert result.attempted > 0 and result.failed == 0
 
 
+@slow_on_jax
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     """All of it, in order, on a smaller model and for one short epoch."""
     monkeypatch.chdir(tmp_path)

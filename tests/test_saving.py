@@ -9,7 +9,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, make_small_model, make_trained_model, random_images, run_python
+from conftest import ROOT, make_small_model, make_trained_model, random_images, run_python, slow_on_jax
 from keras import ops
 
 import ddim_keras
@@ -142,6 +142,7 @@ model.save({out!r})
 """
 
 
+@slow_on_jax
 def test_a_killed_fit_resumes_with_ema_optimizer_and_random_state(tmp_path):
     def script(name, kill):
         return TRAINING.format(

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_small_model, make_trained_model, random_images
+from conftest import make_small_model, make_trained_model, random_images, slow_on_jax
 from keras import ops
 
 import ddim_keras
@@ -197,6 +197,7 @@ def test_steps_per_execution_takes_as_many_steps():
     assert int(model.ema_updates) == int(model.optimizer.iterations) == 4
 
 
+@slow_on_jax
 def test_running_eagerly_takes_the_same_step():
     images = random_images(8)
     results = []
@@ -208,12 +209,16 @@ def test_running_eagerly_takes_the_same_step():
     np.testing.assert_allclose(*results, atol=2e-4)
 
 
+def convolution_dtypes(model):
+    return {layer.compute_dtype for layer in model.network.layers if isinstance(layer, keras.layers.Conv2D)}
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_with_float32_arithmetic_around_the_network(policy):
     model = compiled(make_small_model(dtype=policy))
     history = model.fit(random_images(), batch_size=8, epochs=2, verbose=0).history
     assert np.isfinite(history["n_loss"]).all()
-    assert model.network.layers[3].compute_dtype == policy.removeprefix("mixed_")
+    assert convolution_dtypes(model) == {policy.removeprefix("mixed_"), "float32"}  # the last one is float32
     assert all("float32" in str(weight.dtype) for weight in model.network.weights)
     assert (type(model.optimizer).__name__ == "LossScaleOptimizer") == (policy == "mixed_float16")
     noises, images = model.denoise(ops.zeros((1, 8, 8, 1)), ops.ones((1, 1, 1, 1)) * 0.6, ops.ones((1, 1, 1, 1)) * 0.8)
@@ -227,7 +232,7 @@ def test_global_policy_is_followed():
         model = make_small_model()
     finally:
         keras.config.set_dtype_policy("float32")
-    assert model.dtype_policy.name == "mixed_bfloat16" and model.network.layers[3].compute_dtype == "bfloat16"
+    assert model.dtype_policy.name == "mixed_bfloat16" and "bfloat16" in convolution_dtypes(model)
 
 
 @pytest.mark.parametrize(("size", "channels"), [((8, 12), 1), (8, 4), ((4, 8), 6)])
