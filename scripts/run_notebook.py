@@ -22,6 +22,8 @@ def main(path: pathlib.Path = DEFAULT) -> None:
     client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when each cell ran: a change in every line, of no use to a reader
+        if cell.cell_type == "code":  # TensorFlow's log of its start
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     with files.written_beside(path) as temporary:
         nbformat.write(notebook, temporary)
 
