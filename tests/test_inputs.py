@@ -55,11 +55,12 @@ FORMS = {
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize(
+    ("form", "adapted"),
+    # Without an adapted normalizer a generator is refused before its values are seen.
+    [(form, adapted) for form in FORMS for adapted in (True, False) if adapted or form != "generator"],
+)
 def test_wrong_values_are_refused_wherever_they_come_from(kind, form, adapted):
-    if form == "generator" and not adapted:
-        pytest.skip("a generator is refused before its values are seen")
     model = make_small_model()
     model.compile("adamw")
     if adapted:
