@@ -17,10 +17,12 @@ help:
 
 setup: .venv/ready
 
+# pip comes first: the one that ships with Python 3.10 takes half an hour to choose versions.
 # Remade only when what it installs changes. Some systems split venv from python; virtualenv needs only pip.
 .venv/ready: setup.cfg requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python 3.10 to 3.13 is needed, this is %d.%d: give PYTHON=python3.12, say" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv .venv; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[jax,test,dev]'
 	touch .venv/ready
 
