@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import keras
@@ -25,13 +25,13 @@ class Configurable:
         return f"{type(self).__name__}({arguments})"
 
 
-def resolve(identifier: str | dict | T, kind: type[T], registry: Mapping[str, type[T]]) -> T:
+def resolve(identifier: str | dict | T, kind: type[T], registry: Mapping[str, Callable[[], T]]) -> T:
     """Return the object that `identifier` (a name, a serialized config or the object itself) stands for.
 
     Args:
         identifier: a key of `registry`, an instance of `kind`, or what `keras.saving.serialize_keras_object` made of one.
         kind: the base class expected.
-        registry: name -> class, each constructible without arguments.
+        registry: name -> class or function that makes the object without arguments.
 
     Raises:
         ValueError: the name is unknown, or the object is of another kind.

@@ -9,45 +9,29 @@ import pathlib
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from ddim_keras import backend, files, inputs, random
+from ddim_keras.arguments import height_and_width, integer, positive_int
+from ddim_keras.clipping import NoClipping
 from ddim_keras.configurable import resolve
+from ddim_keras.generation import Generation
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.networks.unet import residual_unet
-from ddim_keras.parameterizations import PARAMETERIZATIONS, Parameterization
-from ddim_keras.samplers import DDIM, step_table, walk
+from ddim_keras.parameterizations import PARAMETERIZATIONS, NoiseParameterization, Parameterization
+from ddim_keras.samplers import DDIM
 from ddim_keras.schedules import SCHEDULES, Schedule
 from ddim_keras.weightings import WEIGHTINGS, Weighting
 
-# Images per batch of `generate` where the user does not say, and the pixels of that many 64 x 64 images: larger images
-# are made fewer at a time.
-_DEFAULT_BATCH_SIZE = 64
-_DEFAULT_BATCH_PIXELS = 64 * 64 * 64
 _GOLDEN_RATIO = 0.6180339887498949
 
 
-class Trajectory(NamedTuple):
-    """A walk from noise to images, as `generate(..., return_trajectory=True)` gives it.
-
-    Attributes:
-        diffusion_times: (steps + 1,), from 1 at the noise to 0 at the images.
-        noisy_images: (steps + 1, num_images, height, width, channels), zero mean and unit variance; the first are the
-            initial noise, the last the images.
-        pred_images: (steps, num_images, height, width, channels), float32 in [0, 1]: the image predicted in each step.
-    """
-
-    diffusion_times: np.ndarray
-    noisy_images: np.ndarray
-    pred_images: np.ndarray
-
-
 @keras.saving.register_keras_serializable("ddim_keras")
-class DiffusionModel(keras.Model):
+class DiffusionModel(Generation, keras.Model):
     """A denoising diffusion implicit model (Song, Meng & Ermon, ICLR 2021).
 
     The defaults are the values of the Keras DDIM example.
@@ -58,17 +42,18 @@ class DiffusionModel(keras.Model):
         widths: channels of the U-Net's levels, from the full resolution down.
         block_depth: residual blocks per level, on the way down and on the way up.
         channels: channels of the images: 1 for grayscale, 3 for RGB, 4 for RGBA, or any other count.
-        schedule: a `Schedule` or its name, "angle".
+        schedule: a `Schedule` or its name: continuous "angle", "linear_noise_power" or "linear_log_snr"; of T = 1000 times
+            "linear_beta" (DDPM's), "scaled_linear_beta", "cosine_beta" or "zero_terminal_snr".
         parameterization: what the network predicts: "noise", "image", "velocity" or a `Parameterization`.
         loss_weighting: "uniform", "min_snr", "sigmoid" or a `Weighting`.
-        embedding_dims: features of the noise variance's sinusoidal embedding, even.
-        embedding_max_frequency: highest frequency of that embedding, in periods per unit of noise variance.
+        embedding_dims: features of the sinusoidal embedding of the noise variance (or, with T times, of the time), even.
+        embedding_max_frequency: highest frequency of that embedding, in periods over the whole range.
         ema_decay: how much of the averaged weights each training step keeps, in [0, 1). It warms up: step n uses
             min(ema_decay, (1 + n) / (10 + n)), so that short trainings sample from good weights too.
         seed: integer in [0, 2**32) that fixes the random numbers of training, evaluation and unseeded `generate`; None draws one.
             Two runs are identical on one machine after `keras.utils.set_random_seed`, which fixes the initial weights.
         network: a `keras.Model` of [noisy images, noise variances (batch, 1, 1, 1)] to use instead of the residual
-            U-Net; its output has the shape of the noisy images. `widths`, `block_depth` and the embedding are then unused.
+            U-Net; with a schedule of T times, of [noisy images, times], which are the integers 1 to T; its output has the shape of the noisy images. `widths`, `block_depth` and the embedding are then unused.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the samplers' arithmetic are
             float32 whatever it is.
         name: name of the model.
@@ -108,7 +93,7 @@ class DiffusionModel(keras.Model):
     ):
         # The images enter as they are: casting them to the policy's half precision would come before normalisation.
         super().__init__(dtype=dtype, name=name, autocast=False)
-        self.image_shape = (*_pair(image_size), _positive_int("channels", channels))
+        self.image_shape = (*height_and_width(image_size), positive_int("channels", channels))
         if not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network")
         self.widths = [int(width) for width in widths]
@@ -116,10 +101,16 @@ class DiffusionModel(keras.Model):
         self.embedding_dims = embedding_dims
         self.embedding_max_frequency = float(embedding_max_frequency)
         self.ema_decay = float(ema_decay)
-        self.seed = None if seed is None else _integer("seed", seed, minimum=0, below=2**32)
+        self.seed = None if seed is None else integer("seed", seed, minimum=0, below=2**32)
         self.schedule = resolve(schedule, Schedule, SCHEDULES)
         self.parameterization = resolve(parameterization, Parameterization, PARAMETERIZATIONS)
         self.loss_weighting = resolve(loss_weighting, Weighting, WEIGHTINGS)
+
+        if self.schedule(np.array([1.0]))[0][0] == 0.0 and isinstance(self.parameterization, NoiseParameterization):
+            raise ValueError(
+                f"at the noise end of {self.schedule!r} nothing is left of the image, so predicted noise says nothing of it: "
+                'train with parameterization="velocity" or "image"'
+            )
 
         self._custom_network = network is not None
         if isinstance(network, dict):
@@ -174,7 +165,7 @@ class DiffusionModel(keras.Model):
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
         self.loss = keras.losses.get(loss)
         self.image_metrics = [_as_metric(metric) for metric in metrics or []]
-        self.metric_diffusion_steps = _positive_int("metric_diffusion_steps", metric_diffusion_steps)
+        self.metric_diffusion_steps = positive_int("metric_diffusion_steps", metric_diffusion_steps)
         self._compile_arguments = {
             "optimizer": optimizer,
             "loss": loss,
@@ -281,10 +272,11 @@ class DiffusionModel(keras.Model):
         """Return the scalar to minimise for a batch, and update the n_loss and i_loss trackers."""
         images = self.normalizer(inputs.images_of(data))
         noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
-        diffusion_times = self._stratified_times(ops.shape(images)[0])
+        diffusion_times = self.schedule.training_times(self._stratified_uniform(ops.shape(images)[0]))
         noise_rates, signal_rates = self.diffusion_schedule(diffusion_times)
         noisy_images = signal_rates * images + noise_rates * noises
-        prediction = self._predict(self.network, noisy_images, noise_rates, training=True)
+        conditions = self.schedule.conditions(signal_rates, noise_rates)
+        prediction = self._predict(self.network, noisy_images, conditions, training=True)
         pred_noises, pred_images = self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
         target = self.parameterization.target(images, noises, signal_rates, noise_rates)
         losses = self._image_losses(target, prediction)
@@ -305,17 +297,17 @@ class DiffusionModel(keras.Model):
         places = first + ops.arange(ops.shape(images)[0], dtype="int32")
         noises = random.normal(self._evaluation_seed, 0, places, self.image_shape)
         # Multiples of the golden ratio spread evenly over [0, 1), wherever they are cut off.
-        diffusion_times = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)
+        uniform = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)
+        diffusion_times = self.schedule.training_times(uniform)
         noise_rates, signal_rates = self.diffusion_schedule(ops.reshape(diffusion_times, (-1, 1, 1, 1)))
         noisy_images = signal_rates * images + noise_rates * noises
         pred_noises, pred_images = self.denoise(noisy_images, noise_rates, signal_rates, training=False)
         self._track_losses(images, noises, pred_images, pred_noises)
         if self.image_metrics:
-            table = step_table(DDIM(), self.schedule, _linear_times(self.metric_diffusion_steps))
+            _, planned = self._plan(DDIM(), self.metric_diffusion_steps, "linear", None)
             noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
-            generated, _ = self._walk(
-                noises, ops.convert_to_tensor(table), 0, self.metric_diffusion_steps, self._evaluation_seed, places
-            )
+            walk = self._walk_whole(NoClipping())
+            generated = walk(noises, planned.table, self.metric_diffusion_steps, self._evaluation_seed, places)
             generated = self.denormalize(generated)
             for metric in self.image_metrics:
                 metric.update_state(unit_images, generated)
@@ -349,123 +341,20 @@ class DiffusionModel(keras.Model):
         Returns:
             (pred_noises, pred_images), each shaped as `noisy_images`.
         """
+        rates = (noisy_images, noise_rates, signal_rates, self.schedule.conditions(signal_rates, noise_rates))
+        return self.predict_components(*rates, training=training)
+
+    def predict_components(
+        self, noisy_images: Any, noise_rates: Any, signal_rates: Any, conditions: Any, training: bool = False
+    ) -> tuple[Any, Any]:
+        """As `denoise`, for who knows what the network is told: `conditions`, from `schedule.conditions`."""
         network = self.network if training else self.ema_network
-        prediction = self._predict(network, noisy_images, noise_rates, training)
+        prediction = self._predict(network, noisy_images, conditions, training)
         return self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
 
     def denormalize(self, images: Any) -> Any:
         """Return images of zero mean and unit variance to [0, 1], clipped."""
         return self.normalizer.denormalize(images)
-
-    def reverse_diffusion(self, initial_noise: Any, diffusion_steps: int) -> Any:
-        """Walk from noise to images with deterministic DDIM.
-
-        Args:
-            initial_noise: (batch, height, width, channels), standard normal.
-            diffusion_steps: number of network evaluations, at least 1.
-
-        Returns:
-            The predicted images, normalised: give them to `denormalize`.
-        """
-        inputs.check_shape(initial_noise.shape, self.image_shape, "initial_noise")
-        table = step_table(DDIM(), self.schedule, _linear_times(_positive_int("diffusion_steps", diffusion_steps)))
-        indices = np.arange(initial_noise.shape[0], dtype="int32")
-        initial_noise = ops.convert_to_tensor(initial_noise, dtype="float32")
-        return self._compiled("walk")(
-            initial_noise, table, np.int32(0), np.int32(diffusion_steps), np.uint32(0), indices
-        )[0]
-
-    def generate(
-        self,
-        num_images: int,
-        diffusion_steps: int = 20,
-        *,
-        eta: float = 0.0,
-        seed: int | None = None,
-        batch_size: int | None = None,
-        initial_noise: Any = None,
-        return_trajectory: bool = False,
-        verbose: str | int = "auto",
-    ) -> Any:
-        """Make images from noise with the EMA network.
-
-        The whole walk is one compiled loop, compiled once for a batch shape: other steps, eta or seeds reuse it.
-
-        Args:
-            num_images: how many images, at least 0.
-            diffusion_steps: S, the number of network evaluations for each image, at least 1.
-            eta: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
-            seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to rounding: neither on
-                the batch size nor on `num_images`. None takes the next of the model's own seeds.
-            batch_size: images made at a time; None for 64, or fewer if they are larger than 64 x 64.
-            initial_noise: (num_images, height, width, channels) to start from; None draws it from `seed`.
-            return_trajectory: also return every step on the way.
-            verbose: 1 shows a progress bar, 0 does not, "auto" does for more than one batch.
-
-        Returns:
-            float32 array of shape (num_images, height, width, channels) in [0, 1]; with `return_trajectory`, a pair of that
-            and a `Trajectory`.
-
-        Raises:
-            ValueError: an argument out of its range, or a model whose normalizer was never adapted after training.
-
-        Source: Song, Meng & Ermon (2021), eq. 12 and 16.
-        """
-        num_images = _integer("num_images", num_images, minimum=0)
-        diffusion_steps = _positive_int("diffusion_steps", diffusion_steps)
-        sampler = DDIM(eta=eta)
-        if batch_size is None:
-            pixels = self.image_shape[0] * self.image_shape[1]
-            batch_size = max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
-        batch_size = min(_positive_int("batch_size", batch_size), max(num_images, 1))
-        if initial_noise is not None:
-            initial_noise = np.asarray(initial_noise, "float32")
-            inputs.check_shape(initial_noise.shape, self.image_shape, "initial_noise")
-            if len(initial_noise) != num_images:
-                raise ValueError(
-                    f"initial_noise holds {len(initial_noise)} images but num_images is {num_images}: make them equal"
-                )
-        seed = self._next_sampling_seed() if seed is None else _integer("seed", seed, minimum=0, below=2**32)
-        if self.compiled:
-            self._synchronize()
-
-        diffusion_times = _linear_times(diffusion_steps)
-        table = step_table(sampler, self.schedule, diffusion_times)
-        images = np.empty((num_images, *self.image_shape), "float32")
-        trajectory = Trajectory(
-            diffusion_times,
-            np.empty((diffusion_steps + 1, *images.shape), "float32") if return_trajectory else np.empty(0),
-            np.empty((diffusion_steps, *images.shape), "float32") if return_trajectory else np.empty(0),
-        )
-        starts = range(0, num_images, batch_size)
-        show = verbose == 1 or (verbose == "auto" and len(starts) > 1)
-        bar = keras.utils.Progbar(num_images, unit_name="image") if show else None
-        for start in starts:
-            stop = min(start + batch_size, num_images)
-            # The last batch is filled up, so that the compiled loop sees one shape.
-            indices = np.arange(start, start + batch_size, dtype="int32")
-            if initial_noise is None:
-                noisy_images = self._compiled("draw")(np.uint32(seed), indices)
-            else:
-                noisy_images = np.resize(initial_noise[start:stop], (batch_size, *self.image_shape))
-
-            if not return_trajectory:
-                noisy_images, _ = self._compiled("walk")(
-                    noisy_images, table, np.int32(0), np.int32(diffusion_steps), np.uint32(seed), indices
-                )
-            else:
-                trajectory.noisy_images[0, start:stop] = ops.convert_to_numpy(noisy_images)[: stop - start]
-                for step in range(diffusion_steps):
-                    noisy_images, pred_images = self._compiled("walk")(
-                        noisy_images, table, np.int32(step), np.int32(step + 1), np.uint32(seed), indices
-                    )
-                    trajectory.noisy_images[step + 1, start:stop] = ops.convert_to_numpy(noisy_images)[: stop - start]
-                    pred_images = ops.convert_to_numpy(self.denormalize(pred_images))
-                    trajectory.pred_images[step, start:stop] = pred_images[: stop - start]
-            images[start:stop] = ops.convert_to_numpy(self.denormalize(noisy_images))[: stop - start]
-            if bar is not None:
-                bar.update(stop)
-        return (images, trajectory) if return_trajectory else images
 
     def plot_images(
         self, epoch: int | None = None, logs: dict | None = None, num_rows: int = 3, num_cols: int = 6
@@ -543,16 +432,17 @@ class DiffusionModel(keras.Model):
             self.block_depth,
             self.embedding_dims,
             self.embedding_max_frequency,
+            self.schedule.max_condition,
             self.dtype_policy,
             name,
         )
 
-    def _predict(self, network: keras.Model, noisy_images: Any, noise_rates: Any, training: bool) -> Any:
-        variances = ops.broadcast_to(ops.square(noise_rates), (ops.shape(noisy_images)[0], 1, 1, 1))
-        return ops.cast(network([noisy_images, variances], training=training), "float32")
+    def _predict(self, network: keras.Model, noisy_images: Any, conditions: Any, training: bool) -> Any:
+        conditions = ops.broadcast_to(conditions, (ops.shape(noisy_images)[0], 1, 1, 1))
+        return ops.cast(network([noisy_images, conditions], training=training), "float32")
 
-    def _stratified_times(self, batch_size: Any) -> Any:
-        """Draw times in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts (Kingma et al. 2021)."""
+    def _stratified_uniform(self, batch_size: Any) -> Any:
+        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts (Kingma et al. 2021)."""
         offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
         places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(batch_size, "float32")
         return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
@@ -575,37 +465,6 @@ class DiffusionModel(keras.Model):
     @property
     def _evaluation_seed(self) -> int:
         return self.seed or 0
-
-    def _next_sampling_seed(self) -> int:
-        seed, count = (int(part) for part in ops.convert_to_numpy(self.sampling_seed_generator.next()))
-        return (seed + count * 0x9E3779B1) % 2**32
-
-    def _draw(self, seed: Any, indices: Any) -> Any:
-        return random.normal(seed, 0, indices, self.image_shape)
-
-    def _walk(self, noisy_images: Any, table: Any, first: Any, last: Any, seed: Any, indices: Any) -> tuple[Any, Any]:
-        return walk(
-            lambda noisy_images, noise_rate, signal_rate: self.denoise(noisy_images, noise_rate, signal_rate),
-            ops.convert_to_tensor(noisy_images, dtype="float32"),
-            ops.convert_to_tensor(table),
-            first,
-            last,
-            lambda step: random.normal(seed, step, indices, self.image_shape),
-        )
-
-    def _compiled(self, name: str) -> Callable:
-        if name not in self._compiled_functions:
-            functions: dict[str, Callable] = {"walk": self._walk, "draw": self._draw}
-            self._compiled_functions[name] = backend.compile_function(
-                functions[name], lambda: self.ema_network.variables, self.jit_compile
-            )
-        return self._compiled_functions[name]
-
-    def _synchronize(self) -> None:
-        """On JAX, `fit` holds the weights outside the model; bring them back before they are used in a callback."""
-        synchronize = getattr(self, "jax_state_sync", None)
-        if synchronize is not None:
-            synchronize()
 
     def _adapt_normalizer(self, data: Any, batch_size: int | None, steps: int | None, verbose: Any) -> None:
         advice = "adapt it first: model.normalizer.adapt(images), on an array or a data set that ends"
@@ -691,11 +550,6 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
     return keras.models.load_model(path, **kwargs)
 
 
-def _linear_times(diffusion_steps: int) -> np.ndarray:
-    """t_i = i / S from 1 down to 0, float64, shape (diffusion_steps + 1,)."""
-    return np.arange(diffusion_steps, -1, -1) / diffusion_steps
-
-
 def _save_whole(save: Callable, filepath: str | os.PathLike, overwrite: bool, **kwargs: Any) -> None:
     if "://" in str(filepath) or not overwrite:
         save(filepath, overwrite=overwrite, **kwargs)
@@ -734,22 +588,3 @@ def _check_network(network: keras.Model, image_shape: tuple[int, int, int]) -> N
             f"the network must map inputs of shapes {expected} to outputs of shape {expected[0]}, got inputs {shapes} and "
             f"outputs {network.output_shape}"
         )
-
-
-def _integer(name: str, value: Any, minimum: int, below: int | None = None) -> int:
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_integer or value < minimum or (below is not None and value >= below):
-        limit = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
-        raise ValueError(f"{name} must be an integer, {limit}: got {value!r}")
-    return int(value)
-
-
-def _positive_int(name: str, value: Any) -> int:
-    return _integer(name, value, minimum=1)
-
-
-def _pair(image_size: int | Sequence[int]) -> tuple[int, int]:
-    sizes = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
-    if len(sizes) != 2:
-        raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
-    return _positive_int("image_size", sizes[0]), _positive_int("image_size", sizes[1])

@@ -11,8 +11,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
-from ddim_keras.configurable import Configurable
+from ddim_keras.configurable import Configurable, resolve
+
+# Stands for a rate of zero where a logarithm is taken.
+_TINY_RATE = 1e-12
 
 
 class Schedule(Configurable):
@@ -20,7 +24,14 @@ class Schedule(Configurable):
 
     For images of unit variance, `noisy_images = signal_rates * images + noise_rates * noises` keeps unit variance,
     because signal_rates**2 + noise_rates**2 = 1.
+
+    Attributes:
+        num_times: T, if the schedule is defined at the times 1/T, 2/T, ..., 1 alone; None if it is continuous.
+        max_condition: the largest value of `conditions`, which the network's embedding is scaled by.
     """
+
+    num_times: int | None = None
+    max_condition: float = 1.0
 
     def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
         """Return (signal_rates, noise_rates), each shaped as `diffusion_times`.
@@ -30,13 +41,37 @@ class Schedule(Configurable):
         """
         raise NotImplementedError
 
+    def log_snr(self, diffusion_times: Any) -> np.ndarray:
+        """Return log(signal_rate**2 / noise_rate**2), float64, shaped as `diffusion_times`; it falls with time."""
+        return _log_snr(*self(np.asarray(diffusion_times, "float64")))
 
-@keras.saving.register_keras_serializable("ddim_keras")
-class AngleSchedule(Schedule):
-    """The rates are the cosine and the sine of an angle that grows linearly with time.
+    def times_at(self, log_snr: Any) -> np.ndarray:
+        """Return the diffusion times, float64 in [0, 1], of given log signal-to-noise ratios: the inverse of `log_snr`.
 
-        theta(t) = acos(max_signal_rate) + t (acos(min_signal_rate) - acos(max_signal_rate))
-        signal_rate = cos theta,  noise_rate = sin theta
+        Levels that the schedule never reaches give its nearest end.
+        """
+        log_snr = np.asarray(log_snr, "float64")
+        low, high = np.zeros_like(log_snr), np.ones_like(log_snr)
+        for _ in range(60):
+            middle = (low + high) / 2
+            is_cleaner = self.log_snr(middle) > log_snr
+            low, high = np.where(is_cleaner, middle, low), np.where(is_cleaner, high, middle)
+        return high
+
+    def training_times(self, uniform: Any) -> Any:
+        """Return the diffusion times to train at, given numbers in [0, 1)."""
+        return uniform
+
+    def conditions(self, signal_rates: Any, noise_rates: Any) -> Any:
+        """Return what the network is told of the noise level: the noise variance, or the time if times are discrete.
+
+        Depends on the noise level alone, so that a walk may follow another schedule than the training did.
+        """
+        return noise_rates**2
+
+
+class ContinuousSchedule(Schedule):
+    """Base class of the schedules between two signal rates.
 
     Args:
         min_signal_rate: signal rate at t = 1, in (0, 1). The example's 0.02 leaves 0.04 % of the power to the image.
@@ -44,14 +79,6 @@ class AngleSchedule(Schedule):
 
     Raises:
         ValueError: a rate outside (0, 1), or the minimum not below the maximum.
-
-    Source: the angle form of the cosine schedule of Nichol & Dhariwal (2021), as in the Keras DDIM example.
-
-    Example:
-
-    >>> signal_rates, noise_rates = AngleSchedule()(np.array([0.0, 1.0]))
-    >>> signal_rates.round(2).tolist()
-    [0.95, 0.02]
     """
 
     def __init__(self, min_signal_rate: float = 0.02, max_signal_rate: float = 0.95):
@@ -68,14 +95,290 @@ class AngleSchedule(Schedule):
         self.min_signal_rate = float(min_signal_rate)
         self.max_signal_rate = float(max_signal_rate)
 
-    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
-        numeric = np if isinstance(diffusion_times, (np.ndarray, np.generic, float, int)) else keras.ops
-        start, end = math.acos(self.max_signal_rate), math.acos(self.min_signal_rate)
-        angles = start + diffusion_times * (end - start)
-        return numeric.cos(angles), numeric.sin(angles)
+    def _between(self, diffusion_times: Any, of_signal_rate: Any) -> Any:
+        """What grows linearly from its value at the largest signal rate to that at the smallest."""
+        start, end = of_signal_rate(self.max_signal_rate), of_signal_rate(self.min_signal_rate)
+        return (1.0 - diffusion_times) * start + diffusion_times * end  # exact at both ends
 
     def get_config(self) -> dict[str, Any]:
         return {"min_signal_rate": self.min_signal_rate, "max_signal_rate": self.max_signal_rate}
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"angle": AngleSchedule}
+@keras.saving.register_keras_serializable("ddim_keras")
+class AngleSchedule(ContinuousSchedule):
+    """The rates are the cosine and the sine of an angle that grows linearly with time.
+
+        theta(t) = acos(max_signal_rate) + t (acos(min_signal_rate) - acos(max_signal_rate))
+        signal_rate = cos theta,  noise_rate = sin theta
+
+    Args and errors: as `ContinuousSchedule`.
+
+    Source: the angle form of the cosine schedule of Nichol & Dhariwal (2021), as in the Keras DDIM example.
+
+    Example:
+
+    >>> signal_rates, noise_rates = AngleSchedule()(np.array([0.0, 1.0]))
+    >>> signal_rates.round(2).tolist()
+    [0.95, 0.02]
+    """
+
+    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+        angles = self._between(diffusion_times, math.acos)
+        numeric = _numeric(diffusion_times)
+        return numeric.cos(angles), numeric.sin(angles)
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class LinearNoisePowerSchedule(ContinuousSchedule):
+    """The noise power, noise_rate**2, grows linearly with time, from 1 - max_signal_rate**2 to 1 - min_signal_rate**2.
+
+    Args and errors: as `ContinuousSchedule`.
+
+    Example:
+
+    >>> _, noise_rates = LinearNoisePowerSchedule(0.1, 0.9)(np.array([0.0, 0.5, 1.0]))
+    >>> (noise_rates**2).round(2).tolist()
+    [0.19, 0.59, 0.99]
+    """
+
+    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+        signal_power = self._between(diffusion_times, lambda rate: rate**2)
+        numeric = _numeric(diffusion_times)
+        return numeric.sqrt(signal_power), numeric.sqrt(1.0 - signal_power)
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class LinearLogSNRSchedule(ContinuousSchedule):
+    """The log signal-to-noise ratio, log(signal_rate**2 / noise_rate**2), falls linearly with time.
+
+    Args and errors: as `ContinuousSchedule`.
+
+    Source: Kingma et al. 2021, "Variational Diffusion Models", whose learned schedule is nearly this one.
+
+    Example:
+
+    >>> LinearLogSNRSchedule(0.1, 0.9).log_snr([0.0, 0.5, 1.0]).round(2).tolist()
+    [1.45, -1.57, -4.6]
+    """
+
+    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+        half_log_snr = self._between(diffusion_times, lambda rate: math.log(rate) - 0.5 * math.log1p(-(rate**2)))
+        numeric = _numeric(diffusion_times)
+        scale = numeric.sqrt(1.0 + numeric.exp(-2.0 * numeric.absolute(half_log_snr)))
+        larger, smaller = 1.0 / scale, numeric.exp(-numeric.absolute(half_log_snr)) / scale
+        is_signal = half_log_snr > 0.0
+        return numeric.where(is_signal, larger, smaller), numeric.where(is_signal, smaller, larger)
+
+
+class DiscreteSchedule(Schedule):
+    """Base class of the schedules of T training times, the integers 1 to T; t = n / T is the n-th of them.
+
+        alpha_n = product of (1 - beta_i) over i = 1, ..., n
+        signal_rate = sqrt(alpha_n),  noise_rate = sqrt(1 - alpha_n)
+
+    alpha_0 = 1 is the image itself. A time in between stands for the nearest of the T. The network is told n, and under
+    another schedule the n of the same noise level, which may be a fraction.
+
+    Args:
+        betas: (T,), each in (0, 1]: the variance that each time adds.
+    """
+
+    def __init__(self, betas: np.ndarray):
+        # alpha_n and 1 - alpha_n by themselves, so that neither loses its digits where it is small.
+        with np.errstate(divide="ignore"):
+            log_alphas = np.cumsum(np.log1p(-betas))
+        self.num_times = len(betas)
+        self.max_condition = float(self.num_times)
+        self._set_rates(np.exp(0.5 * log_alphas), np.sqrt(-np.expm1(log_alphas)))
+
+    def _set_rates(self, signal_rates: np.ndarray, noise_rates: np.ndarray) -> None:
+        """Take the rates of the times 1 to T."""
+        self._signal_rates = np.concatenate([[1.0], signal_rates])
+        self._noise_rates = np.concatenate([[0.0], noise_rates])
+        # Rising, as interpolation wants it: from T down to 1.
+        self._rising_log_snr = _log_snr(signal_rates, noise_rates)[::-1]
+
+    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+        if _numeric(diffusion_times) is np:
+            numbers = np.clip(np.rint(np.asarray(diffusion_times) * self.num_times), 0, self.num_times).astype(int)
+            return self._signal_rates[numbers], self._noise_rates[numbers]
+        numbers = ops.cast(ops.clip(ops.round(diffusion_times * self.num_times), 0, self.num_times), "int32")
+        rates = ops.convert_to_tensor(np.stack([self._signal_rates, self._noise_rates]).astype("float32"))
+        return ops.take(rates[0], numbers), ops.take(rates[1], numbers)
+
+    def times_at(self, log_snr: Any) -> np.ndarray:
+        """Return the times n / T whose log signal-to-noise ratios are nearest to the given ones, n from 1 to T."""
+        return np.rint(self._numbers_at(np.asarray(log_snr, "float64"))) / self.num_times
+
+    def training_times(self, uniform: Any) -> Any:
+        return (_numeric(uniform).floor(uniform * self.num_times) + 1.0) / self.num_times
+
+    def conditions(self, signal_rates: Any, noise_rates: Any) -> Any:
+        if _numeric(signal_rates) is np:
+            return self._numbers_at(_log_snr(signal_rates, noise_rates))
+        # The same interpolation in float32, where a training time comes back as the integer it is.
+        knots = ops.convert_to_tensor(self._rising_log_snr.astype("float32"))
+        log_snr = 2.0 * (ops.log(ops.maximum(signal_rates, _TINY_RATE)) - ops.log(ops.maximum(noise_rates, _TINY_RATE)))
+        right = ops.searchsorted(knots, ops.reshape(log_snr, (-1,)), side="left")
+        right = ops.clip(ops.reshape(right, ops.shape(log_snr)), 1, self.num_times - 1)
+        low, high = ops.take(knots, right - 1), ops.take(knots, right)
+        fraction = ops.clip((log_snr - low) / (high - low), 0.0, 1.0)
+        numbers = self.num_times - ops.cast(right, "float32") + 1.0 - fraction
+        nearest = ops.round(numbers)
+        return ops.where(ops.absolute(numbers - nearest) < 0.02, nearest, numbers)
+
+    def _numbers_at(self, log_snr: Any) -> np.ndarray:
+        return np.interp(log_snr, self._rising_log_snr, np.arange(self.num_times, 0, -1.0))
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class LinearBetaSchedule(DiscreteSchedule):
+    """DDPM's schedule: beta grows linearly over the T times.
+
+    Args:
+        num_times: T, at least 2.
+        min_beta, max_beta: beta_1 and beta_T, in (0, 1).
+
+    Raises:
+        ValueError: a value out of range.
+
+    Source: Ho, Jain & Abbeel 2020; it is what the DDIM paper samples from, too.
+
+    Example:
+
+    >>> signal_rates, noise_rates = LinearBetaSchedule()(np.array([0.001, 1.0]))
+    >>> (signal_rates**2).round(6).tolist()
+    [0.9999, 4e-05]
+    """
+
+    def __init__(self, num_times: int = 1000, min_beta: float = 1e-4, max_beta: float = 0.02):
+        _check_betas(num_times, min_beta, max_beta)
+        self.min_beta, self.max_beta = float(min_beta), float(max_beta)
+        super().__init__(self._betas(num_times))
+
+    def _betas(self, num_times: int) -> np.ndarray:
+        return np.linspace(self.min_beta, self.max_beta, num_times)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"num_times": self.num_times, "min_beta": self.min_beta, "max_beta": self.max_beta}
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class ScaledLinearBetaSchedule(LinearBetaSchedule):
+    """The square root of beta grows linearly over the T times.
+
+    Args and errors: as `LinearBetaSchedule`.
+
+    Source: Rombach et al. 2022, latent diffusion.
+
+    Example:
+
+    >>> ScaledLinearBetaSchedule(num_times=3, min_beta=0.01, max_beta=0.09).get_config()["max_beta"]
+    0.09
+    """
+
+    def __init__(self, num_times: int = 1000, min_beta: float = 0.00085, max_beta: float = 0.012):
+        super().__init__(num_times, min_beta, max_beta)
+
+    def _betas(self, num_times: int) -> np.ndarray:
+        return np.linspace(math.sqrt(self.min_beta), math.sqrt(self.max_beta), num_times) ** 2
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class CosineBetaSchedule(DiscreteSchedule):
+    """alpha_n falls as a squared cosine.
+
+        alpha_n = f(n / T) / f(0),  f(t) = cos(pi / 2 (t + offset) / (1 + offset))**2,  beta_n at most max_beta
+
+    Args:
+        num_times: T, at least 2.
+        offset: keeps the first betas from being too small; not negative.
+        max_beta: in (0, 1).
+
+    Raises:
+        ValueError: a value out of range.
+
+    Source: Nichol & Dhariwal 2021, eq. 17.
+
+    Example:
+
+    >>> signal_rates, _ = CosineBetaSchedule()(np.array([0.5]))
+    >>> round(float(signal_rates[0] ** 2), 3)
+    0.494
+    """
+
+    def __init__(self, num_times: int = 1000, offset: float = 0.008, max_beta: float = 0.999):
+        _check_betas(num_times, 0.5 * max_beta, max_beta)
+        if offset < 0.0:
+            raise ValueError(f"offset must not be negative, got {offset}")
+        self.offset, self.max_beta = float(offset), float(max_beta)
+        alphas = np.cos(0.5 * np.pi * (np.arange(num_times + 1) / num_times + offset) / (1 + offset)) ** 2
+        super().__init__(np.minimum(1.0 - alphas[1:] / alphas[:-1], max_beta))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"num_times": self.num_times, "offset": self.offset, "max_beta": self.max_beta}
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class ZeroTerminalSNRSchedule(DiscreteSchedule):
+    """A schedule shifted and stretched so that at time T nothing of the image is left, and time 1 is as before.
+
+        signal_rate'_n = (signal_rate_n - signal_rate_T) signal_rate_1 / (signal_rate_1 - signal_rate_T)
+
+    Sampling starts from pure noise, so training should see it; otherwise generated images have too even a brightness.
+    At time T the noise says nothing of the image: the network must predict velocities or images.
+
+    Args:
+        schedule: a `DiscreteSchedule` or its name.
+
+    Raises:
+        ValueError: a continuous schedule.
+
+    Source: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1.
+
+    Example:
+
+    >>> signal_rates, noise_rates = ZeroTerminalSNRSchedule()(np.array([1.0]))
+    >>> signal_rates.tolist(), noise_rates.tolist()
+    ([0.0], [1.0])
+    """
+
+    def __init__(self, schedule: str | DiscreteSchedule | dict = "linear_beta"):
+        schedule = resolve(schedule, Schedule, SCHEDULES)
+        if not isinstance(schedule, DiscreteSchedule):
+            raise ValueError(f"expected a schedule with discrete times, such as LinearBetaSchedule(), got {schedule!r}")
+        self.schedule = schedule
+        self.num_times, self.max_condition = schedule.num_times, schedule.max_condition
+        old = schedule._signal_rates[1:]
+        signal_rates = (old - old[-1]) * (old[0] / (old[0] - old[-1]))
+        self._set_rates(signal_rates, np.sqrt((1.0 - signal_rates) * (1.0 + signal_rates)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
+
+
+def _numeric(values: Any) -> Any:
+    """NumPy for what NumPy holds, `keras.ops` for tensors."""
+    return np if isinstance(values, (np.ndarray, np.generic, float, int)) else ops
+
+
+def _log_snr(signal_rates: Any, noise_rates: Any) -> np.ndarray:
+    return 2.0 * (np.log(np.maximum(signal_rates, _TINY_RATE)) - np.log(np.maximum(noise_rates, _TINY_RATE)))
+
+
+def _check_betas(num_times: int, min_beta: float, max_beta: float) -> None:
+    if isinstance(num_times, bool) or not isinstance(num_times, (int, np.integer)) or num_times < 2:
+        raise ValueError(f"num_times must be an integer, at least 2: got {num_times!r}")
+    if not 0.0 < min_beta <= max_beta < 1.0:
+        raise ValueError(f"betas must satisfy 0 < min_beta <= max_beta < 1, got {min_beta} and {max_beta}")
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "angle": AngleSchedule,
+    "linear_noise_power": LinearNoisePowerSchedule,
+    "linear_log_snr": LinearLogSNRSchedule,
+    "linear_beta": LinearBetaSchedule,
+    "scaled_linear_beta": ScaledLinearBetaSchedule,
+    "cosine_beta": CosineBetaSchedule,
+    "zero_terminal_snr": ZeroTerminalSNRSchedule,
+}

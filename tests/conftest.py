@@ -17,7 +17,7 @@ import pytest
 import ddim_keras
 
 # What hardly depends on the backend, or compiles long under JAX, is tested there by `make test-all` alone.
-slow_on_jax = pytest.mark.slow if keras.backend.backend() == "jax" else pytest.mark.usefixtures()
+slow_on_jax = pytest.mark.slow if keras.backend.backend() == "jax" else (lambda test: test)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -51,12 +51,15 @@ def trained_model():
 
 
 class GaussianOracle:
-    """The perfect denoiser for data N(mean, deviation^2): E[x0 | x] is known in closed form."""
+    """The perfect denoiser for data N(mean, deviation^2): E[x0 | x] is known in closed form.
 
-    def __init__(self, mean: float, deviation: float):
+    Mean and deviation are numbers or arrays that broadcast against the images.
+    """
+
+    def __init__(self, mean, deviation):
         self.mean, self.deviation = mean, deviation
 
-    def __call__(self, noisy_images, noise_rate, signal_rate):
+    def __call__(self, noisy_images, noise_rate, signal_rate, condition=None):
         variance = signal_rate**2 * self.deviation**2 + noise_rate**2
         surprise = noisy_images - signal_rate * self.mean
         pred_images = self.mean + signal_rate * self.deviation**2 / variance * surprise
@@ -69,6 +72,43 @@ class GaussianOracle:
             return np.sqrt(rates[0] ** 2 * self.deviation**2 + rates[1] ** 2)
 
         return end[0] * self.mean + scale(end) * (noisy_images - start[0] * self.mean) / scale(start)
+
+
+class MixtureOracle:
+    """The perfect denoiser for data that are N(-centre, deviation^2) or N(centre, deviation^2), equally often."""
+
+    def __init__(self, centre, deviation):
+        self.centre, self.deviation = centre, deviation
+
+    def __call__(self, noisy_images, noise_rate, signal_rate, condition=None):
+        numeric = np if isinstance(noisy_images, np.ndarray) else keras.ops
+        variance = signal_rate**2 * self.deviation**2 + noise_rate**2
+        sign = numeric.tanh(signal_rate * self.centre * noisy_images / variance)
+        pred_images = (sign * self.centre * noise_rate**2 + signal_rate * self.deviation**2 * noisy_images) / variance
+        return (noisy_images - signal_rate * pred_images) / noise_rate, pred_images
+
+
+@keras.saving.register_keras_serializable("ddim_keras_tests")
+class GaussianNoise(keras.layers.Layer):
+    """The oracle as a layer: [noisy images, noise variances] -> noises."""
+
+    def __init__(self, mean, deviation, **kwargs):
+        super().__init__(**kwargs)
+        self.oracle = GaussianOracle(mean, deviation)
+
+    def call(self, inputs):
+        noisy_images, variances = inputs
+        return self.oracle(noisy_images, keras.ops.sqrt(variances), keras.ops.sqrt(1.0 - variances))[0]
+
+    def get_config(self):
+        return {**super().get_config(), "mean": self.oracle.mean, "deviation": self.oracle.deviation}
+
+
+def make_oracle_model(mean=0.0, deviation=1.0, **changes) -> ddim_keras.DiffusionModel:
+    """A model whose network is the perfect denoiser of its normalised data N(mean, deviation^2)."""
+    noisy_images, variances = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
+    network = keras.Model([noisy_images, variances], GaussianNoise(mean, deviation)([noisy_images, variances]))
+    return make_small_model(network=network, **changes)
 
 
 def run_python(code: str, backend: str | None = None, **environment: str) -> str:

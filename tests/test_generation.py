@@ -3,6 +3,8 @@ import pytest
 from conftest import make_small_model, make_trained_model
 from keras import ops
 
+from ddim_keras.samplers import DDIM, SAMPLERS, Heun
+
 
 def test_images_are_float32_in_the_unit_range(trained_model):
     images = trained_model.generate(5, 4)
@@ -41,14 +43,17 @@ def test_eta_changes_the_images_of_one_seed(trained_model):
 def test_other_steps_eta_and_seeds_do_not_compile_again():
     model = make_trained_model()
     traces = []
-    original = model.denoise
-    object.__setattr__(model, "denoise", lambda *a, **k: traces.append(1) or original(*a, **k))
+    original = model.predict_components
+    object.__setattr__(model, "predict_components", lambda *a, **k: traces.append(1) or original(*a, **k))
     model.generate(4, 3, seed=0)
     compiled_once = len(traces)
     assert compiled_once > 0
     model.generate(4, 50, seed=1)
     model.generate(4, 1000, eta=1.0, seed=2)
     model.generate(9, 5, eta=0.5, batch_size=4, verbose=0)
+    for sampler in SAMPLERS:
+        model.generate(4, 6, sampler=sampler, spacing="karras", seed=3)
+    model.generate(4, schedule="linear_log_snr", network_evaluations=9)
     assert len(traces) == compiled_once
 
 
@@ -85,6 +90,50 @@ def test_a_trajectory_leads_from_the_noise_to_the_images(trained_model):
     np.testing.assert_allclose(trajectory.diffusion_times, np.linspace(1, 0, 7))
 
 
+@pytest.mark.parametrize("sampler", ["heun", "adams_bashforth", "unipc", "dpm_solver_2m_sde"])
+def test_trajectories_of_every_kind_of_sampler_end_at_their_images(trained_model, sampler):
+    """History and steps of several evaluations survive being walked step by step."""
+    images, trajectory = trained_model.generate(2, 5, sampler=sampler, seed=2, return_trajectory=True)
+    np.testing.assert_allclose(images, trained_model.generate(2, 5, sampler=sampler, seed=2), atol=1e-5)
+    assert trajectory.noisy_images.shape == (6, 2, 8, 8, 1) and trajectory.pred_images.shape == (5, 2, 8, 8, 1)
+    rates = [ops.reshape(rate, (1, 1, 1, 1)) for rate in trained_model.diffusion_schedule(np.array([0.6]))]
+    _, pred_images = trained_model.denoise(ops.convert_to_tensor(trajectory.noisy_images[2]), *rates)
+    expected = ops.convert_to_numpy(trained_model.denormalize(pred_images))
+    np.testing.assert_allclose(trajectory.pred_images[2], expected, atol=1e-5)
+
+
+def test_a_budget_counts_network_evaluations(trained_model):
+    budget = trained_model.generate(2, network_evaluations=9, sampler="heun", seed=0)
+    np.testing.assert_array_equal(budget, trained_model.generate(2, 5, sampler=Heun(), seed=0))
+
+
+def test_samplers_converge_to_one_image(trained_model):
+    """The ODE of a trained network has one solution; the walk to the last time alone, as the last step is a leap."""
+    times = np.linspace(0, 1, 101)[1:]
+    fine = trained_model.generate(2, times, sampler="heun", seed=0)
+    for sampler in ("dpm_solver_2m", "dpm_solver_2s", "adams_bashforth", "unipc"):
+        np.testing.assert_allclose(trained_model.generate(2, times, sampler=sampler, seed=0), fine, atol=2e-3)
+
+
+def test_samplers_are_given_by_name_or_object_and_eta_is_ddims(trained_model):
+    expected = trained_model.generate(2, 6, sampler="ddpm", seed=0)
+    np.testing.assert_array_equal(trained_model.generate(2, 6, eta=1.0, seed=0), expected)
+    np.testing.assert_array_equal(trained_model.generate(2, 6, sampler=DDIM(1.0), seed=0), expected)
+    np.testing.assert_array_equal(trained_model.generate(2, 6, sampler="ddim", eta=1.0, seed=0), expected)
+
+
+@pytest.mark.parametrize("clipping", ["static", "dynamic"])
+def test_clipping_keeps_predictions_within_the_range_of_images(clipping):
+    model = make_trained_model()  # of noises, which are off by far at the noise end
+    _, free = model.generate(2, 4, seed=0, return_trajectory=True)
+    images, clipped = model.generate(2, 4, seed=0, clipping=clipping, return_trajectory=True)
+    assert np.abs(clipped.noisy_images[1]).max() < np.abs(free.noisy_images[1]).max()
+    np.testing.assert_allclose(images, model.generate(2, 4, seed=0, clipping=clipping), atol=1e-5)
+    last = clipped.noisy_images[-1] * ops.convert_to_numpy(model.normalizer.standard_deviation())
+    last = last + ops.convert_to_numpy(model.normalizer.mean)
+    assert last.min() >= -1e-5 and last.max() <= 1 + 1e-5
+
+
 def test_no_images_are_an_empty_array(trained_model):
     assert trained_model.generate(0).shape == (0, 8, 8, 1)
 
@@ -112,6 +161,16 @@ def test_many_batches_show_a_progress_bar(trained_model, capsys):
         ({"num_images": 1, "diffusion_steps": 0}, "diffusion_steps must be an integer, at least 1: got 0"),
         ({"num_images": 1, "eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
         ({"num_images": 1, "eta": -0.5}, r"eta must lie in \[0, 1\], got -0.5"),
+        ({"num_images": 1, "eta": 0.5, "sampler": "heun"}, "eta is DDIM's stochasticity, but the sampler is 'heun'"),
+        ({"num_images": 1, "sampler": "euler"}, "unknown sampler 'euler'"),
+        ({"num_images": 1, "network_evaluations": 0}, "network_evaluations must be an integer, at least 1: got 0"),
+        (
+            {"num_images": 1, "diffusion_steps": [0.5], "network_evaluations": 3},
+            "either network_evaluations or a list of times",
+        ),
+        ({"num_images": 1, "spacing": "even"}, "unknown spacing 'even'"),
+        ({"num_images": 1, "schedule": "even"}, "unknown schedule 'even'"),
+        ({"num_images": 1, "clipping": "hard"}, "unknown clipping 'hard'"),
         ({"num_images": 1, "batch_size": 0}, "batch_size must be an integer, at least 1: got 0"),
         ({"num_images": 1, "seed": -1}, "seed must be an integer, at least 0 and below 4294967296: got -1"),
         (

@@ -1,93 +1,237 @@
 import keras
 import numpy as np
 import pytest
-from conftest import GaussianOracle
+from conftest import GaussianOracle, MixtureOracle
 from keras import ops
 
-from ddim_keras import random
-from ddim_keras.samplers import DDIM, step_table, walk
-from ddim_keras.schedules import AngleSchedule
+from ddim_keras import forward, random, samplers
+from ddim_keras.configurable import resolve
+from ddim_keras.samplers import (
+    DDIM,
+    DDPM,
+    MEMORY,
+    SAMPLERS,
+    AdamsBashforth,
+    DPMSolverMultistep,
+    DPMSolverSinglestep,
+    Heun,
+    Levels,
+    Sampler,
+    UniPC,
+    plan,
+    table_of,
+    walk,
+)
+from ddim_keras.schedules import AngleSchedule, CosineBetaSchedule, LinearLogSNRSchedule, ZeroTerminalSNRSchedule
+from ddim_keras.spacings import diffusion_times, levels_of
 
 SCHEDULE = AngleSchedule()
 SHAPE = (4, 4, 1)
+STEPS = (8, 16, 32, 64, 128)
+DETERMINISTIC = [
+    DDIM(),
+    Heun(),
+    DPMSolverMultistep(),
+    DPMSolverSinglestep(),
+    *[AdamsBashforth(order) for order in (1, 2, 3, 4)],
+    *[UniPC(order) for order in (1, 2, 3)],
+]
+# Pixels of different spread, so that no error passes through zero for all of them at once.
+GAUSSIAN = GaussianOracle(mean=0.4, deviation=np.linspace(0.2, 1.6, 50))
+MIXTURE = MixtureOracle(centre=0.8, deviation=0.3)
 
 
-def times(steps):
-    return np.arange(steps, -1, -1) / steps
+def even_levels(schedule, steps):
+    return Levels(*schedule(np.arange(steps, -1, -1) / steps))
 
 
-def run(oracle, steps, eta=0.0, number=8, end_on_prediction=False):
+def run_in_float64(sampler, levels, oracle, noisy_images):
+    """The walk, written out: what the compiled loop must do."""
+    memory = [np.zeros_like(noisy_images)] * MEMORY
+    for index in range(len(levels.signal_rates) - 1):
+        for evaluation in sampler.step(index, levels):
+            pred_noises, pred_images = oracle(noisy_images, evaluation.noise_rate, evaluation.signal_rate)
+            noisy_images = evaluation.image * pred_images + evaluation.noise * pred_noises
+            noisy_images = noisy_images + sum(
+                weight * earlier for weight, earlier in zip(evaluation.remembered, memory)
+            )
+            memory = [pred_images if sampler.remembers == "images" else pred_noises, *memory[:-1]]
+    return noisy_images
+
+
+def run(sampler, oracle, levels, number=8, seed=3):
     indices = np.arange(number, dtype="int32")
-    noise = random.normal(3, 0, indices, SHAPE)
-    table = step_table(DDIM(eta), SCHEDULE, times(steps), end_on_prediction)
-    result, _ = walk(
-        oracle, noise, ops.convert_to_tensor(table), 0, steps, lambda step: random.normal(3, step, indices, SHAPE)
+    noise = random.normal(seed, 0, indices, SHAPE)
+    planned = plan(sampler, levels, SCHEDULE.conditions)
+    memory = ops.zeros((MEMORY, number, *SHAPE))
+    table = ops.convert_to_tensor(planned.table)
+    result, _, _ = walk(
+        oracle,
+        noise,
+        memory,
+        table,
+        0,
+        int(planned.ends[-1]),
+        lambda step: random.normal(seed, step, indices, SHAPE),
     )
     return ops.convert_to_numpy(noise), ops.convert_to_numpy(result)
 
 
-def ends():
-    signal_rates, noise_rates = SCHEDULE(np.array([1.0, 0.0]))
-    return (signal_rates[0], noise_rates[0]), (signal_rates[1], noise_rates[1])
+def slope(steps, errors):
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
-def test_ddim_is_first_order_on_the_gaussian():
-    oracle = GaussianOracle(mean=0.4, deviation=0.5)
-    errors = []
-    for steps in (8, 16, 32, 64, 128):
-        noise, result = run(oracle, steps)
-        errors.append(np.abs(result - oracle.exact_ode(noise, *ends())).mean())
-    slope = -np.polyfit(np.log([8, 16, 32, 64, 128]), np.log(errors), 1)[0]
-    assert 0.9 < slope < 1.2, errors
+def ends(schedule=SCHEDULE):
+    levels = even_levels(schedule, 1)
+    return list(zip(*levels))
 
 
-def test_ddim_converges_to_the_exact_solution():
-    oracle = GaussianOracle(mean=-0.3, deviation=0.7)
-    noise, result = run(oracle, 1000)
-    np.testing.assert_allclose(result, oracle.exact_ode(noise, *ends()), atol=5e-3)
+@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
+def test_samplers_have_their_order_on_the_gaussian(sampler):
+    """Over even steps in log-SNR, where all of them are small; those near pure noise are not on other schedules."""
+    schedule = LinearLogSNRSchedule()
+    noise = np.random.default_rng(0).normal(size=50)
+    exact = GAUSSIAN.exact_ode(noise, *ends(schedule))
+    errors = [
+        np.abs(run_in_float64(sampler, even_levels(schedule, steps), GAUSSIAN, noise) - exact).mean() for steps in STEPS
+    ]
+    # The highest order only shows once steps are small.
+    assert slope(STEPS, errors) > 0.9 * min(sampler.order, 3), errors
+    assert slope(STEPS[2:], errors[2:]) > 0.9 * sampler.order, errors
 
 
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_stochastic_sampling_gives_back_the_moments_of_the_data(eta):
+@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
+def test_samplers_have_their_order_on_the_mixture(sampler):
+    schedule = AngleSchedule()
+    noise = np.random.default_rng(0).normal(size=200)
+    fine = even_levels(LinearLogSNRSchedule(), 3000)
+    exact = run_in_float64(UniPC(3), fine, MIXTURE, noise)
+    np.testing.assert_allclose(exact, run_in_float64(AdamsBashforth(4), fine, MIXTURE, noise), atol=1e-9)
+    errors = [
+        np.abs(run_in_float64(sampler, even_levels(schedule, steps), MIXTURE, noise) - exact).mean() for steps in STEPS
+    ]
+    assert slope(STEPS, errors) > 0.85 * sampler.order, errors
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
+@pytest.mark.parametrize("schedule", [SCHEDULE, ZeroTerminalSNRSchedule()], ids=["angle", "zero_terminal"])
+def test_the_compiled_loop_is_the_sampler_written_out(sampler, schedule):
+    levels = levels_of(schedule, diffusion_times(12, "linear", schedule))
+    noise, result = run(sampler, MIXTURE, levels)
+    expected = run_in_float64(sampler, levels, MIXTURE, noise.astype("float64"))
+    assert np.isfinite(expected).all()
+    # From pure noise the weights of high orders are large, and float32 shows.
+    np.testing.assert_allclose(result, expected, atol=2e-5 if schedule is SCHEDULE else 5e-4)
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_samplers_make_as_many_evaluations_as_they_say(sampler, steps):
+    levels = levels_of(SCHEDULE, diffusion_times(steps, "linear", SCHEDULE))
+    planned = plan(sampler, levels, SCHEDULE.conditions)
+    assert planned.ends[-1] == sampler.evaluations(steps)
+    assert np.isfinite(planned.table).all()
+
+
+def test_a_budget_of_evaluations_is_used_but_never_passed():
+    for sampler in DETERMINISTIC:
+        for budget in (4, 5, 10, 33):
+            steps = sampler.steps_for(budget)
+            assert sampler.evaluations(steps) <= budget < sampler.evaluations(steps + 1)
+    with pytest.raises(ValueError, match=r"network_evaluations must be at least 1 for .*, got 0"):
+        Heun().steps_for(0)
+
+
+def test_the_first_order_methods_are_ddim():
+    levels = levels_of(SCHEDULE, diffusion_times(9, "karras", SCHEDULE))
+    noise = np.random.default_rng(0).normal(size=20)
+    expected = run_in_float64(DDIM(), levels, MIXTURE, noise)
+    np.testing.assert_allclose(run_in_float64(AdamsBashforth(1), levels, MIXTURE, noise), expected, rtol=1e-12)
+
+
+def test_adams_bashforth_on_even_angles_has_the_classical_weights_in_the_limit():
+    small = 0.5 + 1e-4 * np.arange(1, -4, -1)  # the end of the step, its start, and three nodes before
+    end, *nodes = small
+    weights = samplers.adams_bashforth.integral_weights(nodes, nodes[0], end)
+    np.testing.assert_allclose(
+        weights / (np.tan(end) - np.tan(nodes[0])), np.array([55, -59, 37, -9]) / 24, rtol=0, atol=2e-3
+    )
+
+
+STOCHASTIC = [DDIM(0.5), DDPM(), DDPM(variance="large"), DPMSolverMultistep(stochastic=True)]
+
+
+@pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)
+def test_stochastic_sampling_gives_back_the_moments_of_the_data(sampler):
     oracle = GaussianOracle(mean=0.5, deviation=0.6)
-    _, result = run(oracle, 400, eta, number=4000)
+    _, result = run(sampler, oracle, even_levels(SCHEDULE, 400), number=4000)
     (signal, noise_rate) = ends()[1]
     expected = np.sqrt(signal**2 * 0.6**2 + noise_rate**2)
     assert abs(result.mean() - signal * 0.5) < 0.02
     assert abs(result.std() / expected - 1) < 0.01
 
 
-def test_pixels_stay_independent_under_noise():
-    _, result = run(GaussianOracle(0.0, 1.0), 100, eta=1.0, number=4000)
+@pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)
+def test_stochastic_sampling_finds_both_parts_of_a_mixture(sampler):
+    levels = levels_of(SCHEDULE, diffusion_times(200, "log_snr", SCHEDULE))
+    _, result = run(sampler, MixtureOracle(centre=1.0, deviation=0.05), levels, number=1000)
+    assert abs((result > 0).mean() - 0.5) < 0.02
+    # The last step returns predictions from noise at the schedule's end, 0.31, which tells the two apart.
+    assert abs(np.abs(result).mean() - 1.0) < 0.02
+
+
+def test_large_variance_leaves_too_much_noise_in_few_steps_and_the_posterior_too_little():
+    """Table 1's sigma-hat: where steps are few the marginals are no longer those of the data."""
+    oracle = GaussianOracle(mean=0.0, deviation=1.0)
+    deviations = {
+        variance: run(DDPM(variance), oracle, even_levels(SCHEDULE, 5), number=4000)[1].std()
+        for variance in ("posterior", "large")
+    }
+    # For data of unit variance the posterior's is that of the worst case, nothing known; the large one is exact.
+    assert deviations["posterior"] < 0.9
+    assert abs(deviations["large"] - 1.0) < 0.02
+
+
+@pytest.mark.parametrize("sampler", [DDIM(1.0), DPMSolverMultistep(stochastic=True)], ids=repr)
+def test_pixels_stay_independent_under_noise(sampler):
+    _, result = run(sampler, GaussianOracle(0.0, 1.0), even_levels(SCHEDULE, 100), number=4000)
     covariance = np.cov(result.reshape(4000, -1).T)
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=0.08)
 
 
-def test_the_last_step_returns_the_predicted_image_without_noise():
-    oracle = GaussianOracle(mean=0.5, deviation=1e-3)
-    _, result = run(oracle, 5, eta=1.0, end_on_prediction=True)
-    np.testing.assert_allclose(result, 0.5, atol=0.01)
+@pytest.mark.parametrize("sampler", [*DETERMINISTIC, *STOCHASTIC], ids=repr)
+def test_the_last_step_returns_the_predicted_image_without_noise(sampler):
+    levels = levels_of(SCHEDULE, diffusion_times(5, "linear", SCHEDULE))
+    (last,) = sampler.step(4, levels)[-1:]
+    assert last.fresh == 0.0
+    assert last.image == pytest.approx(1.0, abs=1e-12) and last.noise == pytest.approx(0.0, abs=1e-12)
+    assert np.allclose(last.remembered, 0.0)
 
 
 def test_eta_zero_is_the_same_to_the_last_bit():
-    oracle = GaussianOracle(0.0, 0.5)
-    np.testing.assert_array_equal(run(oracle, 20)[1], run(oracle, 20)[1])
+    levels = even_levels(SCHEDULE, 20)
+    np.testing.assert_array_equal(run(DDIM(), MIXTURE, levels)[1], run(DDIM(), MIXTURE, levels)[1])
 
 
 def test_step_coefficients_are_those_of_equations_12_and_16():
     signal, noise_rate = 0.6, 0.8
     next_signal, next_noise = 0.8, 0.6
     sigma = 0.7 * (next_noise / noise_rate) * np.sqrt(1 - signal**2 / next_signal**2)
-    step = DDIM(eta=0.7).step(signal, noise_rate, next_signal, next_noise)
+    levels = Levels(np.array([signal, next_signal]), np.array([noise_rate, next_noise]))
+    (step,) = DDIM(eta=0.7).step(0, levels)
     assert step.image == next_signal
     assert step.fresh == pytest.approx(sigma, rel=1e-12)
     assert step.noise == pytest.approx(np.sqrt(next_noise**2 - sigma**2), rel=1e-12)
+    (large,) = DDIM(eta=1.0, variance="large").step(0, levels)
+    (ddpm,) = DDPM().step(0, levels)
+    assert large.fresh == pytest.approx(np.sqrt(1 - signal**2 / next_signal**2), rel=1e-12)
+    assert (large.image, large.noise) == (ddpm.image, ddpm.noise)
 
 
 def test_eta_one_is_the_posterior_of_ddpm():
     """Its mean, written as a sum of x_t and x_0, is equation 7 of Ho et al. (2020)."""
     (a, b), (a_next, b_next) = (0.6, 0.8), (0.9, np.sqrt(1 - 0.81))
-    step = DDIM(eta=1.0).step(a, b, a_next, b_next)
+    (step,) = DDPM().step(0, Levels(np.array([a, a_next]), np.array([b, b_next])))
     alpha = a**2 / a_next**2
     weight_of_image = a_next * (1 - alpha) / (1 - a**2)
     weight_of_noisy = np.sqrt(alpha) * (1 - a_next**2) / (1 - a**2)
@@ -98,8 +242,19 @@ def test_eta_one_is_the_posterior_of_ddpm():
 
 
 def test_tables_of_different_lengths_have_one_shape():
-    assert step_table(DDIM(), SCHEDULE, times(1)).shape == step_table(DDIM(), SCHEDULE, times(4096)).shape
-    assert step_table(DDIM(), SCHEDULE, times(5000)).shape[0] >= 5000
+    def table(steps):
+        return plan(DDIM(), even_levels(SCHEDULE, steps), SCHEDULE.conditions).table
+
+    assert table(1).shape == table(4096).shape
+    assert table(5000).shape[0] >= 5000
+
+
+def test_the_table_tells_the_network_the_noise_level():
+    levels = Levels(*CosineBetaSchedule()(np.array([1.0, 0.5, 0.001])))
+    planned = plan(DDIM(), levels, CosineBetaSchedule().conditions)
+    np.testing.assert_array_equal(planned.table[:2, 0], [1000.0, 500.0])
+    assert not planned.table[2:].any()
+    assert table_of([], SCHEDULE.conditions).shape == planned.table.shape
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
@@ -108,6 +263,75 @@ def test_eta_outside_the_unit_interval_is_refused(eta):
         DDIM(eta)
 
 
-def test_sampler_config_round_trip():
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(DDIM(0.3)))
-    assert isinstance(again, DDIM) and again.eta == 0.3
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDIM(variance="huge"), 'variance must be "posterior" or "large", got \'huge\''),
+        (lambda: AdamsBashforth(5), "order must be 1, 2, 3 or 4, got 5"),
+        (lambda: UniPC(0), "predictor_order must be 1, 2 or 3, got 0"),
+        (lambda: resolve("euler", Sampler, SAMPLERS), r"unknown sampler 'euler': expected one of \['adams_bashforth'"),
+    ],
+)
+def test_bad_samplers_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_sampler_config_round_trip(name):
+    sampler = resolve(name, Sampler, SAMPLERS)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(sampler))
+    assert type(again) is type(sampler) and again.get_config() == sampler.get_config()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_composing_the_posterior_keeps_the_marginals(eta):
+    """q(x_s | x_0) from x_t ~ q(x_t | x_0) and x_s ~ q(x_s | x_t, x_0), in closed form."""
+    images, times, next_times = np.array([0.7]), 0.8, 0.3
+    mean, deviation = forward.marginal(SCHEDULE, images, times)
+    at_mean, sigma = forward.posterior(SCHEDULE, mean, images, times, next_times, eta)
+    above, _ = forward.posterior(SCHEDULE, mean + deviation, images, times, next_times, eta)
+    expected_mean, expected_deviation = forward.marginal(SCHEDULE, images, next_times)
+    np.testing.assert_allclose(at_mean, expected_mean, rtol=1e-12)
+    np.testing.assert_allclose((above - at_mean) ** 2 + sigma**2, expected_deviation**2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_the_forward_step_leads_from_marginal_to_marginal(eta):
+    images, times, next_times = np.array([0.7]), 0.8, 0.3
+    mean, deviation = forward.marginal(SCHEDULE, images, next_times)
+    at_mean, step_deviation = forward.forward_step(SCHEDULE, mean, images, times, next_times, eta)
+    above, _ = forward.forward_step(SCHEDULE, mean + deviation, images, times, next_times, eta)
+    expected_mean, expected_deviation = forward.marginal(SCHEDULE, images, times)
+    np.testing.assert_allclose(at_mean, expected_mean, rtol=1e-12)
+    np.testing.assert_allclose((above - at_mean) ** 2 + step_deviation**2, expected_deviation**2, rtol=1e-12)
+
+
+def test_the_forward_process_is_markovian_at_eta_one_alone():
+    noisy_images = np.array([0.2])
+    means = {
+        eta: [forward.forward_step(SCHEDULE, noisy_images, x, 0.8, 0.3, eta)[0] for x in (-1.0, 1.0)]
+        for eta in (0.0, 1.0)
+    }
+    np.testing.assert_allclose(*means[1.0], rtol=1e-12)
+    assert abs(means[0.0][0] - means[0.0][1]) > 0.1
+
+
+def test_the_sampler_is_the_posterior_with_the_predicted_image():
+    noisy_images, images = np.array([0.3]), np.array([-0.4])
+    levels = Levels(*SCHEDULE(np.array([0.7, 0.2])))
+    (step,) = DDIM(0.6).step(0, levels)
+    noises = (noisy_images - levels.signal_rates[0] * images) / levels.noise_rates[0]
+    mean, deviation = forward.posterior(SCHEDULE, noisy_images, images, 0.7, 0.2, eta=0.6)
+    np.testing.assert_allclose(step.image * images + step.noise * noises, mean, rtol=1e-12)
+    assert step.fresh == pytest.approx(deviation, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0.3, 0.8, 0.5), "s must not be above t, got s = 0.8 and t = 0.3"), ((0.8, 0.3, 2.0), "eta must lie in")],
+)
+def test_impossible_posteriors_are_refused(arguments, message):
+    for function in (forward.posterior, forward.forward_step):
+        with pytest.raises(ValueError, match=message):
+            function(SCHEDULE, np.zeros(1), np.zeros(1), *arguments)

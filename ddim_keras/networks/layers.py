@@ -20,12 +20,13 @@ class SinusoidalEmbedding(keras.layers.Layer):
 
     Args:
         dims: number of features, even.
-        max_frequency: in periods per unit; the lowest is 1.
+        max_frequency: in periods over the range of values; the lowest is 1.
+        max_value: the upper end of that range.
 
     Input and output: (..., 1) and (..., dims).
     """
 
-    def __init__(self, dims: int, max_frequency: float, **kwargs: Any):
+    def __init__(self, dims: int, max_frequency: float, max_value: float = 1.0, **kwargs: Any):
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
         if dims < 2 or dims % 2:
@@ -36,7 +37,9 @@ class SinusoidalEmbedding(keras.layers.Layer):
             )
         self.dims = dims
         self.max_frequency = float(max_frequency)
-        self._angular_speeds = (2.0 * math.pi * np.geomspace(1.0, self.max_frequency, dims // 2)).astype("float32")
+        self.max_value = float(max_value)
+        periods = np.geomspace(1.0, self.max_frequency, dims // 2) / self.max_value
+        self._angular_speeds = (2.0 * math.pi * periods).astype("float32")
 
     def call(self, values):
         angles = values * self._angular_speeds
@@ -48,7 +51,7 @@ class SinusoidalEmbedding(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("dtype")
-        return {**config, "dims": self.dims, "max_frequency": self.max_frequency}
+        return {**config, "dims": self.dims, "max_frequency": self.max_frequency, "max_value": self.max_value}
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -17,6 +17,7 @@ def residual_unet(
     block_depth: int = 2,
     embedding_dims: int = 32,
     embedding_max_frequency: float = 1000.0,
+    max_condition: float = 1.0,
     dtype: Any = None,
     name: str = "network",
 ) -> keras.Model:
@@ -31,7 +32,8 @@ def residual_unet(
         widths: channels of each level, from the full resolution down.
         block_depth: residual blocks per level, each way.
         embedding_dims: features of the noise variance's embedding, even.
-        embedding_max_frequency: its highest frequency, in periods per unit of noise variance.
+        embedding_max_frequency: its highest frequency, in periods over the range of the noise variance.
+        max_condition: the upper end of that range: 1, or T where the network is given times from 1 to T instead.
         dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32 in any case.
         name: name of the model.
 
@@ -63,7 +65,7 @@ def residual_unet(
     noisy_images = keras.Input(image_shape, name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), name="noise_variances")
 
-    embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency)(noise_variances)
+    embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)(noise_variances)
     x = layers.Conv2D(widths[0], kernel_size=1, dtype=dtype)(noisy_images)
 
     skips = []

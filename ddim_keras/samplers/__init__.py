@@ -1,8 +1,42 @@
 """Samplers: how to walk from noise to an image. Each is its update rule; the loop is written once, in `walk`."""
 
-from ddim_keras.samplers.base import Sampler, Step, step_table, walk
-from ddim_keras.samplers.ddim import DDIM
+import functools
+from collections.abc import Callable
 
-SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIM}
+from ddim_keras.samplers.adams_bashforth import AdamsBashforth
+from ddim_keras.samplers.base import MEMORY, Evaluation, Levels, Sampler, Walk, plan, table_of, walk
+from ddim_keras.samplers.ddim import DDIM, DDPM
+from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep
+from ddim_keras.samplers.heun import Heun
+from ddim_keras.samplers.unipc import UniPC
 
-__all__ = ["DDIM", "SAMPLERS", "Sampler", "Step", "step_table", "walk"]
+SAMPLERS: dict[str, Callable[[], Sampler]] = {
+    "ddim": DDIM,
+    "ddpm": DDPM,
+    "ddpm_large": functools.partial(DDPM, variance="large"),
+    "heun": Heun,
+    "dpm_solver_2m": DPMSolverMultistep,
+    "dpm_solver_2m_sde": functools.partial(DPMSolverMultistep, stochastic=True),
+    "dpm_solver_2s": DPMSolverSinglestep,
+    "adams_bashforth": AdamsBashforth,
+    "unipc": UniPC,
+}
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "MEMORY",
+    "SAMPLERS",
+    "AdamsBashforth",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "Evaluation",
+    "Heun",
+    "Levels",
+    "Sampler",
+    "UniPC",
+    "Walk",
+    "plan",
+    "table_of",
+    "walk",
+]

@@ -2,99 +2,197 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from ddim_keras.configurable import Configurable
-from ddim_keras.schedules import Schedule
 
 # Tables are padded to this many rows: a compiled loop sees one shape, whatever the number of steps.
 _TABLE_ROWS = 4096
+# How many earlier predictions a walk remembers.
+MEMORY = 3
 
 
-class Step(NamedTuple):
-    """The coefficients of one step, x_s = image * pred_image + noise * pred_noise + fresh * z with z standard normal."""
+class Levels(NamedTuple):
+    """The noise levels that a walk visits, in its order, steps + 1 of each. Float64.
 
-    image: Any
-    noise: Any
-    fresh: Any
+    Attributes:
+        signal_rates, noise_rates: a and b, such that x = a image + b noise. (1, 0) is the clean image.
+    """
+
+    signal_rates: np.ndarray
+    noise_rates: np.ndarray
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """r = b / a, the time of the ODE d(x/a) = pred_noise dr (eq. 13); infinite where nothing of the image is left."""
+        with np.errstate(divide="ignore"):
+            return self.noise_rates / self.signal_rates
+
+    @property
+    def half_log_snr(self) -> np.ndarray:
+        """lambda = log(a / b), the time of DPM-Solver; infinite at the clean image."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.signal_rates) - np.log(self.noise_rates)
+
+
+class Evaluation(NamedTuple):
+    """One call of the network, and what the next noisy image is made of:
+
+        x = image pred_image + noise pred_noise + (remembered, earlier predictions) + fresh z,  z standard normal
+
+    Attributes:
+        signal_rate, noise_rate: the level of the noisy image that the network is given.
+        image, noise: weights of the two predictions made there. They sum up to the noisy image itself as
+            signal_rate pred_image + noise_rate pred_noise.
+        remembered: weights of what earlier evaluations predicted, the latest first, at most `MEMORY`: images or noises, as
+            `Sampler.remembers` says.
+        fresh: standard deviation of the noise that is added.
+    """
+
+    signal_rate: float
+    noise_rate: float
+    image: float
+    noise: float
+    remembered: Sequence[float] = ()
+    fresh: float = 0.0
 
 
 class Sampler(Configurable):
     """Base class. A sampler is its update rule: `step` says what the next noisy image is made of.
 
-    The rule is evaluated in float64 on the host, for all steps at once; the device only adds up three images.
+    The rule is evaluated in float64 on the host; the device only adds up images.
+
+    Attributes:
+        order: how the error of the walk falls with the number of steps S: as S**-order.
+        evaluations_per_step: calls of the network in a step, but for the first or the last.
+        is_stochastic: whether noise is added on the way.
+        runs_backwards: whether it can also walk from the clean image to noise.
+        remembers: "images" or "noises", the predictions that later evaluations may use.
     """
 
-    def step(self, signal_rates: Any, noise_rates: Any, next_signal_rates: Any, next_noise_rates: Any) -> Step:
-        """Return the coefficients of the steps from the rates at t to those at s.
+    order: int = 1
+    evaluations_per_step: int = 1
+    is_stochastic: bool = False
+    runs_backwards: bool = False
+    remembers: str = "images"
 
-        Args:
-            signal_rates, noise_rates: float64 arrays of shape (steps,), where each step starts.
-            next_signal_rates, next_noise_rates: the same where it ends.
-        """
+    def step(self, index: int, levels: Levels) -> list[Evaluation]:
+        """Return the evaluations that lead from `levels` number `index` to number `index + 1`."""
         raise NotImplementedError
 
+    def evaluations(self, diffusion_steps: int) -> int:
+        """Return how often the network is called in a walk of `diffusion_steps` steps that ends at the clean image."""
+        return diffusion_steps * self.evaluations_per_step
 
-def step_table(
-    sampler: Sampler, schedule: Schedule, diffusion_times: Any, end_on_prediction: bool = True
-) -> np.ndarray:
-    """Work out all steps of a walk.
+    def steps_for(self, network_evaluations: int) -> int:
+        """Return the most steps that `network_evaluations` calls of the network allow.
+
+        Raises:
+            ValueError: they are not enough for one step.
+        """
+        steps = network_evaluations
+        while steps > 0 and self.evaluations(steps) > network_evaluations:
+            steps -= 1
+        if steps < 1:
+            raise ValueError(
+                f"network_evaluations must be at least {self.evaluations(1)} for {self!r}, got {network_evaluations}"
+            )
+        return steps
+
+
+class Walk(NamedTuple):
+    """A walk, worked out: what `walk` is given.
+
+    Attributes:
+        table: float32 (rows, columns), one row an evaluation, padded with zeros: the condition, the noise and the signal rate
+            that the network is given, `Evaluation`'s weights, and which prediction is remembered.
+        ends: (steps,), the number of evaluations done when each step has ended.
+    """
+
+    table: np.ndarray
+    ends: np.ndarray
+
+
+def plan(sampler: Sampler, levels: Levels, conditions: Callable[[Any, Any], Any]) -> Walk:
+    """Work out all evaluations of a walk.
 
     Args:
         sampler: the update rule.
-        schedule: diffusion times to rates.
-        diffusion_times: (steps + 1,) times in the order they are visited. The network is called at all but the last.
-        end_on_prediction: whether the last step returns the predicted image itself, with no noise left or added.
-
-    Returns:
-        float32 array of shape (rows, 5), padded with zero rows: signal rate and noise rate where the network is
-        called, then the coefficients of `Step`.
+        levels: the noise levels in the order they are visited.
+        conditions: (signal_rates, noise_rates) -> what the network is told of the noise level.
     """
-    signal_rates, noise_rates = schedule(np.asarray(diffusion_times, "float64"))
-    step = sampler.step(signal_rates[:-1], noise_rates[:-1], signal_rates[1:], noise_rates[1:])
-    rows = np.stack([signal_rates[:-1], noise_rates[:-1], *step], axis=1)
-    if end_on_prediction:
-        rows[-1, 2:] = Step(image=1.0, noise=0.0, fresh=0.0)
+    evaluations: list[Evaluation] = []
+    ends = []
+    for index in range(len(levels.signal_rates) - 1):
+        evaluations += sampler.step(index, levels)
+        ends.append(len(evaluations))
+    return Walk(table_of(evaluations, conditions, sampler.remembers), np.array(ends))
+
+
+def table_of(
+    evaluations: Sequence[Evaluation], conditions: Callable[[Any, Any], Any], remembers: str = "images"
+) -> np.ndarray:
+    """Write evaluations as the table that `walk` reads; see `Walk`. `remembers` is the sampler's."""
+    rows = np.zeros((len(evaluations), 6 + MEMORY + 2))
+    for row, evaluation in zip(rows, evaluations):
+        row[1:6] = evaluation.noise_rate, evaluation.signal_rate, evaluation.image, evaluation.noise, evaluation.fresh
+        row[6 : 6 + len(evaluation.remembered)] = evaluation.remembered
+    rows[:, 0] = conditions(rows[:, 2], rows[:, 1])
+    rows[:, -2:] = (1.0, 0.0) if remembers == "images" else (0.0, 1.0)
     table = np.zeros((max(_TABLE_ROWS, 1 << (len(rows) - 1).bit_length()), rows.shape[1]), "float32")
     table[: len(rows)] = rows
     return table
 
 
 def walk(
-    denoise: Callable[[Any, Any, Any], tuple[Any, Any]],
+    denoise: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
     noisy_images: Any,
+    memory: Any,
     table: Any,
-    first_step: Any,
-    last_step: Any,
+    first: Any,
+    last: Any,
     draw_noises: Callable[[Any], Any],
-) -> tuple[Any, Any]:
-    """Take the steps first_step, ..., last_step - 1 of a table.
+    adjust: Callable[[Any, Any], Any] | None = None,
+) -> tuple[Any, Any, Any]:
+    """Make the evaluations first, ..., last - 1 of a table.
 
     Args:
-        denoise: (noisy_images, noise_rate, signal_rate) -> (pred_noises, pred_images); the rates are scalars.
-        noisy_images: (batch, height, width, channels), the state at the first step's start.
-        table: what `step_table` returned, as a tensor.
-        first_step, last_step: int32 scalars; their values are not compiled in.
-        draw_noises: step number -> standard normal noises shaped as `noisy_images`. Only called where noise is added.
+        denoise: (noisy_images, noise_rate, signal_rate, condition) -> (pred_noises, pred_images); all but the images are
+            scalars.
+        noisy_images: (batch, height, width, channels), the state at the first evaluation.
+        memory: (MEMORY, batch, height, width, channels), earlier predictions, the latest first; zeros at the start.
+        table: `Walk.table`, as a tensor.
+        first, last: int32 scalars; their values are not compiled in.
+        draw_noises: number -> standard normal noises shaped as `noisy_images`. Only called where noise is added, with the
+            evaluation's number, counted from 1.
+        adjust: (evaluation's number from 0, noisy images after it) -> noisy images to go on with; None changes nothing.
 
     Returns:
-        (noisy images after the last step, the images predicted in it).
+        (noisy images, memory, predicted images) after the last evaluation.
     """
 
-    def take_step(index, noisy_images, _):
-        signal_rate, noise_rate, image, noise, fresh = ops.unstack(ops.take(table, index, axis=0), num=5)
-        pred_noises, pred_images = denoise(noisy_images, noise_rate, signal_rate)
+    def evaluate(index, noisy_images, memory, _):
+        condition, noise_rate, signal_rate, image, noise, fresh, *others = ops.unstack(
+            ops.take(table, index, axis=0), num=6 + MEMORY + 2
+        )
+        pred_noises, pred_images = denoise(noisy_images, noise_rate, signal_rate, condition)
         noisy_images = image * pred_images + noise * pred_noises
+        for weight, earlier in zip(others[:MEMORY], ops.unstack(memory, num=MEMORY)):
+            noisy_images = noisy_images + weight * earlier
         noisy_images = ops.cond(
             fresh > 0.0, lambda: noisy_images + fresh * draw_noises(index + 1), lambda: noisy_images
         )
-        return index + 1, noisy_images, pred_images
+        if adjust is not None:
+            noisy_images = adjust(index, noisy_images)
+        keep_image, keep_noise = others[MEMORY:]
+        kept = keep_image * pred_images + keep_noise * pred_noises
+        return index + 1, noisy_images, ops.concatenate([kept[None], memory[:-1]]), pred_images
 
-    _, noisy_images, pred_images = ops.while_loop(
-        lambda index, *_: index < last_step, take_step, (first_step, noisy_images, ops.zeros_like(noisy_images))
+    _, noisy_images, memory, pred_images = ops.while_loop(
+        lambda index, *_: index < last, evaluate, (first, noisy_images, memory, ops.zeros_like(noisy_images))
     )
-    return noisy_images, pred_images
+    return noisy_images, memory, pred_images

@@ -1,4 +1,4 @@
-"""The sampler of the paper, from deterministic DDIM to ancestral DDPM."""
+"""The samplers of the paper, from deterministic DDIM to ancestral DDPM."""
 
 from __future__ import annotations
 
@@ -7,43 +7,77 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddim_keras.samplers.base import Sampler, Step
+from ddim_keras.forward import added_variance, posterior_deviation
+from ddim_keras.samplers.base import Evaluation, Levels, Sampler
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class DDIM(Sampler):
-    """Denoising diffusion implicit model, eq. 12 with the sigma of eq. 16.
+    """Denoising diffusion implicit model, eq. 12 with the sigma of eq. 16. First order, one evaluation a step.
 
         sigma = eta (b'/b) sqrt(1 - a^2/a'^2)
         x_s   = a' pred_image + sqrt(b'^2 - sigma^2) pred_noise + sigma z
 
-    where a, b are the signal and noise rates at t, and a', b' those at s < t. First order at eta = 0.
+    where a, b are the signal and noise rates at t, and a', b' those at s < t.
 
     Args:
         eta: stochasticity in [0, 1]. 0 is DDIM, deterministic given its initial noise; 1 is DDPM.
+        variance: "posterior" adds noise of deviation sigma. "large" adds eta sqrt(1 - a^2/a'^2) instead, and leaves the rest
+            as it is: at eta = 1 the sigma-hat of the paper's Table 1.
 
     Raises:
-        ValueError: eta outside [0, 1].
+        ValueError: eta outside [0, 1], or an unknown variance.
 
     Source: Song, Meng & Ermon, ICLR 2021.
 
     Example:
 
-    >>> step = DDIM(eta=0.0).step(0.6, 0.8, 0.8, 0.6)
-    >>> float(step.image), float(round(step.noise, 6)), float(step.fresh)
+    >>> levels = Levels(np.array([0.6, 0.8]), np.array([0.8, 0.6]))
+    >>> (evaluation,) = DDIM(eta=0.0).step(0, levels)
+    >>> float(evaluation.image), float(evaluation.noise), float(evaluation.fresh)
     (0.8, 0.6, 0.0)
     """
 
-    def __init__(self, eta: float = 0.0):
+    def __init__(self, eta: float = 0.0, variance: str = "posterior"):
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must lie in [0, 1], got {eta}: 0 is deterministic DDIM, 1 is DDPM")
+        if variance not in ("posterior", "large"):
+            raise ValueError(f'variance must be "posterior" or "large", got {variance!r}')
         self.eta = float(eta)
+        self.variance = variance
+        self.is_stochastic = self.eta > 0.0
+        self.runs_backwards = not self.is_stochastic
 
-    def step(self, signal_rates: Any, noise_rates: Any, next_signal_rates: Any, next_noise_rates: Any) -> Step:
-        removed = np.clip(1.0 - (signal_rates / next_signal_rates) ** 2, 0.0, 1.0)
-        sigma = self.eta * next_noise_rates / noise_rates * np.sqrt(removed)
-        direction = np.sqrt(np.maximum(next_noise_rates**2 - sigma**2, 0.0))
-        return Step(image=next_signal_rates, noise=direction, fresh=sigma)
+    def step(self, index: int, levels: Levels) -> list[Evaluation]:
+        (signal, next_signal), (noise, next_noise) = (rates[index : index + 2] for rates in levels)
+        sigma = posterior_deviation(signal, noise, next_signal, next_noise, self.eta) if self.eta else 0.0
+        direction = np.sqrt(max(next_noise**2 - sigma**2, 0.0))
+        fresh = sigma
+        if self.variance == "large" and next_noise > 0.0:  # the last step adds no noise
+            fresh = self.eta * np.sqrt(added_variance(signal, next_signal))
+        return [Evaluation(signal, noise, image=next_signal, noise=direction, fresh=fresh)]
 
     def get_config(self) -> dict[str, Any]:
-        return {"eta": self.eta}
+        return {"eta": self.eta, "variance": self.variance}
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class DDPM(DDIM):
+    """Ancestral sampling of a denoising diffusion probabilistic model: `DDIM` at eta = 1. One evaluation a step.
+
+    Args:
+        variance: "posterior" or "large", as for `DDIM`.
+
+    Source: Ho, Jain & Abbeel 2020.
+
+    Example:
+
+    >>> DDPM().eta
+    1.0
+    """
+
+    def __init__(self, variance: str = "posterior"):
+        super().__init__(eta=1.0, variance=variance)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"variance": self.variance}

@@ -1,0 +1,30 @@
+"""Checks of numbers that a user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def integer(name: str, value: Any, minimum: int, below: int | None = None) -> int:
+    """Return `value` as an int, or raise ValueError unless it is an integer in [minimum, below)."""
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < minimum or (below is not None and value >= below):
+        limit = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
+        raise ValueError(f"{name} must be an integer, {limit}: got {value!r}")
+    return int(value)
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Return `value` as an int, or raise ValueError unless it is an integer of at least 1."""
+    return integer(name, value, minimum=1)
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width), given that or the side of a square."""
+    sizes = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
+    if len(sizes) != 2:
+        raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
+    return positive_int("image_size", sizes[0]), positive_int("image_size", sizes[1])
