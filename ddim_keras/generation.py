@@ -305,7 +305,7 @@ class Generation:
         """
         ends = self._ends([start, end], from_images, diffusion_steps, options)
         weights = np.linspace(0.0, 1.0, positive_int("num_images", num_images))
-        return self.decode(slerp(*ends, weights), diffusion_steps, **options)
+        return self.decode(slerp(ends[0], ends[1], weights), diffusion_steps, **options)
 
     def interpolate_grid(
         self,
@@ -670,8 +670,8 @@ class Generation:
             raise ConvergenceError(
                 f"exact encoding did not converge: the round trip is off by {error:.1e}, expected at most 1e-5. Step {worst + 1} "
                 f"of {len(report.residuals)} from the image was left with a residual of {report.residuals[worst]:.1e} after "
-                f"{report.iterations[worst]} iterations. Take smaller steps there (more diffusion_steps, or spacing='quadratic' if "
-                "it is the first). Images that the network's last step could never draw have no latent at all; a schedule that "
+                f"{report.iterations[worst]} iterations. Take smaller steps there (more diffusion_steps, or spacing='quadratic' "
+                "if it is the first). Images that the network's last step could never draw have no latent; a schedule that "
                 "ends nearer to the clean image (a higher max_signal_rate, or 'linear_beta') leaves fewer of those",
                 report,
             )

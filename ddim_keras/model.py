@@ -53,7 +53,8 @@ class DiffusionModel(Generation, keras.Model):
         seed: integer in [0, 2**32) that fixes the random numbers of training, evaluation and unseeded `generate`; None draws one.
             Two runs are identical on one machine after `keras.utils.set_random_seed`, which fixes the initial weights.
         network: a `keras.Model` of [noisy images, noise variances (batch, 1, 1, 1)] to use instead of the residual
-            U-Net; with a schedule of T times, of [noisy images, times], which are the integers 1 to T; its output has the shape of the noisy images. `widths`, `block_depth` and the embedding are then unused.
+            U-Net; with a schedule of T times, of [noisy images, times], which are the integers 1 to T. Its output has the
+            shape of the noisy images. `widths`, `block_depth` and the embedding are then unused.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the samplers' arithmetic are
             float32 whatever it is.
         name: name of the model.

@@ -14,14 +14,17 @@ from ddim_keras import files
 if TYPE_CHECKING:
     import matplotlib.figure
 
-    from ddim_keras.model import DiffusionModel, Trajectory
+    from ddim_keras.generation import Trajectory
+    from ddim_keras.model import DiffusionModel
+    from ddim_keras.schedules import Schedule
 
 
 def image_grid(images: Any, columns: int | None = None, padding: int = 1, scale: int = 1) -> np.ndarray:
     """Lay images out in rows.
 
     Args:
-        images: (number, height, width, channels) in [0, 1]; channels 1, 3 or 4, any other count shows its first.
+        images: (number, height, width, channels) in [0, 1]; channels 1, 3 or 4, any other count shows its first. Or
+            (rows, columns, height, width, channels), laid out as they are: a strip of an interpolation in each row, say.
         columns: images per row; None for about a square.
         padding: white pixels around each image.
         scale: each image pixel becomes scale x scale.
@@ -30,6 +33,9 @@ def image_grid(images: Any, columns: int | None = None, padding: int = 1, scale:
         uint8 array (grid height, grid width, 3 or 4).
     """
     images = np.asarray(images, "float32")
+    if images.ndim == 5:
+        columns = images.shape[1]
+        images = images.reshape(-1, *images.shape[2:])
     if images.ndim != 4 or not len(images):
         raise ValueError(f"expected at least one image, (number, height, width, channels), got shape {images.shape}")
     if images.shape[-1] not in (1, 3, 4):
@@ -89,6 +95,119 @@ def trajectory_images(model: DiffusionModel, trajectory: Trajectory, columns: in
     return rows.reshape(-1, *rows.shape[3:])
 
 
+def trajectory_frames(model: DiffusionModel, trajectory: Trajectory, columns: int | None = None) -> list[np.ndarray]:
+    """Draw each step of a walk as a grid of all its images: the frames of an animation.
+
+    Args:
+        model: the model that made the walk.
+        trajectory: what `model.generate(..., return_trajectory=True)` gave.
+        columns: images per row; None for about a square.
+
+    Returns:
+        steps + 1 uint8 grids, from noise to images, for `save_animation`.
+    """
+    return [
+        image_grid(keras.ops.convert_to_numpy(model.denormalize(images)), columns) for images in trajectory.noisy_images
+    ]
+
+
+def save_animation(
+    path: str | os.PathLike, frames: Sequence[Any], milliseconds: int = 80, hold: int = 1500, scale: int = 1
+) -> None:
+    """Write frames as an animated GIF or WebP that runs for ever; whole or not at all.
+
+    Args:
+        path: ends in .gif or .webp.
+        frames: uint8 (height, width, channels) of one shape, such as `image_grid` and `trajectory_frames` give; or floats in
+            [0, 1], (height, width, channels).
+        milliseconds: how long a frame is shown.
+        hold: how long the last one is.
+        scale: each pixel becomes scale x scale.
+
+    Raises:
+        ValueError: another suffix, or no frames.
+    """
+    import PIL.Image
+
+    format = {".gif": "GIF", ".webp": "WEBP"}.get(os.path.splitext(path)[1].lower())
+    if format is None:
+        raise ValueError(f"an animation's name must end in .gif or .webp, got {os.fspath(path)!r}")
+    if not len(frames):
+        raise ValueError("an animation needs at least one frame, got none")
+    pictures = []
+    for frame in frames:
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8:
+            frame = image_grid(frame[None], padding=0)
+        picture = PIL.Image.fromarray(frame)
+        pictures.append(picture.resize((picture.width * scale, picture.height * scale), PIL.Image.Resampling.NEAREST))
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
+    durations = [milliseconds] * (len(pictures) - 1) + [hold]
+    with files.written_beside(path) as temporary:
+        pictures[0].save(
+            temporary,
+            format=format,
+            save_all=True,
+            append_images=pictures[1:],
+            duration=durations,
+            loop=0,
+            **options,
+        )
+
+
+def plot_rows(images: Any, labels: Sequence[str], title: str | None = None) -> matplotlib.figure.Figure:
+    """Draw rows of images with a label before each.
+
+    Args:
+        images: (rows, columns, height, width, channels) in [0, 1].
+        labels: one for each row.
+
+    Returns:
+        The figure; it is not shown.
+    """
+    from matplotlib.figure import Figure
+
+    if len(images) != len(labels):
+        raise ValueError(f"expected a label for each of {len(images)} rows, got {len(labels)}")
+    strips = [image_grid(row[None]) for row in np.asarray(images)]
+    height, width = strips[0].shape[:2]
+    figure = Figure(figsize=(9, 8 * height * len(strips) / width + 0.4), layout="constrained")
+    for axes, strip, label in zip(np.atleast_1d(figure.subplots(len(strips), 1)), strips, labels):
+        axes.imshow(strip, interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(label, rotation=0, ha="right", va="center")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def plot_consistency(
+    model: DiffusionModel,
+    steps: Sequence[int] = (5, 10, 20, 50, 100),
+    num_images: int = 10,
+    seed: int = 0,
+    **options: Any,
+) -> matplotlib.figure.Figure:
+    """Draw what the same noises become in different numbers of steps, a row for each (the paper's figure 5).
+
+    Args:
+        model: a trained model.
+        steps: numbers of steps.
+        num_images: images per row.
+        seed: fixes the noises.
+        **options: as for `model.generate`; deterministic DDIM if no sampler is among them.
+
+    Returns:
+        The figure; it is not shown.
+    """
+    if "eta" not in options:
+        options.setdefault("sampler", "ddim")
+    rows = [model.generate(num_images, number, seed=seed, **options) for number in steps]
+    return plot_rows(np.stack(rows), [f"S = {number}" for number in steps])
+
+
 def plot_history(history: Mapping[str, Sequence[float]]) -> matplotlib.figure.Figure:
     """Draw the losses of `model.fit(...).history` by epoch, training and validation in one colour each.
 
@@ -111,15 +230,19 @@ def plot_history(history: Mapping[str, Sequence[float]]) -> matplotlib.figure.Fi
     return figure
 
 
-def plot_schedule(schedule: Any, diffusion_steps: int = 200) -> matplotlib.figure.Figure:
+def plot_schedule(schedule: Schedule, diffusion_steps: int = 200) -> matplotlib.figure.Figure:
     """Draw the signal and noise rates of a schedule, and its log signal-to-noise ratio, over diffusion time.
+
+    Args:
+        schedule: what to draw; on T discrete times from the first to the last.
+        diffusion_steps: how many points.
 
     Returns:
         The figure; it is not shown.
     """
     from matplotlib.figure import Figure
 
-    times = np.linspace(0.0, 1.0, diffusion_steps)
+    times = np.linspace(1.0 / schedule.num_times if schedule.num_times else 0.0, 1.0, diffusion_steps)
     signal_rates, noise_rates = schedule(times)
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     rates, ratio = figure.subplots(1, 2)
@@ -127,7 +250,8 @@ def plot_schedule(schedule: Any, diffusion_steps: int = 200) -> matplotlib.figur
     rates.plot(times, noise_rates, label="noise rate")
     rates.set(xlabel="diffusion time", ylim=(0, 1.02))
     rates.legend()
-    ratio.plot(times, 2 * np.log(signal_rates / noise_rates))
+    has_signal = signal_rates > 0.0  # a schedule of zero terminal SNR ends with none
+    ratio.plot(times[has_signal], schedule.log_snr(times[has_signal]))
     ratio.set(xlabel="diffusion time", ylabel="log signal-to-noise ratio")
     return figure
 

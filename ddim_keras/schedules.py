@@ -183,6 +183,8 @@ class DiscreteSchedule(Schedule):
         betas: (T,), each in (0, 1]: the variance that each time adds.
     """
 
+    num_times: int
+
     def __init__(self, betas: np.ndarray):
         # alpha_n and 1 - alpha_n by themselves, so that neither loses its digits where it is small.
         with np.errstate(divide="ignore"):
@@ -228,7 +230,7 @@ class DiscreteSchedule(Schedule):
         return ops.where(ops.absolute(numbers - nearest) < 0.02, nearest, numbers)
 
     def _numbers_at(self, log_snr: Any) -> np.ndarray:
-        return np.interp(log_snr, self._rising_log_snr, np.arange(self.num_times, 0, -1.0))
+        return np.asarray(np.interp(log_snr, self._rising_log_snr, np.arange(self.num_times, 0.0, -1.0)))
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -344,17 +346,20 @@ class ZeroTerminalSNRSchedule(DiscreteSchedule):
     """
 
     def __init__(self, schedule: str | DiscreteSchedule | dict = "linear_beta"):
-        schedule = resolve(schedule, Schedule, SCHEDULES)
-        if not isinstance(schedule, DiscreteSchedule):
-            raise ValueError(f"expected a schedule with discrete times, such as LinearBetaSchedule(), got {schedule!r}")
-        self.schedule = schedule
-        self.num_times, self.max_condition = schedule.num_times, schedule.max_condition
-        old = schedule._signal_rates[1:]
+        inner = resolve(schedule, Schedule, SCHEDULES)
+        if not isinstance(inner, DiscreteSchedule):
+            raise ValueError(f"expected a schedule with discrete times, such as LinearBetaSchedule(), got {inner!r}")
+        self.schedule = inner
+        self.num_times, self.max_condition = inner.num_times, inner.max_condition
+        old = inner._signal_rates[1:]
         signal_rates = (old - old[-1]) * (old[0] / (old[0] - old[-1]))
         self._set_rates(signal_rates, np.sqrt((1.0 - signal_rates) * (1.0 + signal_rates)))
 
     def get_config(self) -> dict[str, Any]:
         return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.schedule!r})"
 
 
 def _numeric(values: Any) -> Any:

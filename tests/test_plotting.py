@@ -3,7 +3,7 @@ import PIL.Image
 import pytest
 
 from ddim_keras import plotting
-from ddim_keras.schedules import AngleSchedule
+from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule, ZeroTerminalSNRSchedule
 
 
 def test_a_grid_holds_each_image_in_its_place():
@@ -33,6 +33,51 @@ def test_trajectories_show_noise_above_prediction(trained_model):
     assert rows.shape == (2 * 2 * 4, 8, 8, 1)
     np.testing.assert_allclose(rows[7], images[0], atol=1e-6)  # the end of the first image's second row
     np.testing.assert_allclose(rows[15], images[1], atol=1e-6)
+
+
+def test_rows_of_images_are_laid_out_as_they_are():
+    images = np.random.default_rng(0).uniform(size=(2, 3, 4, 4, 1))
+    np.testing.assert_array_equal(
+        plotting.image_grid(images), plotting.image_grid(images.reshape(6, 4, 4, 1), columns=3)
+    )
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animations_hold_every_frame(trained_model, tmp_path, suffix):
+    _, trajectory = trained_model.generate(4, 6, return_trajectory=True, seed=0)
+    frames = plotting.trajectory_frames(trained_model, trajectory)
+    assert len(frames) == 7
+    plotting.save_animation(tmp_path / f"walk{suffix}", frames, milliseconds=50, hold=400, scale=2)
+    animation = PIL.Image.open(tmp_path / f"walk{suffix}")
+    assert animation.n_frames == 7 and animation.size == (frames[0].shape[1] * 2, frames[0].shape[0] * 2)
+    animation.seek(3)
+    shown = np.asarray(animation.convert("RGB")).astype(int)
+    expected = frames[3].repeat(2, axis=0).repeat(2, axis=1).astype(int)
+    assert np.abs(shown - expected).max() <= (0 if suffix == ".webp" else 8)  # a GIF has 256 colours
+    assert [path.name for path in tmp_path.iterdir()] == [f"walk{suffix}"]
+
+
+def test_animations_refuse_other_formats_and_no_frames(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in .gif or .webp, got '.*walk.mp4'"):
+        plotting.save_animation(tmp_path / "walk.mp4", [np.zeros((2, 2, 3), "uint8")])
+    with pytest.raises(ValueError, match="at least one frame"):
+        plotting.save_animation(tmp_path / "walk.gif", [])
+
+
+def test_a_consistency_sheet_has_a_row_for_each_number_of_steps(trained_model):
+    figure = plotting.plot_consistency(trained_model, steps=(2, 5), num_images=3, seed=1)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["S = 2", "S = 5"]
+    shown = figure.axes[1].images[0].get_array()
+    images = trained_model.generate(3, 5, sampler="ddim", seed=1)
+    np.testing.assert_array_equal(shown, plotting.image_grid(images, columns=3))
+    with pytest.raises(ValueError, match="a label for each of 1 rows, got 2"):
+        plotting.plot_rows(images[None], ["one", "two"])
+
+
+@pytest.mark.parametrize("schedule", [LinearBetaSchedule(), ZeroTerminalSNRSchedule()])
+def test_discrete_schedules_are_drawn_where_they_are_finite(schedule):
+    rates, ratio = plotting.plot_schedule(schedule).axes
+    assert np.isfinite(ratio.lines[0].get_ydata()).all() and len(rates.lines) == 2
 
 
 def test_charts_draw_what_they_are_given(tmp_path):

@@ -22,7 +22,13 @@ from ddim_keras.samplers import (
     table_of,
     walk,
 )
-from ddim_keras.schedules import AngleSchedule, CosineBetaSchedule, LinearLogSNRSchedule, ZeroTerminalSNRSchedule
+from ddim_keras.schedules import (
+    AngleSchedule,
+    CosineBetaSchedule,
+    LinearBetaSchedule,
+    LinearLogSNRSchedule,
+    ZeroTerminalSNRSchedule,
+)
 from ddim_keras.spacings import diffusion_times, levels_of
 
 SCHEDULE = AngleSchedule()
@@ -122,6 +128,26 @@ def test_the_compiled_loop_is_the_sampler_written_out(sampler, schedule):
     assert np.isfinite(expected).all()
     # From pure noise the weights of high orders are large, and float32 shows.
     np.testing.assert_allclose(result, expected, atol=2e-5 if schedule is SCHEDULE else 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (DDIM(), (0.891073, 1.189533)),
+        (DPMSolverMultistep(), (0.933026, 1.240460)),
+        (UniPC(2), (0.929023, 1.240390)),
+        (UniPC(3), (0.924618, 1.239630)),
+        (Heun(), (0.930318, 1.253095)),
+    ],
+    ids=repr,
+)
+def test_walks_are_those_of_another_implementation(sampler, expected):
+    """What the schedulers of diffusers 0.42.1 made of 1 and 2 with this oracle: linear betas, 20 trailing steps, no clipping."""
+    schedule = LinearBetaSchedule()
+    levels = levels_of(schedule, diffusion_times(20, "trailing", schedule))
+    result = run_in_float64(sampler, levels, MIXTURE, np.array([1.0, 2.0]))
+    # Its schedule is float32, and Heun's walk passes through noise levels in the hundreds.
+    np.testing.assert_allclose(result, expected, atol=2e-5 if isinstance(sampler, Heun) else 2e-6)
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)

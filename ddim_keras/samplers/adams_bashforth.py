@@ -120,7 +120,7 @@ class AdamsBashforth(Sampler):
         return {"order": self.num_noises, "warm_up": self.warm_up}
 
 
-def integral_weights(nodes: Sequence[float], start: float, end: float) -> np.ndarray:
+def integral_weights(nodes: Sequence[float] | np.ndarray, start: float, end: float) -> np.ndarray:
     """Return the weights w for which sum w_j f(nodes_j) integrates the polynomial through f from start to end.
 
     Args:

@@ -24,8 +24,8 @@ class DPMSolverMultistep(Sampler):
         D = pred_image + h / (2 h_before) (pred_image - pred_image_before)
 
     Args:
-        stochastic: also add noise, as ancestral sampling does ("SDE-DPM-Solver++(2M)"):
-            x_s = (b'/b) exp(-h) x_t + a' (1 - exp(-2h)) D + b' sqrt(1 - exp(-2h)) z. Its samples have first order in distribution.
+        stochastic: also add noise, as ancestral sampling does ("SDE-DPM-Solver++(2M)"); first order in distribution:
+            x_s = (b'/b) exp(-h) x_t + a' (1 - exp(-2h)) D + b' sqrt(1 - exp(-2h)) z
 
     The first step, and the last one to the clean image, are DDIM's.
 

@@ -23,7 +23,7 @@ class UniPC(Sampler):
     Args:
         predictor_order: 1 to 3, the number of images that the predictor uses. The corrector makes the order one higher.
 
-    The last step to the clean image is DDIM's, as lambda is infinite there.
+    The last step to the clean image is DDIM's, as lambda is infinite there; the order falls to it by one a step.
 
     Raises:
         ValueError: an order that is not 1, 2 or 3.
@@ -69,7 +69,10 @@ class UniPC(Sampler):
         weights[base] = whole
         if not np.isfinite(length):
             return weights
-        earlier = half_log_snr[max(index - self.predictor_order + 1, 0) : index][::-1]
+        order = self.predictor_order
+        if levels.noise_rates[-1] == 0.0:  # towards the end few steps are left for an error to even out
+            order = min(order, len(half_log_snr) - 1 - index)
+        earlier = half_log_snr[max(index - order + 1, 0) : index][::-1]
         places = (earlier[np.isfinite(earlier)] - half_log_snr[index]) / length
         positions = base + 1 + np.arange(len(places))
         if corrector:
@@ -77,7 +80,7 @@ class UniPC(Sampler):
         if not len(places):
             return weights
         rho = np.array([0.5]) if len(places) == 1 else self._solve(places, length)
-        for coefficient, place, position in zip(whole * rho / places, places, positions):
+        for coefficient, position in zip(whole * rho / places, positions):
             weights[position] += coefficient
             weights[base] -= coefficient
         return weights

@@ -1,0 +1,225 @@
+"""Measure every sampler: its order, its error against a known solution, its time, and its images of a trained model.
+
+    python benchmarks/samplers.py [--model outputs/demo/model.keras] [--images 1000] [--out docs/samplers]
+
+Writes tables.md and error.png to --out. The last part needs a model of the embedded images, such as `make demo` leaves, and
+scores images by the Frechet distance between features of a small classifier, trained here on the embedded images' labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import scipy.linalg
+from matplotlib.figure import Figure
+
+import ddim_keras
+from ddim_keras import files, plotting
+from ddim_keras.samplers import (
+    DDIM,
+    DDPM,
+    MEMORY,
+    AdamsBashforth,
+    DPMSolverMultistep,
+    DPMSolverSinglestep,
+    Heun,
+    Levels,
+    Sampler,
+    UniPC,
+)
+from ddim_keras.schedules import LinearBetaSchedule, LinearLogSNRSchedule
+from ddim_keras.spacings import diffusion_times, levels_of
+
+BUDGETS = (5, 10, 20, 50)
+STEPS = (8, 16, 32, 64, 128)
+DETERMINISTIC = (
+    DDIM(),
+    Heun(),
+    DPMSolverSinglestep(),
+    DPMSolverMultistep(),
+    AdamsBashforth(2),
+    AdamsBashforth(3),
+    AdamsBashforth(4),
+    UniPC(1),
+    UniPC(2),
+    UniPC(3),
+)
+STOCHASTIC = (DDIM(0.5), DDPM(), DDPM("large"), DPMSolverMultistep(stochastic=True))
+SPACINGS = ("linear", "quadratic", "karras", "log_snr")
+CENTRE, DEVIATION = 0.8, 0.3
+
+
+def mixture_denoiser(noisy: np.ndarray, noise_rate: float, signal_rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """The perfect denoiser for pixels that are N(-0.8, 0.3^2) or N(0.8, 0.3^2), equally often."""
+    variance = signal_rate**2 * DEVIATION**2 + noise_rate**2
+    sign = np.tanh(signal_rate * CENTRE * noisy / variance)
+    pred_images = (sign * CENTRE * noise_rate**2 + signal_rate * DEVIATION**2 * noisy) / variance
+    return (noisy - signal_rate * pred_images) / noise_rate, pred_images
+
+
+def run(sampler: Sampler, levels: Levels, noisy: np.ndarray) -> np.ndarray:
+    """A walk in float64, without the compiled loop."""
+    memory = [np.zeros_like(noisy)] * MEMORY
+    for index in range(len(levels.signal_rates) - 1):
+        for evaluation in sampler.step(index, levels):
+            pred_noises, pred_images = mixture_denoiser(noisy, evaluation.noise_rate, evaluation.signal_rate)
+            noisy = evaluation.image * pred_images + evaluation.noise * pred_noises
+            noisy = noisy + sum(weight * earlier for weight, earlier in zip(evaluation.remembered, memory))
+            memory = [pred_images if sampler.remembers == "images" else pred_noises, *memory[:-1]]
+    return noisy
+
+
+def order_of(sampler: Sampler, noise: np.ndarray) -> float:
+    """The slope of the error over S = 8 to 128 even steps in log-SNR."""
+    schedule = LinearLogSNRSchedule()
+
+    def levels(steps: int) -> Levels:
+        return Levels(*schedule(np.arange(steps, -1, -1) / steps))
+
+    exact = run(UniPC(3), levels(4000), noise)
+    errors = [np.abs(run(sampler, levels(steps), noise) - exact).mean() for steps in STEPS]
+    return -np.polyfit(np.log(STEPS), np.log(errors), 1)[0]
+
+
+def errors_of(sampler: Sampler, noise: np.ndarray, exact: np.ndarray, budgets: tuple[int, ...]) -> list[float]:
+    """Root mean squared errors of walks to the clean image, over DDPM's schedule with trailing steps."""
+    schedule = LinearBetaSchedule()
+    results = []
+    for budget in budgets:
+        levels = levels_of(schedule, diffusion_times(sampler.steps_for(budget), "trailing", schedule))
+        results.append(float(np.sqrt(np.square(run(sampler, levels, noise) - exact).mean())))
+    return results
+
+
+def milliseconds_per_evaluation(samplers: tuple[Sampler, ...], turns: int = 5) -> dict[str, float]:
+    """Medians, in turns, of a network evaluation within `generate`: the example's network, 16 images of 32 x 32 x 1."""
+    model = ddim_keras.DiffusionModel(32, channels=1, seed=0)
+    times: dict[str, list[float]] = {repr(sampler): [] for sampler in samplers}
+    model.generate(16, 2, seed=0)
+    for _ in range(turns):
+        for sampler in samplers:
+            start = time.perf_counter()
+            model.generate(16, network_evaluations=20, sampler=sampler, seed=0)
+            evaluations = sampler.evaluations(sampler.steps_for(20))
+            times[repr(sampler)].append(1000 * (time.perf_counter() - start) / evaluations)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class FrechetDistance:
+    """Between features of generated images and of the embedded validation images."""
+
+    def __init__(self, size: int):
+        train, validation = ddim_keras.data.load_dataset("embedded", size, 64, labels=True)
+        layers = keras.layers
+        classifier = keras.Sequential(
+            [
+                keras.Input((size, size, 1)),
+                layers.Conv2D(32, 3, activation="relu", padding="same"),
+                layers.MaxPool2D(),
+                layers.Conv2D(64, 3, activation="relu", padding="same"),
+                layers.MaxPool2D(),
+                layers.Flatten(),
+                layers.Dropout(0.3),
+                layers.Dense(64, activation="relu"),
+                layers.Dense(10),
+            ]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        classifier.compile("adam", loss, metrics=["accuracy"])
+        classifier.fit(train, epochs=6, verbose=0)
+        accuracy = classifier.evaluate(validation, verbose=0)[1]
+        print(f"Classifier: {accuracy:.1%} of the validation images", flush=True)
+        self.features = keras.Model(classifier.inputs, classifier.layers[-2].output)
+        self.real = self._statistics(np.concatenate([images.numpy() for images, _ in train]))
+
+    def _statistics(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = self.features.predict(images, batch_size=256, verbose=0).astype("float64")
+        return values.mean(0), np.cov(values.T) + 1e-8 * np.eye(values.shape[1])
+
+    def __call__(self, images: np.ndarray) -> float:
+        (mean, covariance), (real_mean, real_covariance) = self._statistics(images), self.real
+        root = scipy.linalg.sqrtm(covariance @ real_covariance).real
+        return float(np.square(mean - real_mean).sum() + np.trace(covariance + real_covariance - 2.0 * root))
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def oracle_part(out: pathlib.Path) -> str:
+    noise = np.random.default_rng(0).normal(size=500)
+    schedule = LinearBetaSchedule()
+    exact = run(UniPC(3), levels_of(schedule, diffusion_times(1000, "linear", schedule)), noise)
+    times = milliseconds_per_evaluation((*DETERMINISTIC, *STOCHASTIC))
+    rows = []
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    curve = tuple(sorted({*BUDGETS, 7, 14, 30, 70, 100}))
+    for sampler in (*DETERMINISTIC, *STOCHASTIC):
+        row = [f"`{sampler!r}`", str(sampler.order)]
+        if sampler.is_stochastic:
+            row += ["random", *["" for _ in BUDGETS]]
+        else:
+            row += [f"{order_of(sampler, noise):.2f}"]
+            row += [f"{error:.4f}" for error in errors_of(sampler, noise, exact, BUDGETS)]
+            axes.loglog(curve, errors_of(sampler, noise, exact, curve), marker=".", label=repr(sampler))
+        rows.append([*row, f"{times[repr(sampler)]:.1f}"])
+        print(" ".join(rows[-1]), flush=True)
+    axes.set(xlabel="network evaluations", ylabel="error of the image (standard deviations of a pixel)")
+    axes.legend(fontsize=7)
+    plotting.save_figure(out / "error.png", figure)
+    head = ["sampler", "order", "measured", *[f"error at {budget}" for budget in BUDGETS], "ms an evaluation"]
+    return markdown(head, rows)
+
+
+def model_part(path: pathlib.Path, number: int) -> str:
+    saved = ddim_keras.load_model(path)
+    # In float32: the samplers, not the rounding, are to be compared.
+    model = ddim_keras.DiffusionModel.from_config({**saved.get_config(), "dtype": "float32"})
+    model.set_weights(saved.get_weights())
+    distance = FrechetDistance(model.image_shape[0])
+    rows = []
+    samplers = (*(s for s in DETERMINISTIC if repr(s) != repr(UniPC(1))), *STOCHASTIC)
+    for spacing in SPACINGS:
+        for sampler in samplers:
+            row = [f"`{sampler!r}`", spacing]
+            for budget in BUDGETS[:3]:
+                images = model.generate(
+                    number, network_evaluations=budget, sampler=sampler, spacing=spacing, seed=0, verbose=0
+                )
+                row.append(f"{distance(images):.1f}")
+            rows.append(row)
+            print(" ".join(row), flush=True)
+    for clipping in ("static", "dynamic"):
+        row = [f"`{DDIM()!r}`, {clipping} clipping", "linear"]
+        for budget in BUDGETS[:3]:
+            row.append(f"{distance(model.generate(number, budget, clipping=clipping, seed=0, verbose=0)):.1f}")
+        rows.append(row)
+        print(" ".join(row), flush=True)
+    return markdown(["sampler", "spacing", *[f"{budget} evaluations" for budget in BUDGETS[:3]]], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=pathlib.Path, help="a saved model of the embedded images (default: leave that part out)")
+    parser.add_argument("--images", type=int, default=1000, help="images for each distance (default: %(default)s)")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/samplers"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    text = oracle_part(arguments.out)
+    if arguments.model:
+        text += "\n" + model_part(arguments.model, arguments.images)
+    with files.written_beside(arguments.out / "tables.md") as temporary:
+        pathlib.Path(temporary).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
