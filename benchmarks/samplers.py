@@ -1,9 +1,10 @@
 """Measure every sampler: its order, its error against a known solution, its time, and its images of a trained model.
 
-    python benchmarks/samplers.py [--model outputs/demo/model.keras] [--images 1000] [--out docs/samplers]
+    python benchmarks/samplers.py [--model outputs/demo/model.keras] [--images 1000] [--docs docs/samplers.md]
 
-Writes tables.md and error.png to --out. The last part needs a model of the embedded images, such as `make demo` leaves, and
-scores images by the Frechet distance between features of a small classifier, trained here on the embedded images' labels.
+Replaces the tables in docs/samplers.md, between its comments, and the picture beside it. The second table needs a model of the
+embedded images, such as `make demo` leaves: it scores images by the Frechet distance between features of a small
+classifier, trained here on the embedded images' labels.
 """
 
 from __future__ import annotations
@@ -77,15 +78,11 @@ def run(sampler: Sampler, levels: Levels, noisy: np.ndarray) -> np.ndarray:
     return noisy
 
 
-def order_of(sampler: Sampler, noise: np.ndarray) -> float:
+def order_of(sampler: Sampler, noise: np.ndarray, exact: np.ndarray) -> float:
     """The slope of the error over S = 8 to 128 even steps in log-SNR."""
     schedule = LinearLogSNRSchedule()
-
-    def levels(steps: int) -> Levels:
-        return Levels(*schedule(np.arange(steps, -1, -1) / steps))
-
-    exact = run(UniPC(3), levels(4000), noise)
-    errors = [np.abs(run(sampler, levels(steps), noise) - exact).mean() for steps in STEPS]
+    levels = (Levels(*schedule(np.arange(steps, -1, -1) / steps)) for steps in STEPS)
+    errors = [np.abs(run(sampler, each, noise) - exact).mean() for each in levels]
     return -np.polyfit(np.log(STEPS), np.log(errors), 1)[0]
 
 
@@ -155,8 +152,18 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def oracle_part(out: pathlib.Path) -> str:
+def replace_table(path: pathlib.Path, name: str, table: str) -> None:
+    """Put a table between the comments of its name."""
+    before, rest = path.read_text().split(f"<!-- {name} -->\n")
+    _, after = rest.split(f"<!-- end of {name} -->\n")
+    with files.written_beside(path) as temporary:
+        temporary.write_text(f"{before}<!-- {name} -->\n{table}<!-- end of {name} -->\n{after}")
+
+
+def oracle_part(picture: pathlib.Path) -> str:
     noise = np.random.default_rng(0).normal(size=500)
+    even = LinearLogSNRSchedule()
+    ode = run(UniPC(3), Levels(*even(np.arange(4000, -1, -1) / 4000)), noise)
     schedule = LinearBetaSchedule()
     exact = run(UniPC(3), levels_of(schedule, diffusion_times(1000, "linear", schedule)), noise)
     times = milliseconds_per_evaluation((*DETERMINISTIC, *STOCHASTIC))
@@ -169,14 +176,14 @@ def oracle_part(out: pathlib.Path) -> str:
         if sampler.is_stochastic:
             row += ["random", *["" for _ in BUDGETS]]
         else:
-            row += [f"{order_of(sampler, noise):.2f}"]
+            row += [f"{order_of(sampler, noise, ode):.2f}"]
             row += [f"{error:.4f}" for error in errors_of(sampler, noise, exact, BUDGETS)]
             axes.loglog(curve, errors_of(sampler, noise, exact, curve), marker=".", label=repr(sampler))
         rows.append([*row, f"{times[repr(sampler)]:.1f}"])
         print(" ".join(rows[-1]), flush=True)
     axes.set(xlabel="network evaluations", ylabel="error of the image (standard deviations of a pixel)")
     axes.legend(fontsize=7)
-    plotting.save_figure(out / "error.png", figure)
+    plotting.save_figure(picture, figure)
     head = ["sampler", "order", "measured", *[f"error at {budget}" for budget in BUDGETS], "ms an evaluation"]
     return markdown(head, rows)
 
@@ -210,15 +217,17 @@ def model_part(path: pathlib.Path, number: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=pathlib.Path, help="a saved model of the embedded images (default: leave that part out)")
+    parser.add_argument(
+        "--model", type=pathlib.Path, help="a saved model of the embedded images (default: leave that part out)"
+    )
     parser.add_argument("--images", type=int, default=1000, help="images for each distance (default: %(default)s)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/samplers"), help="default: %(default)s")
+    parser.add_argument(
+        "--docs", type=pathlib.Path, default=pathlib.Path("docs/samplers.md"), help="default: %(default)s"
+    )
     arguments = parser.parse_args()
-    text = oracle_part(arguments.out)
+    replace_table(arguments.docs, "oracle", oracle_part(arguments.docs.parent / "images" / "sampler_error.png"))
     if arguments.model:
-        text += "\n" + model_part(arguments.model, arguments.images)
-    with files.written_beside(arguments.out / "tables.md") as temporary:
-        pathlib.Path(temporary).write_text(text)
+        replace_table(arguments.docs, "model", model_part(arguments.model, arguments.images))
 
 
 if __name__ == "__main__":

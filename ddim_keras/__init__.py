@@ -12,12 +12,15 @@ __version__ = "0.1.0"
 # Imported on first use, so that `import ddim_keras` stays quick and needs neither TensorFlow nor matplotlib.
 _LAZY_MODULES = (
     "callbacks",
+    "clipping",
     "data",
+    "forward",
     "networks",
     "parameterizations",
     "plotting",
     "samplers",
     "schedules",
+    "spacings",
     "weightings",
 )
 

@@ -164,7 +164,7 @@ class KarrasSpacing(Spacing):
 
     >>> from ddim_keras.schedules import AngleSchedule
     >>> KarrasSpacing()(3, AngleSchedule()).round(2).tolist()
-    [1.0, 0.78, 0.0]
+    [1.0, 0.89, 0.0]
     """
 
     def __init__(self, rho: float = 7.0):

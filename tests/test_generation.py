@@ -112,7 +112,7 @@ def test_samplers_converge_to_one_image(trained_model):
     times = np.linspace(0, 1, 101)[1:]
     fine = trained_model.generate(2, times, sampler="heun", seed=0)
     for sampler in ("dpm_solver_2m", "dpm_solver_2s", "adams_bashforth", "unipc"):
-        np.testing.assert_allclose(trained_model.generate(2, times, sampler=sampler, seed=0), fine, atol=2e-3)
+        np.testing.assert_allclose(trained_model.generate(2, times, sampler=sampler, seed=0), fine, atol=5e-3)
 
 
 def test_samplers_are_given_by_name_or_object_and_eta_is_ddims(trained_model):

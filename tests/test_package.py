@@ -54,7 +54,23 @@ def test_the_version_is_that_of_the_installed_package():
     assert ddim_keras.__version__ in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("module", ["schedules", "samplers.ddim", "data.loading", "model"])
+WITH_EXAMPLES = [
+    "clipping",
+    "data.loading",
+    "forward",
+    "interpolation",
+    "model",
+    "samplers.adams_bashforth",
+    "samplers.ddim",
+    "samplers.dpm_solver",
+    "samplers.heun",
+    "samplers.unipc",
+    "schedules",
+    "spacings",
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_run(module):
     module = importlib.import_module(f"ddim_keras.{module}")
     result = doctest.testmod(module, extraglobs={"np": np}, optionflags=doctest.NORMALIZE_WHITESPACE)
