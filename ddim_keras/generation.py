@@ -16,7 +16,7 @@ from ddim_keras.configurable import resolve
 from ddim_keras.interpolation import slerp, slerp_grid
 from ddim_keras.inversion import ConvergenceError, InversionReport, invert_step
 from ddim_keras.parameterizations import Parameterization
-from ddim_keras.samplers import DDIM, MEMORY, SAMPLERS, Evaluation, Levels, Sampler, Walk, plan, table_of, walk
+from ddim_keras.samplers import DDIM, MEMORY, SAMPLERS, Evaluation, Levels, Sampler, UniPC, Walk, plan, table_of, walk
 from ddim_keras.schedules import SCHEDULES, Schedule
 from ddim_keras.spacings import Spacing, diffusion_times, levels_of
 
@@ -96,7 +96,7 @@ class Generation:
         eta: float | None = None,
         sampler: str | Sampler | None = None,
         network_evaluations: int | None = None,
-        spacing: str | Spacing = "linear",
+        spacing: str | Spacing | None = None,
         schedule: str | Schedule | None = None,
         clipping: str | Clipping = "none",
         seed: int | None = None,
@@ -115,11 +115,12 @@ class Generation:
                 schedule of T times also as integers from 1 to T), in any order.
             eta: samples with `DDIM(eta)`: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
             sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m", "dpm_solver_2m_sde",
-                "dpm_solver_2s", "adams_bashforth" or "unipc". None is deterministic DDIM.
+                "dpm_solver_2s", "adams_bashforth" or "unipc". None is "unipc" over "karras" spacing, which measures best
+                (docs/samplers.md); "ddim" is the paper's deterministic DDIM.
             network_evaluations: as many steps as this number of network evaluations for each image allows, instead of
                 `diffusion_steps`. Samplers that ask twice a step take half the steps then.
             spacing: how the steps are spaced: "linear", "quadratic", "quadratic_0.8", "trailing", "leading", "karras",
-                "log_snr", or a `Spacing`.
+                "log_snr", or a `Spacing`. None is "linear", but for the default sampler.
             schedule: another schedule to walk along than the one trained with, matched by noise level.
             clipping: what keeps the predicted images within the range of images: "none", "static", "dynamic", or a `Clipping`.
             seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to rounding: neither on
@@ -139,7 +140,7 @@ class Generation:
         Source: Song, Meng & Ermon (2021), eq. 12 and 16.
         """
         num_images = integer("num_images", num_images, minimum=0)
-        chosen = _sampler(sampler, eta)
+        chosen, spacing = _sampler(sampler, eta, spacing)
         if network_evaluations is not None:
             if isinstance(diffusion_steps, (Sequence, np.ndarray)):
                 raise ValueError("give either network_evaluations or a list of times as diffusion_steps, not both")
@@ -346,7 +347,7 @@ class Generation:
         *,
         eta: float | None = None,
         sampler: str | Sampler | None = None,
-        spacing: str | Spacing = "linear",
+        spacing: str | Spacing | None = None,
         schedule: str | Schedule | None = None,
         clipping: str | Clipping = "none",
         seed: int | None = None,
@@ -378,7 +379,8 @@ class Generation:
             images[:] = ops.convert_to_numpy(self.denormalize(normalized))
             return images
         clip = resolve(clipping, Clipping, CLIPPINGS)
-        times, planned = self._plan(_sampler(sampler, eta), diffusion_steps, spacing, schedule, float(strength))
+        chosen, spacing = _sampler(sampler, eta, spacing)
+        times, planned = self._plan(chosen, diffusion_steps, spacing, schedule, float(strength))
         signal_rates, noise_rates = self._walk_schedule(schedule)(times[:1])
         seed = self._seed(seed)
         for batch in self._batches(num_images, batch_size, verbose):
@@ -737,12 +739,17 @@ class Generation:
             synchronize()
 
 
-def _sampler(sampler: str | Sampler | None, eta: float | None) -> Sampler:
-    if eta is None:
-        return DDIM() if sampler is None else resolve(sampler, Sampler, SAMPLERS)
-    if sampler not in (None, "ddim"):
-        raise ValueError(f"eta is DDIM's stochasticity, but the sampler is {sampler!r}: give one of the two")
-    return DDIM(eta)
+def _sampler(
+    sampler: str | Sampler | None, eta: float | None, spacing: str | Spacing | None
+) -> tuple[Sampler, str | Spacing]:
+    """What `generate` samples with, given its arguments."""
+    if eta is not None:
+        if sampler not in (None, "ddim"):
+            raise ValueError(f"eta is DDIM's stochasticity, but the sampler is {sampler!r}: give one of the two")
+        return DDIM(eta), spacing or "linear"
+    if sampler is not None:
+        return resolve(sampler, Sampler, SAMPLERS), spacing or "linear"
+    return UniPC(), spacing or "karras"
 
 
 def _empty_steps(images: np.ndarray, number: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import pytest
 import ddim_keras
 
 # What hardly depends on the backend, or compiles long under JAX, is tested there by `make test-all` alone.
-slow_on_jax = pytest.mark.slow if keras.backend.backend() == "jax" else (lambda test: test)
+slow_on_jax = pytest.mark.slow if keras.backend.backend() == "jax" else pytest.mark.usefixtures("seeded")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

@@ -35,6 +35,15 @@ def test_unseeded_images_differ_from_call_to_call_but_not_from_run_to_run():
     np.testing.assert_array_equal(first, second)
 
 
+def test_the_default_is_what_measures_best_and_the_paper_is_one_word_away(trained_model):
+    default = trained_model.generate(2, 6, seed=1)
+    np.testing.assert_array_equal(trained_model.generate(2, 6, sampler="unipc", spacing="karras", seed=1), default)
+    ddim = trained_model.generate(2, 6, sampler="ddim", seed=1)
+    np.testing.assert_array_equal(trained_model.generate(2, 6, eta=0.0, seed=1), ddim)
+    np.testing.assert_array_equal(trained_model.generate(2, 6, sampler="ddim", spacing="linear", seed=1), ddim)
+    assert np.abs(default - ddim).max() > 1e-3
+
+
 def test_eta_changes_the_images_of_one_seed(trained_model):
     deterministic, stochastic = (trained_model.generate(2, 10, eta=eta, seed=1) for eta in (0.0, 1.0))
     assert np.abs(deterministic - stochastic).max() > 0.05
@@ -59,9 +68,9 @@ def test_other_steps_eta_and_seeds_do_not_compile_again():
 
 def test_given_noise_is_where_the_walk_starts(trained_model):
     noise = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype("float32")
-    images = trained_model.generate(5, 6, initial_noise=noise)
-    np.testing.assert_array_equal(trained_model.generate(5, 6, initial_noise=noise, seed=8), images)
-    parts = trained_model.generate(5, 6, initial_noise=noise, batch_size=2, verbose=0)
+    images = trained_model.generate(5, 6, sampler="ddim", initial_noise=noise)
+    np.testing.assert_array_equal(trained_model.generate(5, 6, sampler="ddim", initial_noise=noise, seed=8), images)
+    parts = trained_model.generate(5, 6, sampler="ddim", initial_noise=noise, batch_size=2, verbose=0)
     np.testing.assert_allclose(parts, images, atol=1e-5)
     normalized = trained_model.reverse_diffusion(noise, 6)
     np.testing.assert_allclose(ops.convert_to_numpy(trained_model.denormalize(normalized)), images, atol=1e-6)
@@ -82,8 +91,9 @@ def test_the_compiled_loop_is_the_loop_of_the_paper(trained_model):
 
 def test_a_trajectory_leads_from_the_noise_to_the_images(trained_model):
     noise = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("float32")
-    images, trajectory = trained_model.generate(3, 6, initial_noise=noise, return_trajectory=True)
-    np.testing.assert_allclose(images, trained_model.generate(3, 6, initial_noise=noise), atol=1e-5)
+    arguments = {"sampler": "ddim", "initial_noise": noise}
+    images, trajectory = trained_model.generate(3, 6, **arguments, return_trajectory=True)
+    np.testing.assert_allclose(images, trained_model.generate(3, 6, **arguments), atol=1e-5)
     np.testing.assert_array_equal(trajectory.noisy_images[0], noise)
     assert trajectory.noisy_images.shape == (7, 3, 8, 8, 1) and trajectory.pred_images.shape == (6, 3, 8, 8, 1)
     np.testing.assert_allclose(trajectory.pred_images[-1], images, atol=1e-6)

@@ -4,13 +4,14 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddim_keras import plotting
 from ddim_keras.networks.unet import check_levels
-from ddim_keras.samplers import DDIM
-from ddim_keras.schedules import AngleSchedule
+from ddim_keras.samplers import DDIM, Levels
+from ddim_keras.schedules import SCHEDULES, AngleSchedule
+from ddim_keras.spacings import SPACINGS, diffusion_times
 
 unit = st.floats(0.0, 1.0)
 
@@ -19,10 +20,26 @@ unit = st.floats(0.0, 1.0)
 def test_every_step_keeps_the_variance_of_the_marginals(time, next_time, eta):
     """Eq. 7: whatever sigma is, direction and fresh noise together have the variance of the next noise rate."""
     start, end = AngleSchedule()(max(time, next_time)), AngleSchedule()(min(time, next_time))
-    step = DDIM(eta).step(*start, *end)
+    (step,) = DDIM(eta).step(0, Levels(*(np.array(rates) for rates in zip(start, end))))
     assert step.image == end[0]
     assert step.noise**2 + step.fresh**2 == pytest.approx(end[1] ** 2, abs=1e-12)
     assert step.fresh <= eta * end[1] + 1e-12
+
+
+@given(
+    steps=st.integers(1, 1000),
+    spacing=st.sampled_from(sorted(SPACINGS)),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    start=st.floats(1e-3, 1.0),
+)
+@settings(deadline=None)
+def test_every_spacing_gives_as_many_different_falling_times_as_asked(steps, spacing, schedule, start):
+    schedule = SCHEDULES[schedule]()
+    if schedule.num_times:
+        steps = min(steps, max(round(start * schedule.num_times), 1))
+    times = diffusion_times(steps, spacing, schedule, start)
+    assert len(times) == steps + 1 and times[0] <= max(start, 1e-3) + 1e-3 and times[-1] == 0.0
+    assert (np.diff(times[:-1]) < 0).all() and times[-2] >= 0.0
 
 
 @given(low=st.floats(1e-3, 0.998), high=st.floats(1e-3, 0.998), time=unit)

@@ -190,7 +190,7 @@ STOCHASTIC = [DDIM(0.5), DDPM(), DDPM(variance="large"), DPMSolverMultistep(stoc
 @pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)
 def test_stochastic_sampling_gives_back_the_moments_of_the_data(sampler):
     oracle = GaussianOracle(mean=0.5, deviation=0.6)
-    _, result = run(sampler, oracle, even_levels(SCHEDULE, 400), number=4000)
+    _, result = run(sampler, oracle, even_levels(SCHEDULE, 200), number=4000)
     (signal, noise_rate) = ends()[1]
     expected = np.sqrt(signal**2 * 0.6**2 + noise_rate**2)
     assert abs(result.mean() - signal * 0.5) < 0.02

@@ -80,7 +80,7 @@ def test_ema_weights_are_not_trained(trained_model):
 def test_diffusion_times_are_stratified_over_the_batch():
     model = make_small_model()
     for _ in range(3):
-        times = np.sort(ops.convert_to_numpy(model._stratified_times(10)).ravel())
+        times = np.sort(ops.convert_to_numpy(model._stratified_uniform(10)).ravel())
         np.testing.assert_array_equal(np.floor(times * 10), np.arange(10))
 
 
