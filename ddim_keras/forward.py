@@ -37,7 +37,8 @@ def marginal(schedule: Schedule, images: Any, diffusion_times: Any) -> tuple[Any
     Args:
         schedule: diffusion times to rates.
         images: x_0, (batch, height, width, channels) of zero mean and unit variance.
-        diffusion_times: t in [0, 1], a number or an array that broadcasts against the images.
+        diffusion_times: t in [0, 1], a number or an array that broadcasts against the images; on a schedule of T times also
+            integers from 0 to T. So in all of this module.
 
     Returns:
         (mean, standard deviation); the latter is shaped as `diffusion_times`.
@@ -49,7 +50,7 @@ def marginal(schedule: Schedule, images: Any, diffusion_times: Any) -> tuple[Any
     >>> round(float(mean[0, 0, 0, 0]), 4), round(float(deviation), 4)
     (0.02, 0.9998)
     """
-    signal_rates, noise_rates = schedule(np.asarray(diffusion_times, "float64"))
+    signal_rates, noise_rates = _rates(schedule, diffusion_times)
     return signal_rates * images, noise_rates
 
 
@@ -77,7 +78,7 @@ def posterior(
         (mean, sigma), the latter shaped as the times.
 
     Raises:
-        ValueError: s above t, or eta outside [0, 1].
+        ValueError: s above t, times or eta out of range, or no noise at t.
 
     Example:
 
@@ -88,8 +89,10 @@ def posterior(
     """
     _check(diffusion_times, next_diffusion_times, eta)
     (signal, noise), (next_signal, next_noise) = (
-        schedule(np.asarray(times, "float64")) for times in (diffusion_times, next_diffusion_times)
+        _rates(schedule, times) for times in (diffusion_times, next_diffusion_times)
     )
+    if np.any(noise == 0.0):
+        raise ValueError("there is no noise at t: the posterior of an image that is known already")
     sigma = posterior_deviation(signal, noise, next_signal, next_noise, eta)
     pred_noises = (noisy_images - signal * images) / noise
     return next_signal * images + np.sqrt(np.maximum(next_noise**2 - sigma**2, 0.0)) * pred_noises, sigma
@@ -122,7 +125,7 @@ def forward_step(
         (mean, standard deviation), the latter shaped as the times.
 
     Raises:
-        ValueError: s above t, eta outside [0, 1], or no noise at s.
+        ValueError: s above t, times or eta out of range, or no noise at s.
 
     Example:
 
@@ -134,7 +137,7 @@ def forward_step(
     """
     _check(diffusion_times, next_diffusion_times, eta)
     (signal, noise), (next_signal, next_noise) = (
-        schedule(np.asarray(times, "float64")) for times in (diffusion_times, next_diffusion_times)
+        _rates(schedule, times) for times in (diffusion_times, next_diffusion_times)
     )
     if np.any(next_noise == 0.0):
         raise ValueError("forward_step starts from a noisy image, but there is no noise at s: use marginal")
@@ -142,6 +145,17 @@ def forward_step(
     kept = np.sqrt(np.maximum(next_noise**2 - sigma**2, 0.0))
     mean = signal * images + noise * kept / next_noise**2 * (noisy_images - next_signal * images)
     return mean, noise * sigma / next_noise
+
+
+def _rates(schedule: Schedule, times: Any) -> tuple[np.ndarray, np.ndarray]:
+    given = times
+    times = np.asarray(times)
+    if schedule.num_times is not None and np.issubdtype(times.dtype, np.integer):
+        times = times / schedule.num_times
+    if not np.all((times >= 0.0) & (times <= 1.0)):
+        also = "" if schedule.num_times is None else f", or be integers from 0 to {schedule.num_times}"
+        raise ValueError(f"diffusion times must lie in [0, 1]{also}: got {given}")
+    return schedule(times.astype("float64"))
 
 
 def _check(diffusion_times: Any, next_diffusion_times: Any, eta: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ddim_keras.clipping import CLIPPINGS, Clipping, NoClipping
 from ddim_keras.configurable import resolve
 from ddim_keras.interpolation import slerp, slerp_grid
 from ddim_keras.inversion import ConvergenceError, InversionReport, invert_step
-from ddim_keras.parameterizations import Parameterization
+from ddim_keras.parameterizations import NoiseParameterization, Parameterization
 from ddim_keras.samplers import DDIM, MEMORY, SAMPLERS, Evaluation, Levels, Sampler, UniPC, Walk, plan, table_of, walk
 from ddim_keras.schedules import SCHEDULES, Schedule
 from ddim_keras.spacings import Spacing, diffusion_times, levels_of
@@ -32,7 +33,7 @@ class Trajectory(NamedTuple):
     """A walk from noise to images, as `generate(..., return_trajectory=True)` gives it.
 
     Attributes:
-        diffusion_times: (steps + 1,), from 1 at the noise to 0 at the images.
+        diffusion_times: (steps + 1,), from the first step's at the noise, mostly 1, to 0 at the images.
         noisy_images: (steps + 1, num_images, height, width, channels), zero mean and unit variance; the first are the
             initial noise, the last the images.
         pred_images: (steps, num_images, height, width, channels), float32 in [0, 1]: the image predicted at the start of
@@ -82,6 +83,7 @@ class Generation:
         Returns:
             The predicted images, normalised: give them to `denormalize`.
         """
+        self._synchronize()
         inputs.check_shape(initial_noise.shape, self.image_shape, "initial_noise")
         _, planned = self._plan(DDIM(), positive_int("diffusion_steps", diffusion_steps), "linear", None)
         indices = np.arange(initial_noise.shape[0], dtype="int32")
@@ -107,7 +109,8 @@ class Generation:
     ) -> Any:
         """Make images from noise with the EMA network.
 
-        The whole walk is one compiled loop, compiled once for a batch shape: other steps, samplers, spacings or seeds reuse it.
+        The whole walk is one compiled loop, compiled once for a batch shape: other samplers, spacings, seeds and steps (up to
+        4096 evaluations) reuse it.
 
         Args:
             num_images: how many images, at least 0.
@@ -121,7 +124,8 @@ class Generation:
                 `diffusion_steps`. Samplers that ask twice a step take half the steps then.
             spacing: how the steps are spaced: "linear", "quadratic", "quadratic_0.8", "trailing", "leading", "karras",
                 "log_snr", or a `Spacing`. None is "linear", but for the default sampler.
-            schedule: another schedule to walk along than the one trained with, matched by noise level.
+            schedule: another schedule to walk along than the one trained with, matched by noise level. Warns if it leaves the
+                noise levels that the model was trained at.
             clipping: what keeps the predicted images within the range of images: "none", "static", "dynamic", or a `Clipping`.
             seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to rounding: neither on
                 the batch size nor on `num_images`. None takes the next of the model's own seeds.
@@ -135,7 +139,7 @@ class Generation:
             and a `Trajectory`.
 
         Raises:
-            ValueError: an argument out of its range, or a model whose normalizer was never adapted after training.
+            ValueError: an argument out of its range.
 
         Source: Song, Meng & Ermon (2021), eq. 12 and 16.
         """
@@ -183,8 +187,9 @@ class Generation:
     ) -> Any:
         """Find the noise that images come from: the ODE of eq. 13 run backwards.
 
-        The network is never asked at the clean image, which it was not trained on, but at the lowest noise level instead. The
-        error of the round trip falls with the number of steps (Table 2); with `exact` it is gone at any number.
+        The error of the round trip falls with the number of steps (Table 2); with `exact` it is gone at any number. The network
+        is never asked at the clean image, which it was not trained on, but at the schedule's lowest noise level instead. The
+        error that this leaves does not fall: it is most of it with the default schedule, next to none with "linear_beta".
 
         Args:
             images: (batch, height, width, channels), float in [0, 1] or uint8.
@@ -192,10 +197,10 @@ class Generation:
             exact: solve for the latents that deterministic DDIM decodes to just these images, with a float32 model. Few large
                 steps may not converge. An image that the network could never draw in its last step has no such latent: if the
                 lowest noise level is high, as the default schedule's 0.31 is, that is most of them.
-            tolerance: with `exact`, the error left in each step, in standard deviations of a pixel.
+            tolerance: with `exact`, the error of a step that ends its iteration, in standard deviations of a pixel.
             max_iterations: with `exact`, network evaluations for each step at most.
             return_report: with `exact`, also return an `InversionReport`.
-            sampler: a deterministic sampler that can run backwards: "ddim", "heun", or an `AdamsBashforth`.
+            sampler: a deterministic sampler that can run backwards: "ddim" or "heun".
             spacing, schedule, batch_size, verbose: as for `generate`.
 
         Returns:
@@ -203,15 +208,14 @@ class Generation:
 
         Raises:
             ValueError: images of a wrong shape or range, a sampler that cannot run backwards, or `exact` in half precision.
-            ConvergenceError: with `exact`, a step's iteration ended above the tolerance, or the round trip is off by more than
-                1e-5; says which, and what to do.
+            ConvergenceError: with `exact`, the round trip is off by more than 1e-5; says which step is at fault, and what to do.
 
         Source: Song, Meng & Ermon (2021), section 4.3 and 5.4.
         """
         normalized = self._checked_images(images)
         chosen = resolve(sampler, Sampler, SAMPLERS)
         if not chosen.runs_backwards:
-            raise ValueError(f"{chosen!r} cannot run backwards: encode with DDIM(eta=0), Heun() or AdamsBashforth()")
+            raise ValueError(f"{chosen!r} cannot run backwards: encode with DDIM(eta=0) or Heun()")
         if return_report and not exact:
             raise ValueError("a report is made with exact=True only: plain encoding does not iterate")
         walk_schedule = self._walk_schedule(schedule)
@@ -224,6 +228,14 @@ class Generation:
                 raise ValueError(
                     f"exact encoding needs a float32 network, this one computes in {self.compute_dtype}: copy its "
                     "weights to a model with dtype='float32'"
+                )
+            if not tolerance > 0.0:
+                raise ValueError(f"tolerance must be positive, got {tolerance}")
+            max_iterations = positive_int("max_iterations", max_iterations)
+            if walk_schedule(times[:1])[0][0] == 0.0:
+                raise ValueError(
+                    f"{walk_schedule!r} begins with nothing of the image left: no latent there leads to one image, so "
+                    "none can be exact; give times below 1"
                 )
             report = self._encode_exactly(
                 normalized, latents, levels_of(walk_schedule, times), tolerance, max_iterations, batch_size, verbose
@@ -360,7 +372,7 @@ class Generation:
             image: (height, width, channels), float in [0, 1] or uint8.
             strength: how far to go, as a diffusion time in [0, 1]: 0 gives the image itself, 1 nearly forgets it.
             num_images: how many.
-            diffusion_steps: S, the steps of the way back.
+            diffusion_steps: S, the steps of the way back; fewer if the schedule has not as many times there.
             eta, sampler, spacing, schedule, clipping, seed, batch_size, verbose: as for `generate`.
 
         Returns:
@@ -368,6 +380,7 @@ class Generation:
 
         Source: Meng et al. 2022, "SDEdit".
         """
+        diffusion_steps = positive_int("diffusion_steps", diffusion_steps)
         if np.ndim(image) != 3:
             raise ValueError(f"variations takes one image, {self.image_shape}, got shape {np.shape(image)}")
         normalized = self._checked_images(np.asarray(image)[None])
@@ -380,8 +393,11 @@ class Generation:
             return images
         clip = resolve(clipping, Clipping, CLIPPINGS)
         chosen, spacing = _sampler(sampler, eta, spacing)
+        walk_schedule = self._walk_schedule(schedule)
+        if walk_schedule.num_times is not None:  # no more than there are times on the way
+            diffusion_steps = min(diffusion_steps, max(round(strength * walk_schedule.num_times), 1))
         times, planned = self._plan(chosen, diffusion_steps, spacing, schedule, float(strength))
-        signal_rates, noise_rates = self._walk_schedule(schedule)(times[:1])
+        signal_rates, noise_rates = walk_schedule(times[:1])
         seed = self._seed(seed)
         for batch in self._batches(num_images, batch_size, verbose):
             noises = ops.convert_to_numpy(self._draw(seed, batch.indices))
@@ -454,7 +470,18 @@ class Generation:
     # Inside: planning on the host
 
     def _walk_schedule(self, schedule: str | Schedule | None) -> Schedule:
-        return self.schedule if schedule is None else resolve(schedule, Schedule, SCHEDULES)
+        if schedule is None:
+            return self.schedule
+        chosen = resolve(schedule, Schedule, SCHEDULES)
+        check_noise_end(chosen, self.parameterization)
+        lowest, trained_lowest = self._lowest_level(chosen)[1], self._lowest_level(self.schedule)[1]
+        if lowest < 0.9 * trained_lowest:
+            warnings.warn(
+                f"{chosen!r} goes down to a noise rate of {lowest:.3g}, but the model was trained down to {trained_lowest:.3g}: "
+                "what it draws below may be wrong. Give a schedule, or times, that end there",
+                stacklevel=3,
+            )
+        return chosen
 
     def _plan(
         self,
@@ -579,7 +606,7 @@ class Generation:
         return lambda seed, indices: random.normal(seed, 0, indices, self.image_shape)
 
     def _compiled(self, name: str, clip: Clipping) -> Callable:
-        key = (name, repr(clip))
+        key = (name, type(clip), repr(clip))
         if key not in self._compiled_functions:
             makers = {
                 "walk": self._walk_whole,
@@ -686,8 +713,6 @@ class Generation:
             pixels = self.image_shape[0] * self.image_shape[1]
             batch_size = max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
         batch_size = min(positive_int("batch_size", batch_size), max(num_images, 1))
-        if self.compiled:
-            self._synchronize()
         starts = range(0, num_images, batch_size)
         show = verbose == 1 or (verbose == "auto" and len(starts) > 1)
         bar = keras.utils.Progbar(num_images, unit_name="image") if show else None
@@ -704,6 +729,7 @@ class Generation:
 
     def _checked_images(self, images: Any) -> np.ndarray:
         """Images as a user gives them, normalised."""
+        self._synchronize()
         images = np.asarray(images)
         inputs.check_images(images, self.image_shape)
         return ops.convert_to_numpy(self.normalizer(images))
@@ -718,15 +744,22 @@ class Generation:
     def _ends(
         self, ends: list[Any], from_images: bool, diffusion_steps: int | Sequence[float], options: dict[str, Any]
     ) -> np.ndarray:
+        if options.get("return_trajectory"):
+            raise ValueError("no trajectory is returned here: decode(latents, return_trajectory=True) does")
         for end in ends:
             if np.shape(end) != self.image_shape:
                 raise ValueError(f"each end must be one image or latent, {self.image_shape}, got shape {np.shape(end)}")
         if not from_images:
             return self._checked_latents(np.stack(ends), "latents")
+        if options.get("network_evaluations") is not None:
+            raise ValueError("network_evaluations does not say how to encode: give diffusion_steps")
         names = ("sampler", "spacing", "schedule", "batch_size", "verbose")
-        return self.encode(np.stack(ends), diffusion_steps, **{k: options[k] for k in names if k in options})
+        chosen = {name: options[name] for name in names if options.get(name) is not None}
+        images = [ops.convert_to_numpy(inputs.as_unit_range(np.asarray(end))) for end in ends]
+        return self.encode(np.stack(images), diffusion_steps, **chosen)
 
     def _seed(self, seed: int | None) -> int:
+        self._synchronize()
         if seed is not None:
             return integer("seed", seed, minimum=0, below=2**32)
         seed, count = (int(part) for part in ops.convert_to_numpy(self.sampling_seed_generator.next()))
@@ -735,7 +768,7 @@ class Generation:
     def _synchronize(self) -> None:
         """On JAX, `fit` holds the weights outside the model; bring them back before they are used in a callback."""
         synchronize = getattr(self, "jax_state_sync", None)
-        if synchronize is not None:
+        if self.compiled and synchronize is not None:
             synchronize()
 
 
@@ -750,6 +783,15 @@ def _sampler(
     if sampler is not None:
         return resolve(sampler, Sampler, SAMPLERS), spacing or "linear"
     return UniPC(), spacing or "karras"
+
+
+def check_noise_end(schedule: Schedule, parameterization: Parameterization) -> None:
+    """Raise ValueError if the network predicts noises where nothing but noise is left."""
+    if isinstance(parameterization, NoiseParameterization) and schedule(np.array([1.0]))[0][0] == 0.0:
+        raise ValueError(
+            f"at the noise end of {schedule!r} nothing is left of the image, so predicted noise says nothing of it: "
+            'train with parameterization="velocity" or "image"'
+        )
 
 
 def _empty_steps(images: np.ndarray, number: int) -> np.ndarray:

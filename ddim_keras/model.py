@@ -19,15 +19,16 @@ from ddim_keras import backend, files, inputs, random
 from ddim_keras.arguments import height_and_width, integer, positive_int
 from ddim_keras.clipping import NoClipping
 from ddim_keras.configurable import resolve
-from ddim_keras.generation import Generation
+from ddim_keras.generation import Generation, check_noise_end
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.networks.unet import residual_unet
-from ddim_keras.parameterizations import PARAMETERIZATIONS, NoiseParameterization, Parameterization
+from ddim_keras.parameterizations import PARAMETERIZATIONS, Parameterization
 from ddim_keras.samplers import DDIM
 from ddim_keras.schedules import SCHEDULES, Schedule
 from ddim_keras.weightings import WEIGHTINGS, Weighting
 
 _GOLDEN_RATIO = 0.6180339887498949
+_LARGEST_SIGNAL_AT_NOISE_END = 0.25
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -107,10 +108,12 @@ class DiffusionModel(Generation, keras.Model):
         self.parameterization = resolve(parameterization, Parameterization, PARAMETERIZATIONS)
         self.loss_weighting = resolve(loss_weighting, Weighting, WEIGHTINGS)
 
-        if self.schedule(np.array([1.0]))[0][0] == 0.0 and isinstance(self.parameterization, NoiseParameterization):
-            raise ValueError(
-                f"at the noise end of {self.schedule!r} nothing is left of the image, so predicted noise says nothing of it: "
-                'train with parameterization="velocity" or "image"'
+        check_noise_end(self.schedule, self.parameterization)
+        if (left := float(self.schedule(np.array([1.0]))[0][0])) > _LARGEST_SIGNAL_AT_NOISE_END:
+            warnings.warn(
+                f"{self.schedule!r} ends with a signal rate of {left:.2g}, but sampling starts from noise alone: let it end "
+                "nearer to 0 (a lower min_signal_rate, or larger betas for fewer times)",
+                stacklevel=2,
             )
 
         self._custom_network = network is not None

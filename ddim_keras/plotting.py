@@ -23,7 +23,7 @@ def image_grid(images: Any, columns: int | None = None, padding: int = 1, scale:
     """Lay images out in rows.
 
     Args:
-        images: (number, height, width, channels) in [0, 1]; channels 1, 3 or 4, any other count shows its first. Or
+        images: (number, height, width, channels) in [0, 1] or uint8; channels 1, 3 or 4, any other count shows its first. Or
             (rows, columns, height, width, channels), laid out as they are: a strip of an interpolation in each row, say.
         columns: images per row; None for about a square.
         padding: white pixels around each image.
@@ -32,7 +32,8 @@ def image_grid(images: Any, columns: int | None = None, padding: int = 1, scale:
     Returns:
         uint8 array (grid height, grid width, 3 or 4).
     """
-    images = np.asarray(images, "float32")
+    images = np.asarray(images)
+    images = images / np.float32(255.0) if images.dtype == np.uint8 else images.astype("float32")
     if images.ndim == 5:
         columns = images.shape[1]
         images = images.reshape(-1, *images.shape[2:])
@@ -86,13 +87,13 @@ def trajectory_images(model: DiffusionModel, trajectory: Trajectory, columns: in
         columns: how many of the steps to show, evenly chosen, both ends included.
 
     Returns:
-        (2 * number * columns, height, width, channels) in [0, 1]; lay it out with the same `columns`.
+        (2 * number, columns, height, width, channels) in [0, 1], for `image_grid`.
     """
     steps = len(trajectory.pred_images)
     chosen = np.linspace(0, steps - 1, min(columns, steps)).round().astype(int)
     noisy = keras.ops.convert_to_numpy(model.denormalize(trajectory.noisy_images[:-1][chosen]))
     rows = np.stack([noisy, trajectory.pred_images[chosen]]).transpose(2, 0, 1, 3, 4, 5)
-    return rows.reshape(-1, *rows.shape[3:])
+    return rows.reshape(-1, *rows.shape[2:])
 
 
 def trajectory_frames(model: DiffusionModel, trajectory: Trajectory, columns: int | None = None) -> list[np.ndarray]:
@@ -125,7 +126,7 @@ def save_animation(
         scale: each pixel becomes scale x scale.
 
     Raises:
-        ValueError: another suffix, or no frames.
+        ValueError: another suffix, no frames, or frames of different shapes.
     """
     import PIL.Image
 
@@ -134,12 +135,13 @@ def save_animation(
         raise ValueError(f"an animation's name must end in .gif or .webp, got {os.fspath(path)!r}")
     if not len(frames):
         raise ValueError("an animation needs at least one frame, got none")
-    pictures = []
+    pictures: list[PIL.Image.Image] = []
     for frame in frames:
-        frame = np.asarray(frame)
-        if frame.dtype != np.uint8:
-            frame = image_grid(frame[None], padding=0)
-        picture = PIL.Image.fromarray(frame)
+        picture = PIL.Image.fromarray(image_grid(np.asarray(frame)[None], padding=0))
+        if pictures and (picture.width * scale, picture.height * scale) != pictures[0].size:
+            raise ValueError(
+                f"the frames of an animation must have one shape, got {np.shape(frames[0])} and {np.shape(frame)}"
+            )
         pictures.append(picture.resize((picture.width * scale, picture.height * scale), PIL.Image.Resampling.NEAREST))
     options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     durations = [milliseconds] * (len(pictures) - 1) + [hold]

@@ -97,6 +97,8 @@ class ContinuousSchedule(Schedule):
 
     def _between(self, diffusion_times: Any, of_signal_rate: Any) -> Any:
         """What grows linearly from its value at the largest signal rate to that at the smallest."""
+        if _numeric(diffusion_times) is np:
+            diffusion_times = np.asarray(diffusion_times)
         start, end = of_signal_rate(self.max_signal_rate), of_signal_rate(self.min_signal_rate)
         return (1.0 - diffusion_times) * start + diffusion_times * end  # exact at both ends
 
@@ -176,8 +178,8 @@ class DiscreteSchedule(Schedule):
         alpha_n = product of (1 - beta_i) over i = 1, ..., n
         signal_rate = sqrt(alpha_n),  noise_rate = sqrt(1 - alpha_n)
 
-    alpha_0 = 1 is the image itself. A time in between stands for the nearest of the T. The network is told n, and under
-    another schedule the n of the same noise level, which may be a fraction.
+    alpha_0 = 1 is the image itself. A time in between stands for the nearest of the T. The network is told n. Under another
+    schedule, or by a solver that asks between two times, it is told the n of the same noise level, which may be a fraction.
 
     Args:
         betas: (T,), each in (0, 1]: the variance that each time adds.
@@ -364,7 +366,7 @@ class ZeroTerminalSNRSchedule(DiscreteSchedule):
 
 def _numeric(values: Any) -> Any:
     """NumPy for what NumPy holds, `keras.ops` for tensors."""
-    return np if isinstance(values, (np.ndarray, np.generic, float, int)) else ops
+    return np if isinstance(values, (np.ndarray, np.generic, float, int, list, tuple)) else ops
 
 
 def _log_snr(signal_rates: Any, noise_rates: Any) -> np.ndarray:

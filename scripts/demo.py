@@ -106,7 +106,7 @@ def main() -> None:
     out = arguments.out
     plotting.save_images(out / "generated.png", images, columns=8, scale=3)
     walk = plotting.trajectory_images(model, trajectory, columns=10)
-    plotting.save_images(out / "noise_to_image.png", walk, columns=10, scale=3)
+    plotting.save_images(out / "noise_to_image.png", walk, scale=3)
     plotting.save_figure(out / "losses.png", plotting.plot_history(history.history))
     model.save(out / "model.keras")
     print(f"Written to {out}:")

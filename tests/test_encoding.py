@@ -7,7 +7,6 @@ from conftest import make_oracle_model, make_small_model, random_images
 from ddim_keras.generation import ConvergenceError
 from ddim_keras.interpolation import slerp, slerp_grid
 from ddim_keras.inversion import invert_step
-from ddim_keras.samplers import AdamsBashforth
 from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule
 
 # Down to nearly no noise, where images are.
@@ -25,7 +24,7 @@ def exact_latents(images, mean, deviation, schedule):
     return signal * mean + np.sqrt(signal**2 * deviation**2 + noise**2) * (images - mean) / deviation
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun", AdamsBashforth(2)])
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
 def test_encoding_converges_to_the_gaussians_latents(sampler):
     model = make_oracle_model(0.5, 0.2, schedule=FINE)
     images = images_around(0.5, 0.2)
@@ -108,6 +107,9 @@ def test_encoding_is_deterministic_and_takes_any_batch(trained_model):
     [
         ({"sampler": "ddpm"}, "DDPM.* cannot run backwards"),
         ({"sampler": "unipc"}, "UniPC.* cannot run backwards"),
+        ({"exact": True, "tolerance": 0.0}, "tolerance must be positive, got 0.0"),
+        ({"exact": True, "max_iterations": 0}, "max_iterations must be an integer, at least 1"),
+        ({"exact": True, "schedule": "zero_terminal_snr"}, "begins with nothing of the image left"),
         ({"sampler": "heun", "exact": True}, "exact encoding inverts deterministic DDIM, not Heun"),
         ({"return_report": True}, "a report is made with exact=True only"),
         ({"images": random_images(2) * 2}, "images are out of range"),
@@ -189,6 +191,11 @@ def test_a_grid_has_the_corners_in_its_corners(trained_model):
         (lambda m, z: m.interpolate(z[0], np.nan * z[0], 3, 3), "latents must be finite"),
         (lambda m, z: m.interpolate_grid(z[:2], 2, 2, 3), "expected 4 corners .*, got 2"),
         (lambda m, z: m.decode(z[0], 3), "latents have the wrong rank"),
+        (lambda m, z: m.interpolate(z[0], z[1], 3, 3, return_trajectory=True), "no trajectory is returned here"),
+        (
+            lambda m, z: m.interpolate(*random_images(2), 3, from_images=True, network_evaluations=3),
+            "network_evaluations does not say how to encode",
+        ),
     ],
 )
 def test_bad_latents_are_refused(trained_model, call, message):
@@ -210,6 +217,23 @@ def test_variations_differ_more_the_stronger_they_are(trained_model):
     np.testing.assert_allclose(
         trained_model.variations(image, 0.6, 5, 10, seed=0, batch_size=2, verbose=0), images, atol=1e-5
     )
+
+
+def test_ends_may_be_bytes_and_floats():
+    model = make_oracle_model(0.5, 0.2)
+    images = random_images(2)
+    as_bytes = (images[0] * 255).round().astype("uint8")
+    path = model.interpolate(as_bytes, images[1], 3, 10, from_images=True, spacing=None)
+    other = model.interpolate(as_bytes / np.float32(255), images[1], 3, 10, from_images=True)
+    np.testing.assert_allclose(path, other, atol=1e-5)
+
+
+def test_weak_variations_on_discrete_times_take_the_steps_there_are():
+    model = make_small_model(schedule=LinearBetaSchedule(), parameterization="velocity")
+    image = random_images(1)[0]
+    images = model.variations(image, 0.005, 2, 20, seed=0)
+    np.testing.assert_array_equal(images, model.variations(image, 0.005, 2, 5, seed=0))
+    assert np.abs(images - image).max() < 0.2
 
 
 def test_variations_start_from_the_noisy_image():
@@ -274,6 +298,7 @@ def make_brightness_model():
         (lambda m, x: m.inpaint(x, np.full((8, 8), 0.5), 3), "masks must hold 1 where the image is known"),
         (lambda m, x: m.inpaint(x, np.ones((8, 8)), 3, resampling=0), "resampling must be an integer, at least 1"),
         (lambda m, x: m.variations(x, 0.5), "variations takes one image"),
+        (lambda m, x: m.variations(x[0], 0.5, 2, [0.5, 0.1]), "diffusion_steps must be an integer, at least 1"),
         (lambda m, x: m.variations(x[0], 1.5), r"strength must lie in \[0, 1\], got 1.5"),
     ],
 )

@@ -30,9 +30,16 @@ def test_grids_refuse_what_is_no_batch_of_images():
 def test_trajectories_show_noise_above_prediction(trained_model):
     images, trajectory = trained_model.generate(2, 9, return_trajectory=True, seed=0)
     rows = plotting.trajectory_images(trained_model, trajectory, columns=4)
-    assert rows.shape == (2 * 2 * 4, 8, 8, 1)
-    np.testing.assert_allclose(rows[7], images[0], atol=1e-6)  # the end of the first image's second row
-    np.testing.assert_allclose(rows[15], images[1], atol=1e-6)
+    assert rows.shape == (2 * 2, 4, 8, 8, 1)
+    np.testing.assert_allclose(rows[1, -1], images[0], atol=1e-6)
+    np.testing.assert_allclose(rows[3, -1], images[1], atol=1e-6)
+    few = plotting.trajectory_images(trained_model, trained_model.generate(2, 3, return_trajectory=True)[1])
+    assert few.shape == (2 * 2, 3, 8, 8, 1)
+
+
+def test_bytes_are_drawn_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3)).astype("uint8")
+    np.testing.assert_array_equal(plotting.image_grid(images[:1], padding=0), images[0])
 
 
 def test_rows_of_images_are_laid_out_as_they_are():
@@ -60,6 +67,8 @@ def test_animations_hold_every_frame(trained_model, tmp_path, suffix):
 def test_animations_refuse_other_formats_and_no_frames(tmp_path):
     with pytest.raises(ValueError, match=r"must end in .gif or .webp, got '.*walk.mp4'"):
         plotting.save_animation(tmp_path / "walk.mp4", [np.zeros((2, 2, 3), "uint8")])
+    with pytest.raises(ValueError, match=r"must have one shape, got \(2, 2, 1\) and \(2, 3, 1\)"):
+        plotting.save_animation(tmp_path / "walk.gif", [np.zeros((2, 2, 1), "uint8"), np.zeros((2, 3, 1))])
     with pytest.raises(ValueError, match="at least one frame"):
         plotting.save_animation(tmp_path / "walk.gif", [])
 

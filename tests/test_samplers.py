@@ -155,7 +155,10 @@ def test_walks_are_those_of_another_implementation(sampler, expected):
 def test_samplers_make_as_many_evaluations_as_they_say(sampler, steps):
     levels = levels_of(SCHEDULE, diffusion_times(steps, "linear", SCHEDULE))
     planned = plan(sampler, levels, SCHEDULE.conditions)
-    assert planned.ends[-1] == sampler.evaluations(steps)
+    assert planned.ends[-1] <= sampler.evaluations(steps)
+    if steps == 7:  # in large steps Heun's and Adams-Bashforth's corrections from pure noise are left out
+        levels = levels_of(LinearLogSNRSchedule(0.1, 0.9), np.arange(7, -1, -1) / 7)
+        assert plan(sampler, levels, SCHEDULE.conditions).ends[-1] == sampler.evaluations(steps)
     assert np.isfinite(planned.table).all()
 
 
@@ -173,6 +176,31 @@ def test_the_first_order_methods_are_ddim():
     noise = np.random.default_rng(0).normal(size=20)
     expected = run_in_float64(DDIM(), levels, MIXTURE, noise)
     np.testing.assert_allclose(run_in_float64(AdamsBashforth(1), levels, MIXTURE, noise), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
+@pytest.mark.parametrize("spacing", ["linear", "karras"])
+@pytest.mark.parametrize(
+    "schedule", [AngleSchedule(), LinearBetaSchedule(), CosineBetaSchedule(), ZeroTerminalSNRSchedule()], ids=repr
+)
+def test_no_sampler_magnifies_the_errors_of_a_network(sampler, schedule, spacing):
+    """Errors of 2 % in the noise, no two alike, near pure noise too where a step is worth a hundred others."""
+    oracle = GaussianOracle(mean=0.3, deviation=0.5)
+    rng = np.random.default_rng(0)
+
+    def wrong(noisy_images, noise_rate, signal_rate):
+        pred_noises, _ = oracle(noisy_images, noise_rate, max(signal_rate, 1e-9))
+        pred_noises = pred_noises + 0.02 * rng.normal(size=noisy_images.shape)
+        return pred_noises, (noisy_images - noise_rate * pred_noises) / max(signal_rate, 1e-9)
+
+    for steps in (10, 20):
+        levels = levels_of(schedule, diffusion_times(steps, spacing, schedule))
+        if levels.signal_rates[0] == 0.0:  # where predicted noises say nothing of the image
+            levels = Levels(levels.signal_rates[1:], levels.noise_rates[1:])
+        noise = np.random.default_rng(1).normal(size=4000)
+        result = run_in_float64(sampler, levels, wrong, noise)
+        reference = run_in_float64(DDIM(), levels, wrong, noise)
+        assert result.std() < 1.6 * max(reference.std(), 0.5)
 
 
 def test_adams_bashforth_on_even_angles_has_the_classical_weights_in_the_limit():
@@ -194,7 +222,7 @@ def test_stochastic_sampling_gives_back_the_moments_of_the_data(sampler):
     (signal, noise_rate) = ends()[1]
     expected = np.sqrt(signal**2 * 0.6**2 + noise_rate**2)
     assert abs(result.mean() - signal * 0.5) < 0.02
-    assert abs(result.std() / expected - 1) < 0.01
+    assert abs(result.std() / expected - 1) < 0.015
 
 
 @pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)
@@ -355,9 +383,25 @@ def test_the_sampler_is_the_posterior_with_the_predicted_image():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0.3, 0.8, 0.5), "s must not be above t, got s = 0.8 and t = 0.3"), ((0.8, 0.3, 2.0), "eta must lie in")],
+    [
+        ((0.3, 0.8, 0.5), "s must not be above t, got s = 0.8 and t = 0.3"),
+        ((0.8, 0.3, 2.0), "eta must lie in"),
+        ((500, 499, 0.5), r"diffusion times must lie in \[0, 1\]: got 500"),
+    ],
 )
 def test_impossible_posteriors_are_refused(arguments, message):
     for function in (forward.posterior, forward.forward_step):
         with pytest.raises(ValueError, match=message):
             function(SCHEDULE, np.zeros(1), np.zeros(1), *arguments)
+
+
+def test_the_forward_process_takes_training_times_as_integers():
+    schedule, x = LinearBetaSchedule(), np.ones(1)
+    by_number, by_time = (forward.posterior(schedule, 0 * x, x, *times) for times in ((500, 499), (0.5, 0.499)))
+    assert by_number == by_time and by_number[1] > 0
+    with pytest.raises(ValueError, match="or be integers from 0 to 1000: got 1001"):
+        forward.marginal(schedule, x, 1001)
+    with pytest.raises(ValueError, match="there is no noise at t"):
+        forward.posterior(schedule, x, x, 0, 0)
+    with pytest.raises(ValueError, match="there is no noise at s: use marginal"):
+        forward.forward_step(schedule, x, x, 1, 0)

@@ -275,9 +275,19 @@ def test_a_walk_may_follow_another_schedule_matched_by_noise_level():
     assert np.abs(model.generate(2, 10, schedule="linear_log_snr", seed=0) - images).max() > 1e-3
 
 
+def test_walks_that_leave_what_was_trained_are_refused_or_said():
+    model = make_small_model()
+    with pytest.raises(ValueError, match="predicted noise says nothing of it"):
+        model.generate(1, 2, schedule="zero_terminal_snr")
+    with pytest.warns(UserWarning, match="down to a noise rate of 0.01, but the model was trained down to 0.312"):
+        model.generate(1, 2, schedule="linear_beta")
+    with pytest.warns(UserWarning, match="ends with a signal rate of 0.6, but sampling starts from noise alone"):
+        make_small_model(schedule=LinearBetaSchedule(100))
+
+
 def test_a_ddpm_is_sampled_as_a_ddim_without_retraining():
     """All T times with eta 1 and few with eta 0, from one network, with its integer times."""
-    model = make_small_model(schedule=LinearBetaSchedule(50), parameterization="velocity")
+    model = make_small_model(schedule=LinearBetaSchedule(50, 1e-3, 0.3), parameterization="velocity")
     model.compile(optimizer="adam", loss="mse")
     model.fit(random_images(), batch_size=8, epochs=2, verbose=0)
     assert np.isfinite(model.generate(2, 50, sampler="ddpm_large", seed=0)).all()

@@ -258,3 +258,19 @@ def test_progress_bar_covers_the_whole_training(capsys):
     text = capsys.readouterr().out
     assert "6/6" in text and "n_loss" in text
     assert text.count("\n") == 1
+
+
+def test_images_can_be_made_in_every_callback():
+    """On JAX the weights are outside the model while it trains."""
+    model = make_small_model(parameterization="velocity")
+    model.compile(optimizer="adam", loss="mse")
+    made = []
+
+    def use(*_, **__):
+        made.append(model.generate(1, 2))
+        model.reverse_diffusion(np.zeros((1, 8, 8, 1), "float32"), 2)
+        made.append(model.reconstruct(random_images(1), 2))
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=use, on_epoch_end=use)
+    model.fit(random_images(16), batch_size=8, epochs=1, verbose=0, callbacks=[callback])
+    assert len(made) == 6 and np.isfinite(made).all()

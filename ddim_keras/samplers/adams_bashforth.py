@@ -10,6 +10,8 @@ import numpy as np
 
 from ddim_keras.samplers.base import MEMORY, Evaluation, Levels, Sampler
 
+# The sum of the noises' weights in the next noisy image. Small steps are far below.
+_LARGEST_WEIGHTS = 4.0
 _QUADRATURE = np.polynomial.legendre.leggauss(64)
 
 
@@ -20,8 +22,8 @@ class AdamsBashforth(Sampler):
         y' = y + integral from r to r' of that polynomial dr,  y = x / a,  r = b / a  (eq. 13)
 
     The polynomial is one in the angle, theta = atan(r), over which the noise changes evenly; the weights are those of the
-    actual, uneven steps. The last step to the clean image is DDIM's: where the network is never asked, the polynomial would
-    leave all measure.
+    actual, uneven steps. The last step to the clean image is DDIM's, and where steps grow so fast that the weights would be wild,
+    fewer noises are used.
 
     Args:
         order: 1 to 4, the number of predicted noises used. 1 is DDIM.
@@ -40,7 +42,6 @@ class AdamsBashforth(Sampler):
     12
     """
 
-    runs_backwards = True
     remembers = "noises"
 
     def __init__(self, order: int = 4, warm_up: bool = True):
@@ -52,13 +53,12 @@ class AdamsBashforth(Sampler):
 
     def step(self, index: int, levels: Levels) -> list[Evaluation]:
         angles = np.arctan2(levels.noise_rates, levels.signal_rates)
-        # Not from pure noise, where r is infinite, nor from the clean image, next to which the network cannot be asked.
-        warmed_up = self._extra_evaluations > 0 and levels.signal_rates[0] > 0.0 and levels.noise_rates[0] > 0.0
-        if index == 0 and warmed_up and levels.noise_rates[1] > 0.0:
+        warmed_up = self._extra_evaluations > 0 and self._can_warm_up(levels)
+        if index == 0 and warmed_up:
             return self._runge_kutta_step(angles[0], angles[1])
         signal, noise = levels.signal_rates[index], levels.noise_rates[index]
         next_signal, next_noise = levels.signal_rates[index + 1], levels.noise_rates[index + 1]
-        if index == 0 or next_noise == 0.0:
+        if index == 0 or next_noise == 0.0 or min(signal, next_signal) == 0.0:
             return [Evaluation(signal, noise, image=next_signal, noise=next_noise)]
         # Where the network was asked, the latest first: the levels so far and, in the first step, the points between.
         nodes = list(angles[index::-1])
@@ -66,11 +66,14 @@ class AdamsBashforth(Sampler):
             nodes[-1:] = [*reversed(self._points_between(angles[0], angles[1])), nodes[-1]]
             if self._extra_evaluations == 2:
                 nodes[-2] = np.nan  # an Euler step's guess, which would spoil the order
-        nodes = nodes[: self.num_noises]
-        usable = np.isfinite(nodes)
-        weights = np.zeros(len(nodes))
-        weights[usable] = integral_weights(np.array(nodes)[usable], angles[index], angles[index + 1])
-        latest, *earlier = next_signal * weights
+        for count in range(min(self.num_noises, len(nodes)), 0, -1):
+            usable = np.isfinite(nodes[:count])
+            weights = np.zeros(count)
+            weights[usable] = integral_weights(np.array(nodes[:count])[usable], angles[index], angles[index + 1])
+            weights *= next_signal
+            if count == 1 or np.abs(weights).sum() <= _LARGEST_WEIGHTS:
+                break
+        latest, *earlier = weights
         # x_t / a = pred_image + r pred_noise
         return [Evaluation(signal, noise, next_signal, next_signal * noise / signal + latest, remembered=earlier)]
 
@@ -80,6 +83,12 @@ class AdamsBashforth(Sampler):
     @property
     def _extra_evaluations(self) -> int:
         return max(self.num_noises - 2, 0) if self.warm_up else 0
+
+    @staticmethod
+    def _can_warm_up(levels: Levels) -> bool:
+        """Neither from nearly pure noise, where r is beyond all measure, nor to the clean image."""
+        start, end = levels.ratios[:2]
+        return bool(end > 0.0 and abs(levels.signal_rates[1] * (end - start)) <= 2.0 * _LARGEST_WEIGHTS)
 
     def _points_between(self, start: float, end: float) -> list[float]:
         """The angles of the first step's further evaluations: the midpoint rule's, or those of Heun's third-order rule."""

@@ -85,7 +85,7 @@ class Sampler(Configurable):
         raise NotImplementedError
 
     def evaluations(self, diffusion_steps: int) -> int:
-        """Return how often the network is called in a walk of `diffusion_steps` steps that ends at the clean image."""
+        """Return how often, at most, the network is called in a walk of `diffusion_steps` steps to the clean image."""
         return diffusion_steps * self.evaluations_per_step
 
     def steps_for(self, network_evaluations: int) -> int:

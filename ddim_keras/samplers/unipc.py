@@ -9,6 +9,9 @@ import numpy as np
 
 from ddim_keras.samplers.base import MEMORY, Evaluation, Levels, Sampler
 
+# The sum of the images' weights in a step. Small steps are below 2; where steps grow fast, the order is lowered.
+_LARGEST_WEIGHTS = 3.0
+
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class UniPC(Sampler):
@@ -60,6 +63,17 @@ class UniPC(Sampler):
 
         The corrector's first is the weight of the image predicted at the end of the step.
         """
+        order = min(self.predictor_order, index + 1)
+        if levels.noise_rates[-1] == 0.0:  # towards the end few steps are left for an error to even out
+            order = min(order, len(levels.noise_rates) - 1 - index)
+        while True:
+            weights = self._weights_of_order(order, levels, index, corrector)
+            if order <= 1 or np.abs(weights).sum() <= _LARGEST_WEIGHTS:
+                return weights
+            order -= 1
+
+    @classmethod
+    def _weights_of_order(cls, order: int, levels: Levels, index: int, corrector: bool) -> np.ndarray:
         (signal, next_signal), (noise, next_noise) = (rates[index : index + 2] for rates in levels)
         whole = next_signal - next_noise * signal / noise  # a' (1 - exp(-h))
         weights = np.zeros(MEMORY + 1)
@@ -69,17 +83,14 @@ class UniPC(Sampler):
         weights[base] = whole
         if not np.isfinite(length):
             return weights
-        order = self.predictor_order
-        if levels.noise_rates[-1] == 0.0:  # towards the end few steps are left for an error to even out
-            order = min(order, len(half_log_snr) - 1 - index)
-        earlier = half_log_snr[max(index - order + 1, 0) : index][::-1]
+        earlier = half_log_snr[index - order + 1 : index][::-1]
         places = (earlier[np.isfinite(earlier)] - half_log_snr[index]) / length
         positions = base + 1 + np.arange(len(places))
         if corrector:
             places, positions = np.append(places, 1.0), np.append(positions, 0)
         if not len(places):
             return weights
-        rho = np.array([0.5]) if len(places) == 1 else self._solve(places, length)
+        rho = np.array([0.5]) if len(places) == 1 else cls._solve(places, length)
         for coefficient, position in zip(whole * rho / places, positions):
             weights[position] += coefficient
             weights[base] -= coefficient
