@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 BACKEND = keras.backend.backend()
 SUPPORTED_BACKENDS = ("tensorflow", "jax")
@@ -32,16 +31,9 @@ def compile_function(function: Callable, variables: Callable[[], list], jit_comp
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
-        # One for each batch shape: TensorFlow takes many shapes in one for a mistake, and warns.
-        compiled: dict[tuple, Callable] = {}
-
-        def call(*arguments: Any) -> Any:
-            shapes = tuple(np.shape(argument) for argument in arguments)
-            if shapes not in compiled:
-                compiled[shapes] = tf.function(function, jit_compile=jit_compile, autograph=False)
-            return compiled[shapes](*arguments)
-
-        return call
+        compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
+        compiled._omit_frequent_tracing_warning = True  # batches of several shapes are no mistake
+        return compiled
     if not jit_compile:
         return function
     import jax
