@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import make_small_model, make_trained_model
+from conftest import make_small_model, make_trained_model, slow_on_jax
 from keras import ops
 
 from ddim_keras.samplers import DDIM, SAMPLERS, Heun
@@ -132,6 +132,7 @@ def test_samplers_are_given_by_name_or_object_and_eta_is_ddims(trained_model):
     np.testing.assert_array_equal(trained_model.generate(2, 6, sampler="ddim", eta=1.0, seed=0), expected)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("clipping", ["static", "dynamic"])
 def test_clipping_keeps_predictions_within_the_range_of_images(clipping):
     model = make_trained_model()  # of noises, which are off by far at the noise end

@@ -3,7 +3,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from conftest import make_small_model, random_images
+from conftest import make_small_model, random_images, slow_on_jax
 from keras import ops
 
 from ddim_keras.configurable import resolve
@@ -224,6 +224,7 @@ def test_bad_steps_are_refused(steps, spacing, schedule, message):
 # Models
 
 
+@slow_on_jax
 @pytest.mark.parametrize("schedule", ["linear_beta", "cosine_beta", "zero_terminal_snr", "linear_log_snr"])
 def test_models_train_and_sample_with_every_kind_of_schedule(schedule, tmp_path):
     model = make_small_model(schedule=schedule, parameterization="velocity")
