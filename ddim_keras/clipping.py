@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,12 @@ from keras import ops
 from ddim_keras.configurable import Configurable
 
 
-class Clipping(Configurable):
+class Clipping(Configurable, abc.ABC):
     """Base class: a function of predicted images (batch, height, width, channels) with pixels from -1 to 1."""
 
+    @abc.abstractmethod
     def __call__(self, images: Any) -> Any:
         """Return the images brought into [-1, 1]."""
-        raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

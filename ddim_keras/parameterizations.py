@@ -6,6 +6,7 @@ the loss sees, and so in how well each noise level is learned.
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import keras
@@ -13,20 +14,20 @@ import keras
 from ddim_keras.configurable import Configurable
 
 
-class Parameterization(Configurable):
+class Parameterization(Configurable, abc.ABC):
     """Base class. `images` and `noises` are (batch, height, width, channels); rates broadcast against them."""
 
+    @abc.abstractmethod
     def target(self, images: Any, noises: Any, signal_rates: Any, noise_rates: Any) -> Any:
         """Return what the network should predict, shaped as `images`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def components(self, prediction: Any, noisy_images: Any, signal_rates: Any, noise_rates: Any) -> tuple[Any, Any]:
         """Return (pred_noises, pred_images) given the network's prediction, each shaped as `noisy_images`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def image_error_scale(self, signal_rates: Any, noise_rates: Any) -> Any:
         """Return (squared error of the prediction) / (squared error of the predicted image), shaped as the rates."""
-        raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

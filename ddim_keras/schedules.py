@@ -6,6 +6,7 @@ given tensors it computes with `keras.ops` (training does).
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -19,7 +20,7 @@ from ddim_keras.configurable import Configurable, resolve
 _TINY_RATE = 1e-12
 
 
-class Schedule(Configurable):
+class Schedule(Configurable, abc.ABC):
     """Base class. A schedule is a function from diffusion times to (signal rates, noise rates).
 
     For images of unit variance, `noisy_images = signal_rates * images + noise_rates * noises` keeps unit variance,
@@ -33,13 +34,13 @@ class Schedule(Configurable):
     num_times: int | None = None
     max_condition: float = 1.0
 
+    @abc.abstractmethod
     def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
         """Return (signal_rates, noise_rates), each shaped as `diffusion_times`.
 
         Args:
             diffusion_times: array or tensor in [0, 1]; 0 is the image end, 1 the noise end.
         """
-        raise NotImplementedError
 
     def log_snr(self, diffusion_times: Any) -> np.ndarray:
         """Return log(signal_rate**2 / noise_rate**2), float64, shaped as `diffusion_times`; it falls with time."""

@@ -6,6 +6,7 @@ always the next time in the list, whatever the spacing.
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from ddim_keras.samplers.base import Levels
 from ddim_keras.schedules import Schedule
 
 
-class Spacing(Configurable):
+class Spacing(Configurable, abc.ABC):
     """Base class. A spacing places S times between 0 and the start; on a schedule of T times, on S of those."""
 
     def __call__(self, diffusion_steps: int, schedule: Schedule, start: float = 1.0) -> np.ndarray:
@@ -46,13 +47,13 @@ class Spacing(Configurable):
         highest = last - np.arange(diffusion_steps)[::-1]
         return (np.minimum(numbers, highest) / schedule.num_times)[::-1]
 
+    @abc.abstractmethod
     def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
         """Return the falling times in [0, start] of a continuous schedule."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> np.ndarray:
         """Return rising integers from 1 to `last`, the training times of a discrete schedule."""
-        raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -1,11 +1,12 @@
 """Loss weightings: how much each noise level counts in the training loss.
 
-Each is defined by the weight it gives to the squared error of the predicted *image*; the model divides by the
+But for the uniform one, each is defined by the weight it gives to the squared error of the predicted *image*, divided by the
 parameterization's `image_error_scale`, so that a weighting means the same thing whatever the network predicts.
 """
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import keras
@@ -15,17 +16,24 @@ from ddim_keras.configurable import Configurable
 from ddim_keras.parameterizations import Parameterization
 
 
-class Weighting(Configurable):
+class Weighting(Configurable, abc.ABC):
     """Base class: `weighting(signal_rates, noise_rates, parameterization)` multiplies each image's loss."""
 
+    @abc.abstractmethod
     def __call__(self, signal_rates: Any, noise_rates: Any, parameterization: Parameterization) -> Any:
         """Return weights on the loss of the network's own prediction, shaped as the rates."""
+
+
+class ImageErrorWeighting(Weighting):
+    """Base class of the weightings that say how much the squared error of the predicted image counts."""
+
+    def __call__(self, signal_rates: Any, noise_rates: Any, parameterization: Parameterization) -> Any:
         weights = self.image_weights((signal_rates / noise_rates) ** 2)
         return weights / parameterization.image_error_scale(signal_rates, noise_rates)
 
+    @abc.abstractmethod
     def image_weights(self, signal_to_noise: Any) -> Any:
         """Return the weight of the squared image error at a signal-to-noise ratio signal_rate^2 / noise_rate^2."""
-        raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -37,7 +45,7 @@ class UniformWeighting(Weighting):
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
-class MinSNRWeighting(Weighting):
+class MinSNRWeighting(ImageErrorWeighting):
     """min(SNR, gamma): nearly clean images, whose remaining error is invisible, do not drown the others.
 
     Args:
@@ -59,7 +67,7 @@ class MinSNRWeighting(Weighting):
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
-class SigmoidWeighting(Weighting):
+class SigmoidWeighting(ImageErrorWeighting):
     """SNR * sigmoid(bias - log SNR), that is sigmoid(bias - log SNR) on the squared noise error.
 
     Args:

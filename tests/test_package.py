@@ -54,6 +54,24 @@ def test_the_version_is_that_of_the_installed_package():
     assert ddim_keras.__version__ in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_base_classes_are_abstract_and_say_what_is_missing():
+    from ddim_keras import clipping, parameterizations, schedules, spacings, weightings
+    from ddim_keras.samplers import Sampler
+
+    missing = {
+        clipping.Clipping: "__call__",
+        parameterizations.Parameterization: "components.*image_error_scale.*target",
+        Sampler: "step",
+        schedules.Schedule: "__call__",
+        spacings.Spacing: "numbers.*times",
+        weightings.Weighting: "__call__",
+        weightings.ImageErrorWeighting: "image_weights",
+    }
+    for base, methods in missing.items():
+        with pytest.raises(TypeError, match=f"Can't instantiate abstract class {base.__name__} .*{methods}"):
+            base()
+
+
 WITH_EXAMPLES = [
     "clipping",
     "data.loading",

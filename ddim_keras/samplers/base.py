@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class Evaluation(NamedTuple):
     fresh: float = 0.0
 
 
-class Sampler(Configurable):
+class Sampler(Configurable, abc.ABC):
     """Base class. A sampler is its update rule: `step` says what the next noisy image is made of.
 
     The rule is evaluated in float64 on the host; the device only adds up images.
@@ -80,9 +81,9 @@ class Sampler(Configurable):
     runs_backwards: bool = False
     remembers: str = "images"
 
+    @abc.abstractmethod
     def step(self, index: int, levels: Levels) -> list[Evaluation]:
         """Return the evaluations that lead from `levels` number `index` to number `index + 1`."""
-        raise NotImplementedError
 
     def evaluations(self, diffusion_steps: int) -> int:
         """Return how often, at most, the network is called in a walk of `diffusion_steps` steps to the clean image."""
