@@ -87,10 +87,7 @@ def posterior(
     >>> float(deviation)
     0.0
     """
-    _check(diffusion_times, next_diffusion_times, eta)
-    (signal, noise), (next_signal, next_noise) = (
-        _rates(schedule, times) for times in (diffusion_times, next_diffusion_times)
-    )
+    signal, noise, next_signal, next_noise = _rates_of_both(schedule, diffusion_times, next_diffusion_times, eta)
     if np.any(noise == 0.0):
         raise ValueError("there is no noise at t: the posterior of an image that is known already")
     sigma = posterior_deviation(signal, noise, next_signal, next_noise, eta)
@@ -135,10 +132,7 @@ def forward_step(
     >>> round(float(deviation**2), 6)  # beta_T
     0.02
     """
-    _check(diffusion_times, next_diffusion_times, eta)
-    (signal, noise), (next_signal, next_noise) = (
-        _rates(schedule, times) for times in (diffusion_times, next_diffusion_times)
-    )
+    signal, noise, next_signal, next_noise = _rates_of_both(schedule, diffusion_times, next_diffusion_times, eta)
     if np.any(next_noise == 0.0):
         raise ValueError("forward_step starts from a noisy image, but there is no noise at s: use marginal")
     sigma = posterior_deviation(signal, noise, next_signal, next_noise, eta)
@@ -158,8 +152,12 @@ def _rates(schedule: Schedule, times: Any) -> tuple[np.ndarray, np.ndarray]:
     return schedule(times.astype("float64"))
 
 
-def _check(diffusion_times: Any, next_diffusion_times: Any, eta: float) -> None:
+def _rates_of_both(
+    schedule: Schedule, diffusion_times: Any, next_diffusion_times: Any, eta: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return (a, b, a', b') at t and s, given that they and eta are in order."""
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}: 0 is deterministic DDIM, 1 is DDPM")
     if np.any(np.asarray(next_diffusion_times) > np.asarray(diffusion_times)):
         raise ValueError(f"s must not be above t, got s = {next_diffusion_times} and t = {diffusion_times}")
+    return *_rates(schedule, diffusion_times), *_rates(schedule, next_diffusion_times)

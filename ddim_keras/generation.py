@@ -17,7 +17,7 @@ from ddim_keras.configurable import resolve
 from ddim_keras.interpolation import slerp, slerp_grid
 from ddim_keras.inversion import ConvergenceError, InversionReport, invert_step
 from ddim_keras.parameterizations import NoiseParameterization, Parameterization
-from ddim_keras.samplers import DDIM, MEMORY, SAMPLERS, Evaluation, Levels, Sampler, UniPC, Walk, plan, table_of, walk
+from ddim_keras.samplers import DDIM, MEMORY, SAMPLERS, Evaluation, Levels, Plan, Sampler, UniPC, plan, table_of, walk
 from ddim_keras.schedules import SCHEDULES, Schedule
 from ddim_keras.spacings import Spacing, diffusion_times, levels_of
 
@@ -245,8 +245,9 @@ class Generation:
             )
             report = self._checked_report(report, decoded, ops.convert_to_numpy(self.denormalize(normalized)))
             return (latents, report) if return_report else latents
-        planned = self._plan_backwards(chosen, walk_schedule, times)
-        lowest_signal = self._lowest_level(walk_schedule)[0]
+        lowest_signal, lowest_noise = (float(rate) for rate in walk_schedule(walk_schedule.first_time))
+        levels = Levels(*(rates[::-1] for rates in levels_of(walk_schedule, times)))
+        planned = plan(chosen, levels, self.schedule.conditions, clean_rates=(lowest_signal, lowest_noise))
         for batch in self._batches(len(normalized), batch_size, verbose):
             start = (lowest_signal * batch.of(normalized)).astype("float32")
             self._store(latents, batch, self._take_walk(start, planned, 0, batch.indices, NoClipping()))
@@ -474,7 +475,7 @@ class Generation:
             return self.schedule
         chosen = resolve(schedule, Schedule, SCHEDULES)
         check_noise_end(chosen, self.parameterization)
-        lowest, trained_lowest = self._lowest_level(chosen)[1], self._lowest_level(self.schedule)[1]
+        lowest, trained_lowest = (float(each(each.first_time)[1]) for each in (chosen, self.schedule))
         if lowest < 0.9 * trained_lowest:
             warnings.warn(
                 f"{chosen!r} goes down to a noise rate of {lowest:.3g}, but the model was trained down to {trained_lowest:.3g}: "
@@ -490,34 +491,11 @@ class Generation:
         spacing: str | Spacing,
         schedule: str | Schedule | None,
         start: float = 1.0,
-    ) -> tuple[np.ndarray, Walk]:
+    ) -> tuple[np.ndarray, Plan]:
         """Return the times of a walk, the last being that of the images, and its table."""
         walk_schedule = self._walk_schedule(schedule)
         times = diffusion_times(diffusion_steps, spacing, walk_schedule, start)
         return times, plan(sampler, levels_of(walk_schedule, times), self.schedule.conditions)
-
-    def _lowest_level(self, schedule: Schedule) -> tuple[float, float]:
-        """The (signal, noise) rates nearest to the clean image at which the network can be asked."""
-        signal_rates, noise_rates = schedule(np.array([0.0 if schedule.num_times is None else 1 / schedule.num_times]))
-        return float(signal_rates[0]), float(noise_rates[0])
-
-    def _plan_backwards(self, sampler: Sampler, schedule: Schedule, times: np.ndarray) -> Walk:
-        """Plan the walk from the clean images to noise. It starts from the images scaled by the lowest level's signal rate."""
-        signal, noise = self._lowest_level(schedule)
-        planned = plan(
-            sampler, Levels(*(rates[::-1] for rates in levels_of(schedule, times))), self.schedule.conditions
-        )
-        # The clean image x_0 itself is x / signal = pred_image + (noise / signal) pred_noise.
-        row = planned.table[0]
-        image_weight, noise_weight = float(row[3]), float(row[4])
-        row[:5] = (
-            self.schedule.conditions(np.array(signal), np.array(noise)),
-            noise,
-            signal,
-            image_weight,
-            noise_weight + image_weight * noise / signal,
-        )
-        return planned
 
     def _plan_inpainting(self, sampler: Sampler, levels: Levels, resampling: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the table of the walk, and of each evaluation (known signal, known noise, kept, noise added back)."""
@@ -622,12 +600,12 @@ class Generation:
     def _draw(self, seed: int, indices: np.ndarray) -> Any:
         return self._compiled("draw", NoClipping())(np.uint32(seed), indices)
 
-    def _take_walk(self, noisy_images: Any, planned: Walk, seed: int, indices: np.ndarray, clip: Clipping) -> Any:
+    def _take_walk(self, noisy_images: Any, planned: Plan, seed: int, indices: np.ndarray, clip: Clipping) -> Any:
         last = np.int32(planned.ends[-1])
         return self._compiled("walk", clip)(noisy_images, planned.table, last, np.uint32(seed), indices)
 
     def _record_walk(
-        self, noisy_images: Any, planned: Walk, seed: int, batch: _Batch, clip: Clipping, trajectory: Trajectory
+        self, noisy_images: Any, planned: Plan, seed: int, batch: _Batch, clip: Clipping, trajectory: Trajectory
     ) -> None:
         """Take a walk evaluation by evaluation, and write down each step."""
         memory = np.zeros((MEMORY, *noisy_images.shape), "float32")
@@ -668,7 +646,7 @@ class Generation:
                 table = table_of([Evaluation(*noisier_rates, image=0.0, noise=1.0)], self.schedule.conditions)
 
                 def pred_noises(noisy_images, table=table, indices=batch.indices):
-                    one = Walk(table, np.array([1]))
+                    one = Plan(table, np.array([1]))
                     return ops.convert_to_numpy(self._take_walk(noisy_images, one, 0, indices, NoClipping()))
 
                 if guess is None:  # the noises are not known yet: the image alone

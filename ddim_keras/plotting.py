@@ -244,7 +244,7 @@ def plot_schedule(schedule: Schedule, diffusion_steps: int = 200) -> matplotlib.
     """
     from matplotlib.figure import Figure
 
-    times = np.linspace(1.0 / schedule.num_times if schedule.num_times else 0.0, 1.0, diffusion_steps)
+    times = np.linspace(schedule.first_time, 1.0, diffusion_steps)
     signal_rates, noise_rates = schedule(times)
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     rates, ratio = figure.subplots(1, 2)

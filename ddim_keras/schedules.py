@@ -42,6 +42,11 @@ class Schedule(Configurable, abc.ABC):
             diffusion_times: array or tensor in [0, 1]; 0 is the image end, 1 the noise end.
         """
 
+    @property
+    def first_time(self) -> float:
+        """The time nearest to the clean image at which the network is trained: 0, or 1 / T."""
+        return 0.0 if self.num_times is None else 1.0 / self.num_times
+
     def log_snr(self, diffusion_times: Any) -> np.ndarray:
         """Return log(signal_rate**2 / noise_rate**2), float64, shaped as `diffusion_times`; it falls with time."""
         return _log_snr(*self(np.asarray(diffusion_times, "float64")))

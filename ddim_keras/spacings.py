@@ -174,20 +174,20 @@ class KarrasSpacing(Spacing):
         self.rho = float(rho)
 
     def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
-        return self._times_between(diffusion_steps, schedule, start, 0.0)
+        return self._times_from(diffusion_steps, schedule, start)
 
     def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> np.ndarray:
         count = schedule.num_times or 0
         starts_at_pure_noise = schedule(np.array([last / count]))[0][0] == 0.0
         if not starts_at_pure_noise or diffusion_steps == 1:
-            times = self._times_between(diffusion_steps, schedule, last / count, 1.0 / count)
+            times = self._times_from(diffusion_steps, schedule, last / count)
         else:  # an infinite ratio: the rest is spread from the time before
-            times = self._times_between(diffusion_steps - 1, schedule, (last - 1) / count, 1.0 / count)
+            times = self._times_from(diffusion_steps - 1, schedule, (last - 1) / count)
             times = np.concatenate([[last / count], times])
         return np.rint(times * count).astype(int)[::-1]
 
-    def _times_between(self, diffusion_steps: int, schedule: Schedule, start: float, end: float) -> np.ndarray:
-        high, low = np.exp(-0.5 * schedule.log_snr([start, end]) / self.rho)
+    def _times_from(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+        high, low = np.exp(-0.5 * schedule.log_snr([start, schedule.first_time]) / self.rho)
         parts = np.arange(diffusion_steps) / max(diffusion_steps - 1, 1)
         times = schedule.times_at(-2.0 * self.rho * np.log(high + parts * (low - high)))
         times[0] = start  # not to rounding
@@ -213,8 +213,8 @@ class LogSNRSpacing(KarrasSpacing):
     def __init__(self):
         pass
 
-    def _times_between(self, diffusion_steps: int, schedule: Schedule, start: float, end: float) -> np.ndarray:
-        high, low = schedule.log_snr([start, end])
+    def _times_from(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+        high, low = schedule.log_snr([start, schedule.first_time])
         times = schedule.times_at(high + np.arange(diffusion_steps) / max(diffusion_steps - 1, 1) * (low - high))
         times[0] = start
         return times

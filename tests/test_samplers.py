@@ -339,24 +339,16 @@ def test_sampler_config_round_trip(name):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_composing_the_posterior_keeps_the_marginals(eta):
-    """q(x_s | x_0) from x_t ~ q(x_t | x_0) and x_s ~ q(x_s | x_t, x_0), in closed form."""
-    images, times, next_times = np.array([0.7]), 0.8, 0.3
-    mean, deviation = forward.marginal(SCHEDULE, images, times)
-    at_mean, sigma = forward.posterior(SCHEDULE, mean, images, times, next_times, eta)
-    above, _ = forward.posterior(SCHEDULE, mean + deviation, images, times, next_times, eta)
-    expected_mean, expected_deviation = forward.marginal(SCHEDULE, images, next_times)
-    np.testing.assert_allclose(at_mean, expected_mean, rtol=1e-12)
-    np.testing.assert_allclose((above - at_mean) ** 2 + sigma**2, expected_deviation**2, rtol=1e-12)
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_the_forward_step_leads_from_marginal_to_marginal(eta):
-    images, times, next_times = np.array([0.7]), 0.8, 0.3
-    mean, deviation = forward.marginal(SCHEDULE, images, next_times)
-    at_mean, step_deviation = forward.forward_step(SCHEDULE, mean, images, times, next_times, eta)
-    above, _ = forward.forward_step(SCHEDULE, mean + deviation, images, times, next_times, eta)
-    expected_mean, expected_deviation = forward.marginal(SCHEDULE, images, times)
+@pytest.mark.parametrize(
+    ("step", "start", "end"), [(forward.posterior, 0.8, 0.3), (forward.forward_step, 0.3, 0.8)], ids=["back", "forward"]
+)
+def test_steps_lead_from_marginal_to_marginal(step, start, end, eta):
+    """q(x_end | x_0) from x_start ~ q(x_start | x_0) and the step between them, in closed form."""
+    images, times = np.array([0.7]), (max(start, end), min(start, end))
+    mean, deviation = forward.marginal(SCHEDULE, images, start)
+    at_mean, step_deviation = step(SCHEDULE, mean, images, *times, eta)
+    above, _ = step(SCHEDULE, mean + deviation, images, *times, eta)
+    expected_mean, expected_deviation = forward.marginal(SCHEDULE, images, end)
     np.testing.assert_allclose(at_mean, expected_mean, rtol=1e-12)
     np.testing.assert_allclose((above - at_mean) ** 2 + step_deviation**2, expected_deviation**2, rtol=1e-12)
 

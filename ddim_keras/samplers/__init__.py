@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 
 from ddim_keras.samplers.adams_bashforth import AdamsBashforth
-from ddim_keras.samplers.base import MEMORY, Evaluation, Levels, Sampler, Walk, plan, table_of, walk
+from ddim_keras.samplers.base import MEMORY, Evaluation, Levels, Plan, Sampler, plan, table_of, walk
 from ddim_keras.samplers.ddim import DDIM, DDPM
 from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep
 from ddim_keras.samplers.heun import Heun
@@ -35,7 +35,7 @@ __all__ = [
     "Levels",
     "Sampler",
     "UniPC",
-    "Walk",
+    "Plan",
     "plan",
     "table_of",
     "walk",

@@ -105,7 +105,7 @@ class Sampler(Configurable, abc.ABC):
         return steps
 
 
-class Walk(NamedTuple):
+class Plan(NamedTuple):
     """A walk, worked out: what `walk` is given.
 
     Attributes:
@@ -118,26 +118,39 @@ class Walk(NamedTuple):
     ends: np.ndarray
 
 
-def plan(sampler: Sampler, levels: Levels, conditions: Callable[[Any, Any], Any]) -> Walk:
+def plan(
+    sampler: Sampler,
+    levels: Levels,
+    conditions: Callable[[Any, Any], Any],
+    clean_rates: tuple[float, float] | None = None,
+) -> Plan:
     """Work out all evaluations of a walk.
 
     Args:
         sampler: the update rule.
         levels: the noise levels in the order they are visited.
         conditions: (signal_rates, noise_rates) -> what the network is told of the noise level.
+        clean_rates: for a walk from the clean image to noise, the (signal rate, noise rate) at which the network is asked
+            about the image, instead of (1, 0). The walk starts from the images times this signal rate.
     """
     evaluations: list[Evaluation] = []
     ends = []
     for index in range(len(levels.signal_rates) - 1):
         evaluations += sampler.step(index, levels)
         ends.append(len(evaluations))
-    return Walk(table_of(evaluations, conditions, sampler.remembers), np.array(ends))
+    if clean_rates is not None:
+        signal, noise = clean_rates
+        first = evaluations[0]
+        # The clean image itself is pred_image + (noise / signal) pred_noise.
+        noise_weight = first.noise + first.image * noise / signal
+        evaluations[0] = first._replace(signal_rate=signal, noise_rate=noise, noise=noise_weight)
+    return Plan(table_of(evaluations, conditions, sampler.remembers), np.array(ends))
 
 
 def table_of(
     evaluations: Sequence[Evaluation], conditions: Callable[[Any, Any], Any], remembers: str = "images"
 ) -> np.ndarray:
-    """Write evaluations as the table that `walk` reads; see `Walk`. `remembers` is the sampler's."""
+    """Write evaluations as the table that `walk` reads; see `Plan`. `remembers` is the sampler's."""
     rows = np.zeros((len(evaluations), 6 + MEMORY + 2))
     for row, evaluation in zip(rows, evaluations):
         row[1:6] = evaluation.noise_rate, evaluation.signal_rate, evaluation.image, evaluation.noise, evaluation.fresh
@@ -166,7 +179,7 @@ def walk(
             scalars.
         noisy_images: (batch, height, width, channels), the state at the first evaluation.
         memory: (MEMORY, batch, height, width, channels), earlier predictions, the latest first; zeros at the start.
-        table: `Walk.table`, as a tensor.
+        table: `Plan.table`, as a tensor.
         first, last: int32 scalars; their values are not compiled in.
         draw_noises: number -> standard normal noises shaped as `noisy_images`. Only called where noise is added, with the
             evaluation's number, counted from 1.
