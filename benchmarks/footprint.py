@@ -19,6 +19,12 @@ import ddim_keras
 images = ddim_keras.load_model({path!r}).generate(1, 20)
 print(time.perf_counter() - start)
 """
+PRESET = """
+import time; start = time.perf_counter()
+from ddim_keras import DiffusionModel
+images = DiffusionModel.from_preset("fashion_mnist_32").generate(16, verbose=0)
+print(time.perf_counter() - start)
+"""
 PEAK = """
 import resource, ddim_keras
 images = ddim_keras.load_model({path!r}).generate({number}, 2, verbose=0)
@@ -37,6 +43,8 @@ def run(code: str) -> float:
 def main() -> None:
     imports = statistics.median(run(IMPORT) for _ in range(5))
     print(f"import ddim_keras, beyond import keras: {imports:.3f} s (median of 5)")
+    preset = statistics.median(run(PRESET) for _ in range(5))
+    print(f"import to 16 images of the preset fashion_mnist_32, 20 steps: {preset:.1f} s (median of 5)")
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.keras")
         run(f"import ddim_keras; {MODEL}.save({path!r}); print(0)")

@@ -3,6 +3,9 @@
 The same network, losses and updates, in the example's own way: Keras's stock layers, an EMA network cloned with fresh
 weights, a Python loop of eager calls to sample, and whatever compilation Keras chooses to train. TensorFlow only, as
 the example is.
+
+`mended` repairs what keeps its short trainings from drawing anything: the EMA network starts equal to the network, and its
+decay warms up.
 """
 
 from __future__ import annotations
@@ -50,11 +53,14 @@ def build_network(image_size: int, channels: int, widths=(32, 64, 96, 128), dept
 
 
 class KerasExample(keras.Model):
-    def __init__(self, image_size: int, channels: int):
+    def __init__(self, image_size: int, channels: int, mended: bool = False):
         super().__init__()
+        self.mended = mended
         self.normalizer = layers.Normalization()
         self.network = build_network(image_size, channels)
         self.ema_network = keras.models.clone_model(self.network)
+        if mended:
+            self.ema_network.set_weights(self.network.get_weights())
         self.image_shape = (image_size, image_size, channels)
         self.n_loss, self.i_loss = keras.metrics.Mean("n_loss"), keras.metrics.Mean("i_loss")
 
@@ -85,8 +91,12 @@ class KerasExample(keras.Model):
         self.optimizer.apply_gradients(zip(tape.gradient(noise_loss, weights), weights))
         self.n_loss.update_state(noise_loss)
         self.i_loss.update_state(image_loss)
+        decay = EMA
+        if self.mended:
+            updates = ops.cast(self.optimizer.iterations, "float32")
+            decay = ops.minimum(EMA, (1 + updates) / (10 + updates))
         for weight, average in zip(self.network.weights, self.ema_network.weights):
-            average.assign(EMA * average + (1 - EMA) * weight)
+            average.assign(decay * average + (1 - decay) * weight)
         return {metric.name: metric.result() for metric in self.metrics}
 
     def generate(self, num_images: int, diffusion_steps: int):
@@ -99,8 +109,8 @@ class KerasExample(keras.Model):
         return ops.clip(self.normalizer.mean + pred_images * self.normalizer.variance**0.5, 0.0, 1.0)
 
 
-def make_example(images, jit_compile="auto") -> KerasExample:
-    model = KerasExample(images.shape[1], images.shape[-1])
+def make_example(images, jit_compile="auto", mended: bool = False) -> KerasExample:
+    model = KerasExample(images.shape[1], images.shape[-1], mended)
     model.normalizer.adapt(images)
     model.compile(
         optimizer=keras.optimizers.AdamW(1e-3, weight_decay=1e-4),

@@ -19,20 +19,10 @@ import keras
 import numpy as np
 
 import ddim_keras
-from ddim_keras.backend import BACKEND
+from ddim_keras.backend import BACKEND, on_accelerator
 
 CASES = ((32, 1), (64, 3))  # image size, channels
 PRECISIONS = ("float32", "mixed_bfloat16")
-
-
-def on_accelerator() -> bool:
-    if BACKEND == "jax":
-        import jax
-
-        return jax.default_backend() != "cpu"
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def in_turns(contestants: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:

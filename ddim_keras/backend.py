@@ -1,10 +1,12 @@
-"""The only code that asks which Keras backend runs: the gradient step, compiling a function, one fused kernel.
+"""The only code that asks which Keras backend runs: the gradient step, compiling a function, one fused kernel,
+the devices.
 
 Everything else is written once in `keras.ops` and `keras.random`.
 """
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,31 @@ if BACKEND not in SUPPORTED_BACKENDS:
         f"ddim_keras runs on the Keras backends {SUPPORTED_BACKENDS}, got {BACKEND!r}: set the environment variable "
         "KERAS_BACKEND to one of them before Keras is imported"
     )
+
+
+def fastest_precision() -> str:
+    """Return the dtype policy that trains fastest here: "mixed_bfloat16" where the hardware computes in it, or "float32".
+
+    A processor without bfloat16 only imitates it, and very slowly.
+    """
+    if on_accelerator():
+        return "mixed_bfloat16"
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "mixed_bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def on_accelerator() -> bool:
+    """Whether the backend computes on a GPU or TPU."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
 
 
 def compile_function(function: Callable, variables: Callable[[], list], jit_compile: bool) -> Callable:
@@ -92,6 +119,21 @@ def test_step(model: Any, *arguments: Any) -> Any:
     with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:
         logs = model.evaluation_logs(data)
     return logs, _updated(scope, groups, state)
+
+
+def replica() -> tuple[Any, int]:
+    """Return (number of this replica, how many there are) where the model is copied to several devices; else (0, 1).
+
+    Only TensorFlow's strategies copy; on JAX one program sees the arrays of all devices whole.
+    """
+    if BACKEND != "tensorflow":
+        return 0, 1
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return 0, 1
+    return context.replica_id_in_sync_group, context.num_replicas_in_sync
 
 
 def fused_batch_normalization(inputs: Any, epsilon: float, mean: Any = None, variance: Any = None) -> tuple | None:

@@ -14,15 +14,21 @@ from collections.abc import Iterator
 def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed to `path`.
 
-    The block may make a file or a folder there. The folder around it is made if need be. When the block raises, what it
-    made is removed and `path` stays as it was.
+    The block may make a file or a folder there. The folder around it is made if need be. What stood at `path` is replaced. When
+    the block raises, what it made is removed and `path` stays as it was.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        if path.is_dir():  # only an empty folder could be replaced in one go
+            old = temporary.with_name(f"{temporary.name}.old")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

@@ -103,6 +103,7 @@ class Generation:
         clipping: str | Clipping = "none",
         seed: int | None = None,
         batch_size: int | None = None,
+        first_image: int = 0,
         initial_noise: Any = None,
         return_trajectory: bool = False,
         verbose: str | int = "auto",
@@ -130,6 +131,7 @@ class Generation:
             seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to rounding: neither on
                 the batch size nor on `num_images`. None takes the next of the model's own seeds.
             batch_size: images made at a time; None for 64, or fewer if they are larger than 64 x 64.
+            first_image: i of the first image, to make more images of a seed, or a part of them.
             initial_noise: (num_images, height, width, channels) to start from; None draws it from `seed`.
             return_trajectory: also return every step on the way.
             verbose: 1 shows a progress bar, 0 does not, "auto" does for more than one batch.
@@ -158,15 +160,17 @@ class Generation:
                     f"initial_noise holds {len(initial_noise)} images but num_images is {num_images}: make them equal"
                 )
         seed = self._seed(seed)
+        first_image = integer("first_image", first_image, minimum=0, below=2**31 - num_images)
         images = np.empty((num_images, *self.image_shape), "float32")
         trajectory = Trajectory(times, *(_empty_steps(images, count) for count in (len(times), len(times) - 1)))
         for batch in self._batches(num_images, batch_size, verbose):
-            noisy_images = self._draw(seed, batch.indices) if initial_noise is None else batch.of(initial_noise)
+            indices = (batch.indices + first_image).astype("int32")
+            noisy_images = self._draw(seed, indices) if initial_noise is None else batch.of(initial_noise)
             if return_trajectory:
-                self._record_walk(noisy_images, planned, seed, batch, clip, trajectory)
+                self._record_walk(noisy_images, planned, seed, batch, indices, clip, trajectory)
                 noisy_images = trajectory.noisy_images[-1, batch.start : batch.stop]
             else:
-                noisy_images = self._take_walk(noisy_images, planned, seed, batch.indices, clip)
+                noisy_images = self._take_walk(noisy_images, planned, seed, indices, clip)
             self._store(images, batch, self.denormalize(noisy_images))
         return (images, trajectory) if return_trajectory else images
 
@@ -468,6 +472,59 @@ class Generation:
         # Back to the pixels as they came, without the rounding of normalisation.
         return np.where(known == 1.0, ops.convert_to_numpy(inputs.as_unit_range(np.asarray(images))), result)
 
+    def score(
+        self,
+        dataset: Any,
+        num_images: int = 10_000,
+        diffusion_steps: int | Sequence[float] = 20,
+        *,
+        metrics: Sequence[Any] = ("fid", "kid", "precision_recall"),
+        extractor: Any = "inception_v3",
+        per_class: bool = False,
+        seed: int = 0,
+        batch_size: int = 64,
+        **sampling: Any,
+    ) -> dict[str, Any]:
+        """Generate images and score them against real ones, at constant memory.
+
+        Args:
+            dataset: real images as for `fit`; compare with images that the model was not trained on.
+            num_images: how many to generate. All metrics but KID depend on it: compare figures of equal numbers.
+            diffusion_steps: S, as for `generate`.
+            metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage", or
+                `ddim_keras.metrics.ImageMetric` objects.
+            extractor: features of the metrics given by name: "inception_v3", "fashion_mnist", "inception_2015" (comparable with
+                papers), an `Extractor` or a Keras model.
+            per_class: also score each class; `dataset` must then hold (images, labels).
+            seed, batch_size: as for `generate`.
+            **sampling: as for `generate`: sampler, eta, spacing, ...
+
+        Returns:
+            Figures by name: "fid", "kid" and "kid_standard_deviation", "precision", "recall", ...; with `per_class` also
+            "per_class", for each class its share of the real and of the generated images, precision, recall and coverage.
+
+        Raises:
+            ValueError: an argument out of its range, or images of a wrong shape or range.
+
+        Example:
+
+        >>> model = DiffusionModel(image_size=28, widths=[8], block_depth=1, channels=1)
+        >>> real = np.random.default_rng(0).uniform(size=(20, 28, 28, 1))
+        >>> sorted(model.score(real, 20, 2, metrics=["precision_recall"], extractor="fashion_mnist"))
+        ['precision', 'recall']
+        """
+        from ddim_keras.metrics import scoring
+
+        batch_size = min(positive_int("batch_size", batch_size), positive_int("num_images", num_images))
+        options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
+        for name in ("initial_noise", "return_trajectory", "first_image", "verbose"):
+            if name in options:
+                raise ValueError(f"score cannot take {name}: it generates in batches, from noise that the seed fixes")
+        generated = scoring.generated_in_batches(self, num_images, batch_size, **options)
+        real = inputs.checked(dataset, self.image_shape)
+        names = getattr(dataset, "class_names", None)
+        return scoring.score(generated, real, metrics, extractor, per_class, names)
+
     # Inside: planning on the host
 
     def _walk_schedule(self, schedule: str | Schedule | None) -> Schedule:
@@ -605,7 +662,14 @@ class Generation:
         return self._compiled("walk", clip)(noisy_images, planned.table, last, np.uint32(seed), indices)
 
     def _record_walk(
-        self, noisy_images: Any, planned: Plan, seed: int, batch: _Batch, clip: Clipping, trajectory: Trajectory
+        self,
+        noisy_images: Any,
+        planned: Plan,
+        seed: int,
+        batch: _Batch,
+        indices: np.ndarray,
+        clip: Clipping,
+        trajectory: Trajectory,
     ) -> None:
         """Take a walk evaluation by evaluation, and write down each step."""
         memory = np.zeros((MEMORY, *noisy_images.shape), "float32")
@@ -616,7 +680,7 @@ class Generation:
                 if first == last:
                     continue
                 noisy_images, memory, pred_images = self._compiled("part", clip)(
-                    noisy_images, memory, planned.table, np.int32(first), np.int32(last), np.uint32(seed), batch.indices
+                    noisy_images, memory, planned.table, np.int32(first), np.int32(last), np.uint32(seed), indices
                 )
                 if first == begin:
                     self._store(trajectory.pred_images[step], batch, self.denormalize(pred_images))

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from ddim_keras import backend
+
 # Resizing may overshoot [0, 1] by a rounding error; more than this is another range.
 _RANGE_TOLERANCE = 1e-3
 _NOT_FINITE = "{what} contain NaN or infinity: remove or repair those images before training"
@@ -181,9 +183,7 @@ def _leaving_the_processor_alone(dataset: Any) -> Any:
     import tensorflow as tf
 
     options = dataset.options()
-    if tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"):
-        return dataset
-    if options.autotune.enabled is None:
+    if options.autotune.enabled is None and not backend.on_accelerator():
         changed = tf.data.Options()
         changed.autotune.enabled = False
         return dataset.with_options(changed)

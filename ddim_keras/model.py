@@ -49,13 +49,19 @@ class DiffusionModel(Generation, keras.Model):
         loss_weighting: "uniform", "min_snr", "sigmoid" or a `Weighting`.
         embedding_dims: features of the sinusoidal embedding of the noise variance (or, with T times, of the time), even.
         embedding_max_frequency: highest frequency of that embedding, in periods over the whole range.
+        conditioning: "input" joins the embedding to every pixel of the network's input; "every_block" adds it within every
+            residual block.
+        normalization: "batch" or "group".
+        attention_levels: levels, counted from 0 at the full resolution, with self-attention over the pixels.
+        patch_size: p: the network works on patches of p x p pixels, at 1/p of the size and so p * p times as fast.
+            `image_size` must then be divisible by p times as much.
         ema_decay: how much of the averaged weights each training step keeps, in [0, 1). It warms up: step n uses
             min(ema_decay, (1 + n) / (10 + n)), so that short trainings sample from good weights too.
         seed: integer in [0, 2**32) that fixes the random numbers of training, evaluation and unseeded `generate`; None draws one.
             Two runs are identical on one machine after `keras.utils.set_random_seed`, which fixes the initial weights.
         network: a `keras.Model` of [noisy images, noise variances (batch, 1, 1, 1)] to use instead of the residual
             U-Net; with a schedule of T times, of [noisy images, times], which are the integers 1 to T. Its output has the
-            shape of the noisy images. `widths`, `block_depth` and the embedding are then unused.
+            shape of the noisy images. `widths` and what else describes the residual U-Net are then unused.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the samplers' arithmetic are
             float32 whatever it is.
         name: name of the model.
@@ -87,6 +93,10 @@ class DiffusionModel(Generation, keras.Model):
         loss_weighting: str | Weighting | dict = "uniform",
         embedding_dims: int = 32,
         embedding_max_frequency: float = 1000.0,
+        conditioning: str = "input",
+        normalization: str = "batch",
+        attention_levels: Sequence[int] = (),
+        patch_size: int = 1,
         ema_decay: float = 0.999,
         seed: int | None = None,
         network: Any = None,
@@ -102,6 +112,10 @@ class DiffusionModel(Generation, keras.Model):
         self.block_depth = block_depth
         self.embedding_dims = embedding_dims
         self.embedding_max_frequency = float(embedding_max_frequency)
+        self.conditioning = conditioning
+        self.normalization = normalization
+        self.attention_levels = [int(level) for level in attention_levels]
+        self.patch_size = patch_size
         self.ema_decay = float(ema_decay)
         self.seed = None if seed is None else integer("seed", seed, minimum=0, below=2**32)
         self.schedule = resolve(schedule, Schedule, SCHEDULES)
@@ -168,7 +182,7 @@ class DiffusionModel(Generation, keras.Model):
         # The loss compares what happens inside a step, not the model's output: Keras must not try to build it on that.
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
         self.loss = keras.losses.get(loss)
-        self.image_metrics = [_as_metric(metric) for metric in metrics or []]
+        self.image_metrics = [_as_metric(metric, bool(kwargs.get("run_eagerly"))) for metric in metrics or []]
         self.metric_diffusion_steps = positive_int("metric_diffusion_steps", metric_diffusion_steps)
         self._compile_arguments = {
             "optimizer": optimizer,
@@ -262,7 +276,17 @@ class DiffusionModel(Generation, keras.Model):
         if x is not None and not kwargs.get("_use_cached_eval_dataset"):  # fit has checked its validation data already
             x = inputs.checked(x, self.image_shape)
         with _input_errors():
-            return super().evaluate(x, y, **kwargs)
+            as_dictionary = kwargs.pop("return_dict", False)
+            found = super().evaluate(x, y, return_dict=True, **kwargs)
+        logs = {name: found[name] for name in self.training_logs()}
+        for metric in self.image_metrics:
+            result = metric.result()
+            logs |= result if isinstance(result, dict) else {metric.name: float(result)}
+        return logs if as_dictionary else list(logs.values())
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Return the running n_loss and i_loss. The image metrics, which may take seconds, `evaluate` adds once at its end."""
+        return self.training_logs()
 
     def train_step(self, *arguments: Any) -> Any:
         """One gradient step and one update of the EMA network; called by `fit`."""
@@ -315,7 +339,7 @@ class DiffusionModel(Generation, keras.Model):
             generated = self.denormalize(generated)
             for metric in self.image_metrics:
                 metric.update_state(unit_images, generated)
-        return {metric.name: metric.result() for metric in self.metrics}
+        return self.training_logs()
 
     def update_ema(self) -> None:
         """Move the EMA network's weights, normalisation statistics included, towards the network's."""
@@ -377,6 +401,49 @@ class DiffusionModel(Generation, keras.Model):
             title=None if epoch is None else f"epoch {epoch + 1}",
         )
 
+    # Presets
+
+    @classmethod
+    def from_preset(cls, preset: str | os.PathLike, *, load_weights: bool = True, **changes: Any) -> DiffusionModel:
+        """Make a model that is described by a preset, with its trained weights if it has any.
+
+        Args:
+            preset: a name in `ddim_keras.presets.names()`, such as "fashion_mnist_32" (trained weights) or "keras_example" (the
+                settings of the Keras DDIM example), or a folder that `save_to_preset` wrote.
+            load_weights: False leaves the weights untrained, to train the model on other images.
+            **changes: arguments of `DiffusionModel` to use instead of the preset's: `seed`, `dtype`, `ema_decay`; without its
+                weights any of them.
+
+        Raises:
+            ValueError: no such preset, a damaged one, or changes that its weights do not fit.
+
+        Example:
+
+        >>> DiffusionModel.from_preset("keras_example", image_size=32).network.count_params()
+        1953507
+        """
+        from ddim_keras import presets
+
+        return presets.load(cls, preset, load_weights, changes)
+
+    def save_to_preset(self, folder: str | os.PathLike, *, half: bool = True, training: Any = None) -> None:
+        """Write the model to a folder that `from_preset` takes: what generates images, without what only training needs.
+
+        The folder holds `preset.json` and `weights.npz`, the EMA network's weights and the normalizer. It is written beside and
+        renamed; a folder that stands there is replaced if it is a preset.
+
+        Args:
+            folder: where to.
+            half: store the weights in float16, at half the size; they are rounded to 11 bits.
+            training: a `ddim_keras.presets.Training` to keep as this model's recipe.
+
+        Raises:
+            ValueError: the model was never trained, it holds a network of your own, or something else stands at `folder`.
+        """
+        from ddim_keras import presets
+
+        presets.save(self, pathlib.Path(folder), half, training)
+
     # Saving
 
     def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
@@ -412,6 +479,10 @@ class DiffusionModel(Generation, keras.Model):
             "loss_weighting": serialize(self.loss_weighting),
             "embedding_dims": self.embedding_dims,
             "embedding_max_frequency": self.embedding_max_frequency,
+            "conditioning": self.conditioning,
+            "normalization": self.normalization,
+            "attention_levels": list(self.attention_levels),
+            "patch_size": self.patch_size,
             "ema_decay": self.ema_decay,
             "seed": self.seed,
             "network": serialize(self.network) if self._custom_network else None,
@@ -437,6 +508,10 @@ class DiffusionModel(Generation, keras.Model):
             self.embedding_dims,
             self.embedding_max_frequency,
             self.schedule.max_condition,
+            self.conditioning,
+            self.normalization,
+            self.attention_levels,
+            self.patch_size,
             self.dtype_policy,
             name,
         )
@@ -562,7 +637,13 @@ def _save_whole(save: Callable, filepath: str | os.PathLike, overwrite: bool, **
         save(str(temporary), overwrite=True, **kwargs)
 
 
-def _as_metric(metric: Any) -> keras.metrics.Metric:
+def _as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
+    extractor = getattr(metric, "extractor", None)
+    if not getattr(extractor, "compiles", True) and not run_eagerly:
+        raise ValueError(
+            f"{extractor!r} cannot run within a compiled step: compile with run_eagerly=True, or score the trained model with "
+            "model.score"
+        )
     if isinstance(metric, keras.metrics.Metric):
         return metric
     if callable(metric):

@@ -65,14 +65,15 @@ def normal(seed: Any, step: Any, image_indices: Any, image_shape: Sequence[int])
     # Whole (batch, pairs) arrays from the start: the broadcast is made once, not in every round.
     images, positions = images + ops.zeros_like(positions), positions + ops.zeros_like(images)
     first, second = threefry2x32((seed, step), (images, positions))
-    # The middle of each of 2^24 cells: never 0, so the logarithm is finite.
-    radii = ops.sqrt(-2.0 * ops.log(_unit_interval(first)))
-    angles = (2.0 * math.pi) * _unit_interval(second)
+    # Never 0, so the logarithm is finite.
+    radii = ops.sqrt(-2.0 * ops.log(unit_interval(first)))
+    angles = (2.0 * math.pi) * unit_interval(second)
     flat = ops.concatenate([radii * ops.cos(angles), radii * ops.sin(angles)], axis=1)
     return ops.reshape(flat[:, :size], (-1, *image_shape))
 
 
-def _unit_interval(bits: Any) -> Any:
+def unit_interval(bits: Any) -> Any:
+    """Return uint32 bits as float32 in (0, 1], the middles of 2^24 cells: never 0."""
     high_bits = ops.cast(ops.cast(ops.right_shift(bits, _uint32(8)), "int32"), "float32")
     return (high_bits + 0.5) * 2.0**-24
 

@@ -16,7 +16,7 @@ import time
 import keras
 
 import ddim_keras
-from ddim_keras import plotting
+from ddim_keras import backend, plotting
 
 BATCH_SIZE = 64
 EPOCHS = 12
@@ -62,20 +62,11 @@ def seconds_per_step(model: ddim_keras.DiffusionModel, images) -> float:
     return (time.perf_counter() - start) / 10
 
 
-def fastest_precision() -> str:
-    """bfloat16 is faster where the processor computes in it, and very slow where it does not."""
-    try:
-        flags = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    return "mixed_bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
-
-
 def main() -> None:
     arguments = parse_arguments()
     keras.utils.set_random_seed(0)
     train, validation = ddim_keras.data.load_dataset("embedded", image_size=28, batch_size=BATCH_SIZE)
-    precision = fastest_precision()
+    precision = backend.fastest_precision()
     trial = make_model(precision)
     trial.normalizer.adapt(train)
     step_time = seconds_per_step(trial, next(iter(train)))

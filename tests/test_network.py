@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import slow_on_jax
+from conftest import make_small_model, random_images, slow_on_jax
 
 from ddim_keras.networks import (
     BatchNormalization,
@@ -9,6 +9,7 @@ from ddim_keras.networks import (
     ImageNormalization,
     SinusoidalEmbedding,
     residual_unet,
+    unet,
 )
 
 
@@ -56,6 +57,70 @@ def test_output_has_the_shape_of_the_images(shape, widths):
 def test_an_untrained_network_predicts_zero():
     network = residual_unet((8, 8, 1), [4, 8], 1)
     assert not np.any(network([np.ones((2, 8, 8, 1), "float32"), np.ones((2, 1, 1, 1), "float32")]))
+
+
+OPTIONS = [
+    {"conditioning": "every_block"},
+    {"normalization": "group"},
+    {"attention_levels": [1]},
+    {"patch_size": 2},
+    {"conditioning": "every_block", "normalization": "group", "attention_levels": [0, 1], "patch_size": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_trains_saves_and_comes_back(options, tmp_path):
+    model = make_small_model(**options)
+    images = random_images(8)
+    model.compile(optimizer=keras.optimizers.Adam(0.1))
+    model.fit(images, batch_size=4, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.generate(2, 3, seed=0), model.generate(2, 3, seed=0))
+    assert {name: again.get_config()[name] for name in options} == options
+
+
+@pytest.mark.parametrize("conditioning", ["input", "every_block"])
+def test_the_network_listens_to_the_noise_level(conditioning):
+    network = residual_unet((8, 8, 1), [4, 8], 1, conditioning=conditioning)
+    network.get_layer("prediction").kernel.assign(np.ones((1, 1, 4, 1)))
+    images = random_images(1)
+    low, high = (network([images, np.full((1, 1, 1, 1), variance, "float32")]) for variance in (0.1, 0.9))
+    assert np.abs(np.subtract(low, high)).max() > 1e-3
+
+
+def test_patches_cut_the_image_and_put_it_together_again():
+    """Each output pixel comes from its own patch: with 1 x 1 convolutions alone nothing crosses the patches' borders."""
+    images = keras.Input((4, 6, 2))
+    identity = keras.Model(images, unet._from_patches(unet._to_patches(images, 2), 2))
+    pixels = random_images(3, (4, 6, 2))
+    np.testing.assert_array_equal(identity(pixels), pixels)
+    patches = keras.Model(images, unet._to_patches(images, 2))(pixels)
+    np.testing.assert_array_equal(np.ravel(patches[0, 1, 2]), np.ravel(pixels[0, 2:4, 4:6]))
+
+
+def test_attention_mixes_distant_pixels():
+    network = residual_unet((8, 8, 1), [32], 1, attention_levels=[0])
+    network.get_layer("prediction").kernel.assign(np.ones((1, 1, 32, 1)))
+    images, variances = np.zeros((1, 8, 8, 1), "float32"), np.full((1, 1, 1, 1), 0.5, "float32")
+    touched = images.copy()
+    touched[0, 0, 0, 0] = 1.0
+    assert np.abs(np.subtract(network([images, variances]), network([touched, variances])))[0, 7, 7, 0] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conditioning": "film"}, "conditioning must be one of"),
+        ({"normalization": "layer"}, "normalization must be one of"),
+        ({"attention_levels": [2]}, r"attention_levels must lie in \[0, 2\)"),
+        ({"patch_size": 0}, "patch_size must be"),
+        ({"patch_size": 3}, "in patches of 3 x 3 pixels cannot be halved 1 times.*height 6 or 12"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        residual_unet((8, 8, 1), [4, 8], 1, **options)
 
 
 def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can():

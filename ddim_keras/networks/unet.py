@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import layers
 
+from ddim_keras.arguments import positive_int
 from ddim_keras.networks.layers import BatchNormalization, ConditionedConv2D, SinusoidalEmbedding
+
+CONDITIONINGS = ("input", "every_block")
+NORMALIZATIONS = ("batch", "group")
 
 
 def residual_unet(
@@ -18,22 +23,32 @@ def residual_unet(
     embedding_dims: int = 32,
     embedding_max_frequency: float = 1000.0,
     max_condition: float = 1.0,
+    conditioning: str = "input",
+    normalization: str = "batch",
+    attention_levels: Sequence[int] = (),
+    patch_size: int = 1,
     dtype: Any = None,
     name: str = "network",
 ) -> keras.Model:
     """Build a U-Net of pre-normalised residual blocks.
 
     Each level halves height and width by average pooling and doubles them back bilinearly; every residual block of
-    the way down hands a skip connection to one of the way up. The noise variance enters as a sinusoidal embedding,
-    joined to every pixel. The last convolution starts at zero, so the untrained network predicts 0.
+    the way down hands a skip connection to one of the way up. The noise variance enters as a sinusoidal embedding. The last
+    convolution starts at zero, so the untrained network predicts 0. The defaults are the Keras DDIM example's network.
 
     Args:
-        image_shape: (height, width, channels); both sizes divisible by 2**(len(widths) - 1).
+        image_shape: (height, width, channels); both sizes divisible by patch_size * 2**(len(widths) - 1).
         widths: channels of each level, from the full resolution down.
         block_depth: residual blocks per level, each way.
         embedding_dims: features of the noise variance's embedding, even.
         embedding_max_frequency: its highest frequency, in periods over the range of the noise variance.
         max_condition: the upper end of that range: 1, or T where the network is given times from 1 to T instead.
+        conditioning: "input" joins the embedding to every pixel of the first block's input; "every_block" adds it, by a
+            projection of each block's own, between the two convolutions of all blocks (Ho et al. 2020).
+        normalization: "batch", without gain and bias, or "group" (8 groups; Wu & He 2018).
+        attention_levels: levels, counted from 0 at the full resolution, whose blocks are followed by self-attention over the
+            pixels (Ho et al. 2020), in heads of 32 channels.
+        patch_size: p: the network works on patches of p x p pixels, as p * p times the channels at 1/p of the size.
         dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32 in any case.
         name: name of the model.
 
@@ -42,65 +57,127 @@ def residual_unet(
         returns (batch, height, width, channels).
 
     Raises:
-        ValueError: no widths, a width or a depth below 1, or a size that cannot be halved often enough.
+        ValueError: no widths, a width or a depth below 1, a size that cannot be halved often enough, an unknown conditioning,
+            normalization or level.
     """
-    check_levels(image_shape[:2], widths, block_depth)
-    channels = image_shape[-1]
+    check_levels(image_shape[:2], widths, block_depth, patch_size)
+    _check_choice("conditioning", conditioning, CONDITIONINGS)
+    _check_choice("normalization", normalization, NORMALIZATIONS)
+    if any(level not in range(len(widths)) for level in attention_levels):
+        raise ValueError(f"attention_levels must lie in [0, {len(widths)}), the levels, got {list(attention_levels)}")
+
+    def normalize(x: Any) -> Any:
+        if normalization == "batch":
+            return BatchNormalization(dtype=dtype)(x)
+        return layers.GroupNormalization(math.gcd(8, x.shape[-1]), dtype=dtype)(x)
 
     def residual_block(x: Any, width: int) -> Any:
         residual = x if x.shape[-1] == width else layers.Conv2D(width, kernel_size=1, dtype=dtype)(x)
-        x = BatchNormalization(dtype=dtype)(x)
-        x = layers.Conv2D(width, kernel_size=3, padding="same", activation="swish", dtype=dtype)(x)
+        x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(normalize(x))
+        if conditioning == "every_block":
+            x = layers.Add(dtype=dtype)([x, layers.Dense(width, dtype=dtype)(embedding)])
+        x = layers.Activation("swish", dtype=dtype)(x)
         x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(x)
         return layers.Add(dtype=dtype)([x, residual])
 
-    def first_residual_block(x: Any, embedding: Any, width: int) -> Any:
+    def residual_block_of_pair(x: Any, embedding: Any, width: int) -> Any:
         """A residual block of x joined with the embedding repeated over the image."""
         residual = ConditionedConv2D(width, kernel_size=1, dtype=dtype)([x, embedding])
-        x, embedding = BatchNormalization(dtype=dtype)(x), BatchNormalization(dtype=dtype)(embedding)
+        x, embedding = normalize(x), normalize(embedding)
         x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=dtype)([x, embedding])
         x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(x)
         return layers.Add(dtype=dtype)([x, residual])
+
+    def attention_block(x: Any) -> Any:
+        height, width, channels = x.shape[1:]
+        tokens = layers.Reshape((height * width, channels), dtype=dtype)(normalize(x))
+        heads = max(1, channels // 32)
+        tokens = layers.MultiHeadAttention(heads, channels // heads, dtype=dtype)(tokens, tokens)
+        return layers.Add(dtype=dtype)([x, layers.Reshape((height, width, channels), dtype=dtype)(tokens)])
+
+    def level_blocks(x: Any, level: int, skips: list | None = None) -> list:
+        """The blocks of a level, each one's output; on the way up each takes a skip connection."""
+        outputs = []
+        for depth in range(block_depth):
+            if skips is not None:
+                x = layers.Concatenate(dtype=dtype)([x, skips.pop()])
+            elif level == depth == 0 and conditioning == "input":
+                x = residual_block_of_pair(x, embedding, widths[0])
+                outputs.append(x)
+                continue
+            x = residual_block(x, widths[level])
+            if level in attention_levels:
+                x = attention_block(x)
+            outputs.append(x)
+        return outputs
 
     noisy_images = keras.Input(image_shape, name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), name="noise_variances")
 
     embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)(noise_variances)
-    x = layers.Conv2D(widths[0], kernel_size=1, dtype=dtype)(noisy_images)
+    if conditioning == "every_block":
+        for _ in range(2):
+            embedding = layers.Dense(4 * embedding_dims, activation="swish", dtype=dtype)(embedding)
+    patches = _to_patches(noisy_images, patch_size)
+    x = layers.Conv2D(widths[0], kernel_size=1, dtype=dtype)(patches)
 
-    skips = []
-    for level, width in enumerate(widths):
-        for depth in range(block_depth):
-            is_first = level == depth == 0
-            x = first_residual_block(x, embedding, width) if is_first else residual_block(x, width)
-            skips.append(x)
-        if level < len(widths) - 1:
-            x = layers.AveragePooling2D(2, dtype=dtype)(x)
-    del skips[-block_depth:]  # the lowest level has none
-    for width in reversed(widths[:-1]):
+    skips: list = []
+    for level in range(len(widths) - 1):
+        outputs = level_blocks(x, level)
+        skips += outputs
+        x = layers.AveragePooling2D(2, dtype=dtype)(outputs[-1])
+    x = level_blocks(x, len(widths) - 1)[-1]
+    for level in reversed(range(len(widths) - 1)):
         x = layers.UpSampling2D(2, interpolation="bilinear", dtype=dtype)(x)
-        for _ in range(block_depth):
-            x = residual_block(layers.Concatenate(dtype=dtype)([x, skips.pop()]), width)
+        x = level_blocks(x, level, skips)[-1]
 
-    outputs = layers.Conv2D(channels, kernel_size=1, kernel_initializer="zeros", dtype="float32", name="prediction")(x)
-    return keras.Model([noisy_images, noise_variances], outputs, name=name)
+    x = layers.Conv2D(patches.shape[-1], kernel_size=1, kernel_initializer="zeros", dtype="float32", name="prediction")(
+        x
+    )
+    return keras.Model([noisy_images, noise_variances], _from_patches(x, patch_size), name=name)
 
 
-def check_levels(image_size: Sequence[int], widths: Sequence[int], block_depth: int) -> None:
+def _to_patches(images: Any, size: int) -> Any:
+    """(batch, height, width, channels) to (batch, height / size, width / size, size * size * channels)."""
+    if size == 1:
+        return images
+    height, width, channels = images.shape[1:]
+    x = layers.Reshape((height // size, size, width // size, size, channels), dtype="float32")(images)
+    x = layers.Permute((1, 3, 2, 4, 5), dtype="float32")(x)
+    return layers.Reshape((height // size, width // size, size * size * channels), dtype="float32")(x)
+
+
+def _from_patches(x: Any, size: int) -> Any:
+    if size == 1:
+        return x
+    rows, columns, features = x.shape[1:]
+    x = layers.Reshape((rows, columns, size, size, features // size**2), dtype="float32")(x)
+    x = layers.Permute((1, 3, 2, 4, 5), dtype="float32")(x)
+    return layers.Reshape((rows * size, columns * size, features // size**2), dtype="float32")(x)
+
+
+def check_levels(image_size: Sequence[int], widths: Sequence[int], block_depth: int, patch_size: int = 1) -> None:
     """Raise ValueError, naming the nearest sizes that work, unless every level can halve the image."""
     if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
         raise ValueError(f"widths must be one or more positive integers, the channels of each level, got {widths!r}")
     if not isinstance(block_depth, int) or block_depth < 1:
         raise ValueError(f"block_depth must be a positive integer, got {block_depth!r}")
-    factor = 2 ** (len(widths) - 1)
+    positive_int("patch_size", patch_size)
+    factor = patch_size * 2 ** (len(widths) - 1)
     if all(size % factor == 0 for size in image_size):
         return
+    patches = f"in patches of {patch_size} x {patch_size} pixels " if patch_size > 1 else ""
+    needed = f"{len(widths) - 1} times, as {len(widths)} widths need"
     nearest = [sorted({max(size // factor, 1) * factor, -(-size // factor) * factor}) for size in image_size]
     raise ValueError(
-        f"image_size {tuple(image_size)} cannot be halved {len(widths) - 1} times, as {len(widths)} widths need: height and "
-        f"width must be multiples of {factor}. Nearest that work: height {_either(nearest[0])}, width {_either(nearest[1])}; "
-        "or give fewer widths"
+        f"image_size {tuple(image_size)} {patches}cannot be halved {needed}: height and width must be multiples of {factor}. "
+        f"Nearest that work: height {_either(nearest[0])}, width {_either(nearest[1])}; or give fewer widths"
     )
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
 
 
 def _either(sizes: Sequence[int]) -> str:

@@ -1,0 +1,275 @@
+"""Train recipes on Fashion-MNIST for the same minutes on this machine, and score what each then draws.
+
+    python benchmarks/quality.py --data-dir TFDS_DATA_DIR [--recipes published mended ours] [--minutes 10]
+        [--seeds 0] [--num-images 10000] [--out outputs/quality]
+
+The 60,000 training images, padded to 32 x 32, come through TFDS (see scripts/place_fashion_mnist.py where there is no
+network). Scores are against the 10,000 test images, with the features of the package's own classifier, by S = 5, 20 and
+50 network evaluations for each image. "published" and "mended" are the Keras example, sampled as it samples; "ours" is the
+preset fashion_mnist_32, sampled by the package's default; the other names each change one thing of ours.
+
+A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first. Each result is added to
+results.jsonl in the output folder, next to a sheet of images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import keras_example
+import numpy as np
+
+import ddim_keras
+from ddim_keras import backend, metrics, plotting, presets
+from ddim_keras.schedules import AngleSchedule
+
+MARGIN = 2  # of black around the originals of 28 x 28 pixels
+PRESET = "fashion_mnist_32"
+TIMED_STEPS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What to train, and how.
+
+    Attributes:
+        model: changes to the preset's model, arguments of `DiffusionModel`.
+        training: changes to the preset's training, arguments of `presets.Training`.
+        example: "published" for the Keras example as it is, "mended" for one whose EMA network starts equal to the network and
+            whose decay warms up; None for the preset.
+        sampling: arguments of `generate`.
+    """
+
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    example: str | None = None
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def changed(**changes: Any) -> Recipe:
+    """Our recipe with changes to its model, or to its training where that has a setting of the name."""
+    fields = {field.name for field in dataclasses.fields(presets.Training)}
+    # Both have a "schedule": the model's is given as noise_schedule.
+    model = {name.removeprefix("noise_"): value for name, value in changes.items() if name not in fields}
+    return Recipe(model=model, training={name: value for name, value in changes.items() if name in fields})
+
+
+RECIPES = {
+    "published": Recipe(example="published", sampling={"sampler": "ddim"}),
+    "mended": Recipe(example="mended", sampling={"sampler": "ddim"}),
+    "ours": Recipe(),
+    # Each changes one thing.
+    "mean_absolute_error": changed(loss="mean_absolute_error"),
+    "noise": changed(parameterization="noise"),
+    "image": changed(parameterization="image"),
+    "min_snr": changed(loss_weighting="min_snr"),
+    "sigmoid": changed(loss_weighting="sigmoid"),
+    "input_conditioning": changed(conditioning="input"),
+    "group_normalization": changed(normalization="group"),
+    "attention": changed(attention_levels=[1, 2]),
+    "no_patches": changed(patch_size=1, widths=[24, 64, 96]),
+    "wider": changed(widths=[96, 128, 192]),
+    "narrower": changed(widths=[48, 64, 96]),
+    "deeper": changed(block_depth=2),
+    "three_levels_at_16": changed(widths=[64, 96, 128, 128]),
+    "float32": changed(dtype="float32"),
+    "batch_32": changed(batch_size=32),
+    "batch_128": changed(batch_size=128),
+    "learning_rate_1e-3": changed(learning_rate=1e-3),
+    "learning_rate_4e-3": changed(learning_rate=4e-3),
+    "constant_learning_rate": changed(schedule="constant"),
+    "no_warmup": changed(warmup=0.0),
+    "ema_0.99": changed(ema_decay=0.99),
+    "ema_0.999": changed(ema_decay=0.999),
+    "flips": changed(flip=True),
+    "cleaner_end_0.98": changed(noise_schedule=AngleSchedule(max_signal_rate=0.98)),
+    "cleaner_end_0.995": changed(noise_schedule=AngleSchedule(max_signal_rate=0.995)),
+    "cosine_times": changed(noise_schedule="cosine_beta"),
+    "log_snr_times": changed(noise_schedule="linear_log_snr"),
+    "ddim_sampler": Recipe(sampling={"sampler": "ddim"}),
+}
+
+
+class StopInTime(keras.callbacks.Callback):
+    """End a training that runs over its minutes."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds, self.steps = seconds, 0
+
+    def on_train_begin(self, logs=None):
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1
+        if time.perf_counter() - self.start > self.seconds:
+            self.model.stop_training = True
+
+
+def load_images(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training and the test images, uint8 (number, 32, 32, 1)."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("fashion_mnist", data_dir=data_dir)
+    builder.download_and_prepare()
+    margins = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))
+    return tuple(
+        np.pad(builder.as_dataset(split=split, batch_size=-1)["image"].numpy(), margins) for split in ("train", "test")
+    )
+
+
+def batches(images: np.ndarray, batch_size: int, flip: bool, seed: int) -> Any:
+    """Endless shuffled batches, float32 in [0, 1]."""
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices(images).shuffle(len(images), seed=seed).repeat().batch(batch_size)
+
+    def finish(batch):
+        batch = tf.cast(batch, "float32") / 255.0
+        if flip:
+            batch = tf.where(tf.random.uniform((batch_size, 1, 1, 1)) < 0.5, batch[:, :, ::-1], batch)
+        return batch
+
+    return dataset.map(finish).prefetch(4)
+
+
+def make(recipe: Recipe, images: np.ndarray, seed: int, steps: int) -> tuple[keras.Model, presets.Training]:
+    """Return a compiled model that has seen nothing, and how to train it."""
+    keras.utils.set_random_seed(seed)
+    if recipe.example:
+        model = keras_example.make_example(images.astype("float32") / 255.0, mended=recipe.example == "mended")
+        return model, presets.training("keras_example")
+    changes = {"dtype": backend.fastest_precision(), "seed": seed, **recipe.model}
+    model = ddim_keras.DiffusionModel.from_preset(PRESET, load_weights=False, **changes)
+    model.normalizer.adapt(images)
+    training = dataclasses.replace(presets.training(PRESET), **recipe.training)
+    model.compile(**training.compile_arguments(steps))
+    return model, training
+
+
+def for_sampling(model: keras.Model, image_shape: tuple[int, ...]) -> ddim_keras.DiffusionModel:
+    """Return a model of ours with the weights of the example's, which samples the same images, only sooner."""
+    if isinstance(model, ddim_keras.DiffusionModel):
+        return model
+    ours = ddim_keras.DiffusionModel.from_preset("keras_example", image_size=image_shape[0], channels=image_shape[2])
+    ours.ema_network.set_weights(model.ema_network.get_weights())
+    ours.normalizer.mean.assign(np.ravel(model.normalizer.mean))
+    ours.normalizer.variance.assign(np.ravel(model.normalizer.variance))
+    return ours
+
+
+def seconds_per_step(recipe: Recipe, images: np.ndarray) -> float:
+    """Time single steps; the median of the quicker half, as whatever else runs only slows them."""
+    model, training = make(recipe, images[:1000], 0, 1000)
+    batch = images[: training.batch_size].astype("float32") / 255.0
+    times = []
+    for _ in range(TIMED_STEPS):
+        start = time.perf_counter()
+        model.train_on_batch(batch)
+        times.append(time.perf_counter() - start)
+    return float(np.median(sorted(times[1:])[: TIMED_STEPS // 2]))
+
+
+def train_and_score(
+    name: str,
+    train: np.ndarray,
+    test: np.ndarray,
+    minutes: float,
+    seed: int,
+    num_images: int,
+    evaluations: list[int],
+    folder: pathlib.Path,
+    fixed_steps: int | None,
+) -> dict[str, Any]:
+    recipe = RECIPES[name]
+    steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, train)))
+    model, training = make(recipe, train, seed, steps)
+    data = batches(train, training.batch_size, training.flip, seed)
+    stop = StopInTime(60.0 * minutes if fixed_steps is None else float("inf"))
+    start = time.perf_counter()
+    model.fit(data, epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop])
+    seconds = time.perf_counter() - start
+    result = {
+        "recipe": name,
+        "seed": seed,
+        "parameters": model.network.count_params(),
+        "steps": stop.steps,
+        "batch_size": training.batch_size,
+        "minutes": round(seconds / 60.0, 2),
+        "num_images": num_images,
+        "scores": {},
+    }
+    sampled = for_sampling(model, train.shape[1:])
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in evaluations:
+        scores = sampled.score(
+            test, num_images, network_evaluations=number, seed=1, extractor="fashion_mnist", **recipe.sampling
+        )
+        result["scores"][str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
+    sheet = sampled.generate(64, network_evaluations=20, seed=1, verbose=0, **recipe.sampling)
+    plotting.save_images(folder / f"{name}_{stop.steps}steps_seed{seed}.png", sheet, columns=16, scale=2)
+    return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    figures = "  ".join(
+        f"S={number}: FID {scores['fid']:7.3f} KID {scores['kid']:.4f} P {scores['precision']:.2f} R {scores['recall']:.2f}"
+        for number, scores in result["scores"].items()
+    )
+    return (
+        f"{result['recipe']:24s} seed {result['seed']}  {result['parameters'] / 1e6:.2f} M  {result['steps']:5d} steps of "
+        f"{result['batch_size']} in {result['minutes']:.1f} min  {figures}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--data-dir", help="where TFDS keeps its data")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=RECIPES, default=["published", "mended", "ours"], metavar="NAME"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each recipe and seed")
+    parser.add_argument(
+        "--steps", type=int, help="train for this many steps, however long they take, instead of minutes"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--num-images", type=int, default=10_000, help="generated for each score")
+    parser.add_argument(
+        "--evaluations", type=int, nargs="+", default=[5, 20, 50], help="S: of the network, for each image"
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/quality"))
+    arguments = parser.parse_args()
+    train, test = load_images(arguments.data_dir)
+    metrics.get_extractor("fashion_mnist")
+    for seed in arguments.seeds:
+        for name in arguments.recipes:
+            result = train_and_score(
+                name,
+                train,
+                test,
+                arguments.minutes,
+                seed,
+                arguments.num_images,
+                arguments.evaluations,
+                arguments.out,
+                arguments.steps,
+            )
+            print(describe(result), flush=True)
+            with open(arguments.out / "results.jsonl", "a") as file:
+                file.write(json.dumps(result) + "\n")
+            keras.backend.clear_session()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""How good generated images are: each metric as a function of features or images, and as a Keras metric."""
+
+from ddim_keras.metrics.base import ImageMetric
+from ddim_keras.metrics.extractors import (
+    EXTRACTORS,
+    Extractor,
+    FashionMNISTExtractor,
+    Inception2015Extractor,
+    InceptionV3Extractor,
+    KerasExtractor,
+    get_extractor,
+)
+from ddim_keras.metrics.fid import FID, fid, frechet_distance
+from ddim_keras.metrics.inception_score import InceptionScore, InceptionScoreResult, inception_score
+from ddim_keras.metrics.kid import KID, KIDResult, kid, squared_mmd
+from ddim_keras.metrics.manifolds import (
+    DensityCoverage,
+    DensityCoverageResult,
+    PrecisionRecall,
+    PrecisionRecallResult,
+    density_coverage,
+    precision_recall,
+)
+from ddim_keras.metrics.scoring import METRICS
+
+__all__ = [
+    "EXTRACTORS",
+    "FID",
+    "KID",
+    "METRICS",
+    "DensityCoverage",
+    "DensityCoverageResult",
+    "Extractor",
+    "FashionMNISTExtractor",
+    "ImageMetric",
+    "Inception2015Extractor",
+    "InceptionScore",
+    "InceptionScoreResult",
+    "InceptionV3Extractor",
+    "KIDResult",
+    "KerasExtractor",
+    "PrecisionRecall",
+    "PrecisionRecallResult",
+    "density_coverage",
+    "fid",
+    "frechet_distance",
+    "get_extractor",
+    "inception_score",
+    "kid",
+    "precision_recall",
+    "squared_mmd",
+]

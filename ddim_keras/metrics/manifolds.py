@@ -1,0 +1,217 @@
+"""Precision and recall, density and coverage: how real the generated images are, and how much of the real ones they cover.
+
+Both take each set of images for the union of balls around its features, which reach to each one's k-th neighbour.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from ddim_keras.arguments import integer, positive_int
+from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require
+from ddim_keras.metrics.states import Sample
+
+_BLOCK = 1024  # rows of distances held at a time
+
+
+class PrecisionRecallResult(NamedTuple):
+    """Each in [0, 1]."""
+
+    precision: float
+    recall: float
+
+
+class DensityCoverageResult(NamedTuple):
+    """Density is 1 for perfect images, and can be more; coverage lies in [0, 1]."""
+
+    density: float
+    coverage: float
+
+
+def distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the Euclidean distances of all pairs, (len(left), len(right))."""
+    squares = np.square(left).sum(axis=1)[:, None] + np.square(right).sum(axis=1) - 2.0 * left @ right.T
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+def neighbour_radii(features: np.ndarray, neighbours: int) -> np.ndarray:
+    """Return each one's distance to its k-th nearest other, (images,)."""
+    radii = np.empty(len(features))
+    for start in range(0, len(features), _BLOCK):
+        block = distances(features[start : start + _BLOCK], features)
+        # Each is its own nearest, at a distance of 0 that rounding may have left above a twin's.
+        np.fill_diagonal(block[:, start:], 0.0)
+        radii[start : start + _BLOCK] = np.partition(block, neighbours, axis=1)[:, neighbours]
+    return radii
+
+
+def is_within(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """Return for each point whether it lies in any ball, (points,)."""
+    return np.concatenate(
+        [
+            (distances(points[start : start + _BLOCK], centres) <= radii).any(axis=1)
+            for start in range(0, len(points), _BLOCK)
+        ]
+    )
+
+
+def precision_recall(
+    real: Any, generated: Any, extractor: Any = None, *, neighbours: int = 3, comparable: bool = False
+) -> PrecisionRecallResult:
+    """Return the share of generated images that lie among the real ones, and of real ones that lie among the generated.
+
+    Args:
+        real, generated: as for `fid`; of images, at most 10,000 of each side are used.
+        extractor: what makes features of images; None for "inception_v3".
+        neighbours: k: each image's ball reaches to its k-th neighbour of the same side.
+        comparable: True uses the 2015 Inception network ("inception_2015"). (Published figures mostly used VGG16.)
+
+    Returns:
+        (precision, recall).
+
+    Raises:
+        ValueError: no more than k images on a side, or features that are not finite or do not match.
+
+    Source: Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models".
+
+    Example:
+
+    >>> features = np.random.default_rng(0).normal(size=(50, 4))
+    >>> precision_recall(features, features + 100.0)
+    PrecisionRecallResult(precision=0.0, recall=0.0)
+    """
+    found = of_images_or_features(real, generated, PrecisionRecall, extractor, comparable, neighbours=neighbours)
+    return found.values() if isinstance(found, PrecisionRecall) else _precision_recall(*found, neighbours)
+
+
+def density_coverage(
+    real: Any, generated: Any, extractor: Any = None, *, neighbours: int = 5, comparable: bool = False
+) -> DensityCoverageResult:
+    """Return how many real images' balls hold a generated image, over k, and the share of balls that hold any.
+
+    Unlike precision and recall, one odd real image with a large ball does not count for much, and balls around generated
+    images are not needed.
+
+    Args:
+        real, generated: as for `fid`; of images, at most 10,000 of each side are used.
+        extractor: what makes features of images; None for "inception_v3".
+        neighbours: k: each real image's ball reaches to its k-th real neighbour.
+        comparable: True uses the 2015 Inception network ("inception_2015").
+
+    Returns:
+        (density, coverage).
+
+    Raises:
+        ValueError: no more than k real images, or features that are not finite or do not match.
+
+    Source: Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models".
+
+    Example:
+
+    >>> features = np.random.default_rng(0).normal(size=(50, 4))
+    >>> density_coverage(features, features).coverage
+    1.0
+    """
+    found = of_images_or_features(real, generated, DensityCoverage, extractor, comparable, neighbours=neighbours)
+    return found.values() if isinstance(found, DensityCoverage) else _density_coverage(*found, neighbours)
+
+
+class _ManifoldMetric(ImageMetric):
+    def __init__(self, extractor: Any, name: str, neighbours: int, seed: int, capacity: int):
+        super().__init__(extractor, name)
+        self.neighbours = positive_int("neighbours", neighbours)
+        self.seed = integer("seed", seed, minimum=0, below=2**32)
+        self.capacity = integer("capacity", capacity, minimum=neighbours + 1)
+        sides = ("real", "generated")
+        self._real, self._generated = (
+            Sample(self, side, self.capacity, self.extractor.feature_dims, self.seed) for side in sides
+        )
+
+    def update_features(self, real: Any = None, generated: Any = None) -> None:
+        for sample, features in ((self._real, real), (self._generated, generated)):
+            if features is not None:
+                sample.update(features)
+
+    def result(self) -> dict[str, float]:
+        return self.values()._asdict()
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"neighbours": self.neighbours, "seed": self.seed, "capacity": self.capacity}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class PrecisionRecall(_ManifoldMetric):
+    """`precision_recall` as a Keras metric; its result is a dictionary. It keeps a sample of the features.
+
+    Args:
+        extractor: an `Extractor`, its name or a Keras model.
+        name: name of the metric.
+        neighbours: as for `precision_recall`.
+        seed: fixes the sample.
+        capacity: images of each side that are kept: a fair sample of all.
+    """
+
+    def __init__(
+        self,
+        extractor: Any = "inception_v3",
+        name: str = "precision_recall",
+        neighbours: int = 3,
+        seed: int = 0,
+        capacity: int = 10_000,
+    ):
+        super().__init__(extractor, name, neighbours, seed, capacity)
+
+    def values(self) -> PrecisionRecallResult:
+        """Return (precision, recall)."""
+        return _precision_recall(self._real.values()[1], self._generated.values()[1], self.neighbours)
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class DensityCoverage(_ManifoldMetric):
+    """`density_coverage` as a Keras metric; its result is a dictionary. It keeps a sample of the features.
+
+    Args:
+        extractor: an `Extractor`, its name or a Keras model.
+        name: name of the metric.
+        neighbours: as for `density_coverage`.
+        seed: fixes the sample.
+        capacity: images of each side that are kept: a fair sample of all.
+    """
+
+    def __init__(
+        self,
+        extractor: Any = "inception_v3",
+        name: str = "density_coverage",
+        neighbours: int = 5,
+        seed: int = 0,
+        capacity: int = 10_000,
+    ):
+        super().__init__(extractor, name, neighbours, seed, capacity)
+
+    def values(self) -> DensityCoverageResult:
+        """Return (density, coverage)."""
+        return _density_coverage(self._real.values()[1], self._generated.values()[1], self.neighbours)
+
+
+def _precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int) -> PrecisionRecallResult:
+    for what, features in (("real", real), ("generated", generated)):
+        require(len(features), neighbours + 1, what, f"precision and recall with {neighbours} neighbours")
+    precision = is_within(generated, real, neighbour_radii(real, neighbours)).mean()
+    recall = is_within(real, generated, neighbour_radii(generated, neighbours)).mean()
+    return PrecisionRecallResult(float(precision), float(recall))
+
+
+def _density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int) -> DensityCoverageResult:
+    require(len(real), neighbours + 1, "real", f"density and coverage with {neighbours} neighbours")
+    require(len(generated), 1, "generated", "density and coverage")
+    radii = neighbour_radii(real, neighbours)
+    balls, covered = 0, np.zeros(len(real), bool)
+    for start in range(0, len(generated), _BLOCK):
+        inside = distances(generated[start : start + _BLOCK], real) <= radii
+        balls += int(inside.sum())
+        covered |= inside.any(axis=0)
+    return DensityCoverageResult(balls / (neighbours * len(generated)), float(covered.mean()))

@@ -1,0 +1,154 @@
+"""`score`: what a model's images are worth, by several metrics at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ddim_keras import inputs
+from ddim_keras.metrics.base import ImageMetric, require
+from ddim_keras.metrics.extractors import Extractor, get_extractor
+from ddim_keras.metrics.fid import FID
+from ddim_keras.metrics.inception_score import InceptionScore
+from ddim_keras.metrics.kid import KID
+from ddim_keras.metrics.manifolds import DensityCoverage, PrecisionRecall, distances, is_within, neighbour_radii
+from ddim_keras.metrics.states import Sample
+
+METRICS: dict[str, type[ImageMetric]] = {
+    "fid": FID,
+    "kid": KID,
+    "inception_score": InceptionScore,
+    "precision_recall": PrecisionRecall,
+    "density_coverage": DensityCoverage,
+}
+_BATCH = 256
+_NEIGHBOURS = 5
+
+
+def score(
+    generated: Iterable[Any],
+    real: Any,
+    metrics: Sequence[str | ImageMetric],
+    extractor: str | Extractor | keras.Model,
+    per_class: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Score batches of generated images against a data set; see `DiffusionModel.score`, which generates them.
+
+    Args:
+        generated: batches of images (batch, height, width, channels), in [0, 1] or uint8.
+        real: the same, as a data set or an array; with `per_class` batches of (images, labels).
+        metrics: names in `METRICS`, or metrics.
+        extractor: of the metrics given by name.
+        per_class: also score each class of the real images.
+        class_names: what to call the classes; None for their numbers.
+    """
+    found = [_metric(metric, extractor) for metric in metrics]
+    classes = _Classes(get_extractor(extractor)) if per_class else None
+    for side, data in (("real", real), ("generated", generated)):
+        for batch in data if side == "generated" else inputs.iterate_batches(data, _BATCH)[0]:
+            images = np.asarray(inputs.images_of(batch))
+            features: dict[tuple[Any, str], Any] = {}  # made once for all metrics that want the same
+            for metric in found:
+                if side == "real" and not metric.real_is_used:
+                    continue
+                key = (id(metric.extractor), type(metric).extract)
+                if key not in features:
+                    features[key] = metric.extract(images)
+                metric.update_features(**{side: features[key]})
+            if classes is not None:
+                key = (id(classes.extractor), ImageMetric.extract)
+                of_batch = features.get(key)
+                if of_batch is None:
+                    of_batch = classes.extractor.features(inputs.as_unit_range(images))
+                classes.update(side, of_batch, batch)
+    scores: dict[str, Any] = {}
+    for metric in found:
+        scores |= _named_results(metric)
+    if classes is not None:
+        scores["per_class"] = classes.scores(class_names)
+    return scores
+
+
+class _Classes:
+    """Which classes the generated images cover, and how well, from features and the real images' labels.
+
+    A generated image counts for the class of the real image nearest to it, as the model does not say what it meant.
+    """
+
+    def __init__(self, extractor: Extractor):
+        self.extractor = extractor
+        self._holder = keras.metrics.Metric(name="classes")
+        # The label is one more feature: it stays with its image.
+        self._real = Sample(self._holder, "real", 10_000, extractor.feature_dims + 1, seed=0)
+        self._generated = Sample(self._holder, "generated", 10_000, extractor.feature_dims, seed=0)
+
+    def update(self, side: str, features: Any, batch: Any) -> None:
+        if side == "generated":
+            self._generated.update(features)
+            return
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise ValueError(
+                "per_class needs labels: give batches of (images, labels), as load_dataset(..., labels=True) makes them"
+            )
+        labels = np.asarray(batch[1])
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels must be integers of shape (batch,), got {labels.dtype} of shape {labels.shape}")
+        self._real.update(np.concatenate([ops.convert_to_numpy(features), labels[:, None]], axis=1))
+
+    def scores(self, names: Sequence[str] | None) -> dict[str, dict[str, float]]:
+        real, generated = self._real.values()[1], self._generated.values()[1]
+        real, labels = real[:, :-1], real[:, -1].astype(int)
+        for what, features in (("real", real), ("generated", generated)):
+            require(len(features), _NEIGHBOURS + 1, what, "a figure for each class")
+        radii, generated_radii = (neighbour_radii(features, _NEIGHBOURS) for features in (real, generated))
+        nearest, covered = np.empty(len(generated), int), np.zeros(len(real), bool)
+        realistic = np.empty(len(generated), bool)
+        for start in range(0, len(generated), _BATCH):
+            block = distances(generated[start : start + _BATCH], real)
+            nearest[start : start + _BATCH] = block.argmin(axis=1)
+            realistic[start : start + _BATCH] = (block <= radii).any(axis=1)
+            covered |= (block <= radii).any(axis=0)
+        recalled = is_within(real, generated, generated_radii)
+        taken_for = labels[nearest]
+        return {
+            str(names[label]) if names is not None else str(label): {
+                "real_share": float((labels == label).mean()),
+                "generated_share": float((taken_for == label).mean()),
+                "precision": float(realistic[taken_for == label].mean())
+                if (taken_for == label).any()
+                else float("nan"),
+                "recall": float(recalled[labels == label].mean()),
+                "coverage": float(covered[labels == label].mean()),
+            }
+            for label in np.unique(labels)
+        }
+
+
+def generated_in_batches(model: Any, num_images: int, batch_size: int, **options: Any) -> Iterable[np.ndarray]:
+    """Yield a model's images batch by batch, so that they need not all be held."""
+    for start in range(0, num_images, batch_size):
+        count = min(batch_size, num_images - start)
+        # Whole batches, so that one compiled loop serves; image i is the same in any.
+        yield model.generate(batch_size, first_image=start, batch_size=batch_size, verbose=0, **options)[:count]
+
+
+def _metric(metric: str | ImageMetric, extractor: Any) -> ImageMetric:
+    if isinstance(metric, ImageMetric):
+        metric.reset_state()
+        return metric
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}: expected one of {sorted(METRICS)}, or an ImageMetric")
+    return METRICS[metric](extractor=extractor)
+
+
+def _named_results(metric: ImageMetric) -> dict[str, float]:
+    if hasattr(metric, "mean_and_deviation"):
+        mean, deviation = metric.mean_and_deviation()
+        return {metric.name: mean, f"{metric.name}_standard_deviation": deviation}
+    result = metric.result()
+    return dict(result) if isinstance(result, dict) else {metric.name: result}

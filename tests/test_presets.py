@@ -1,0 +1,145 @@
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from conftest import make_trained_model, random_images
+
+from ddim_keras import DiffusionModel, presets
+
+
+def test_the_shipped_model_draws_clothes_in_one_line():
+    """Scored by the classifier that ships: what it draws is told apart as surely as real clothes, and all classes occur."""
+    from ddim_keras import metrics
+
+    images = DiffusionModel.from_preset("fashion_mnist_32").generate(64, seed=0, verbose=0)
+    probabilities = np.asarray(metrics.get_extractor("fashion_mnist").probabilities(images))
+    assert np.median(probabilities.max(axis=1)) > 0.9
+    assert len(set(probabilities.argmax(axis=1))) >= 8
+
+
+def test_the_shipped_weights_stay_small():
+    folder = pathlib.Path(presets.__file__).parent / "pretrained"
+    assert sum(path.stat().st_size for path in folder.rglob("*.npz")) < 8e6
+    for weights in folder.rglob("weights.npz"):
+        assert (weights.parent / "README.md").is_file(), "a model that ships has its card"
+
+
+def test_presets_load_without_their_weights_and_with_changes():
+    model = DiffusionModel.from_preset("fashion_mnist_32", load_weights=False, image_size=16, channels=3, seed=4)
+    assert model.image_shape == (16, 16, 3)
+    assert not model.normalizer.adapted
+    model.compile(**presets.training("fashion_mnist_32").compile_arguments(steps=2))
+    model.fit(random_images(8, (16, 16, 3)), batch_size=4, verbose=0)
+
+
+def test_the_example_stays_available_by_name():
+    model = DiffusionModel.from_preset("keras_example")
+    assert model.network.count_params() == DiffusionModel(image_size=64).network.count_params()
+    training = presets.training("keras_example")
+    optimizer = training.compile_arguments(10)["optimizer"]
+    assert (float(optimizer.learning_rate), optimizer.weight_decay, training.loss) == (
+        pytest.approx(1e-3),
+        1e-4,
+        "mean_absolute_error",
+    )
+
+
+@pytest.mark.parametrize(("half", "tolerance"), [(True, 2e-2), (False, 1e-6)])
+def test_a_model_comes_back_from_its_folder(tmp_path, half, tolerance):
+    model = make_trained_model(parameterization="velocity", schedule="cosine_beta")
+    training = presets.Training(batch_size=8, learning_rate=3e-4, schedule="cosine", flip=True)
+    model.save_to_preset(tmp_path / "mine", half=half, training=training)
+    again = DiffusionModel.from_preset(tmp_path / "mine")
+    np.testing.assert_allclose(again.generate(2, 5, seed=3), model.generate(2, 5, seed=3), atol=tolerance)
+    assert presets.training(tmp_path / "mine") == training
+    # It can be trained on: the network starts where its average was.
+    for average, weight in zip(again.ema_network.get_weights(), again.network.get_weights()):
+        np.testing.assert_array_equal(average, weight)
+    again.compile(**training.compile_arguments(3))
+    again.fit(random_images(), batch_size=8, verbose=0)
+    sizes = [(tmp_path / "mine" / "weights.npz").stat().st_size]
+    model.save_to_preset(tmp_path / "mine", half=not half)
+    sizes.append((tmp_path / "mine" / "weights.npz").stat().st_size)
+    assert (sizes[0] < 0.7 * sizes[1]) == half
+
+
+def test_saving_again_keeps_the_model_card_and_touches_nothing_else(tmp_path):
+    model = make_trained_model()
+    model.save_to_preset(tmp_path / "mine")
+    (tmp_path / "mine" / "README.md").write_text("my card")
+    model.save_to_preset(tmp_path / "mine")
+    assert (tmp_path / "mine" / "README.md").read_text() == "my card"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"cat")
+    with pytest.raises(ValueError, match="exists and is no preset"):
+        model.save_to_preset(tmp_path / "photos")
+    assert (tmp_path / "photos" / "cat.png").read_bytes() == b"cat"
+
+
+def test_a_failed_save_leaves_the_old_preset_whole(tmp_path):
+    model = make_trained_model()
+    model.save_to_preset(tmp_path / "mine")
+    before = (tmp_path / "mine" / "weights.npz").read_bytes()
+    model.ema_network.weights[0].assign(np.full(model.ema_network.weights[0].shape, np.nan))
+    with pytest.raises(ValueError, match="diverged"):
+        model.save_to_preset(tmp_path / "mine")
+    assert (tmp_path / "mine" / "weights.npz").read_bytes() == before
+
+
+def test_untrained_models_and_foreign_networks_are_no_presets(tmp_path):
+    with pytest.raises(ValueError, match="never trained"):
+        DiffusionModel(8, [4], 1).save_to_preset(tmp_path / "mine")
+    image, variance = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
+    network = keras.Model([image, variance], keras.layers.Conv2D(1, 1)(image))
+    model = DiffusionModel(8, channels=1, network=network)
+    model.normalizer.adapt(random_images())
+    with pytest.raises(ValueError, match="network of your own"):
+        model.save_to_preset(tmp_path / "mine")
+
+
+def test_unknown_and_damaged_presets_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"unknown preset 'mnist': expected one of \['fashion_mnist_32', 'keras_example'\]"
+    ):
+        DiffusionModel.from_preset("mnist")
+    make_trained_model().save_to_preset(tmp_path / "mine")
+    weights = tmp_path / "mine" / "weights.npz"
+    whole = weights.read_bytes()
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"",
+        bytes(byte ^ 255 if 900 < i < 1000 else byte for i, byte in enumerate(whole)),
+    ):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged"):
+            DiffusionModel.from_preset(tmp_path / "mine")
+    weights.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"do not fit a model changed by \['widths'\]"):
+        DiffusionModel.from_preset(tmp_path / "mine", widths=[4, 12])
+    description = tmp_path / "mine" / "preset.json"
+    for text in ("{", json.dumps({"format": 99}), json.dumps({"format": 1})):
+        description.write_text(text)
+        with pytest.raises(ValueError, match="does not describe a preset"):
+            DiffusionModel.from_preset(tmp_path / "mine")
+
+
+def test_training_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="schedule must be"):
+        presets.Training(schedule="linear")
+    with pytest.raises(ValueError, match="warmup"):
+        presets.Training(warmup=1.0)
+    with pytest.raises(ValueError, match="steps"):
+        presets.Training().compile_arguments(0)
+
+
+def test_the_learning_rate_rises_and_falls():
+    rate = (
+        presets.Training(learning_rate=1.0, schedule="cosine", warmup=0.1)
+        .compile_arguments(100)["optimizer"]
+        ._learning_rate
+    )
+    rates = [float(rate(step)) for step in (0, 10, 55, 100)]
+    np.testing.assert_allclose(rates, [0.05, 1.0, 0.505, 0.01], rtol=0.02)
