@@ -110,7 +110,9 @@ class KerasExample(keras.Model):
 
 
 def make_example(images, jit_compile="auto", mended: bool = False) -> KerasExample:
-    model = KerasExample(images.shape[1], images.shape[-1], mended)
+    """Return the example, compiled and adapted to images: an array or a data set of batches."""
+    shape = images.element_spec.shape if isinstance(images, tf.data.Dataset) else images.shape
+    model = KerasExample(shape[1], shape[-1], mended)
     model.normalizer.adapt(images)
     model.compile(
         optimizer=keras.optimizers.AdamW(1e-3, weight_decay=1e-4),

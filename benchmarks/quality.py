@@ -29,10 +29,9 @@ import keras_example
 import numpy as np
 
 import ddim_keras
-from ddim_keras import backend, metrics, plotting, presets
+from ddim_keras import backend, plotting, presets
 from ddim_keras.schedules import AngleSchedule
 
-MARGIN = 2  # of black around the originals of 28 x 28 pixels
 PRESET = "fashion_mnist_32"
 TIMED_STEPS = 30
 
@@ -85,7 +84,8 @@ RECIPES = {
     "batch_32": changed(batch_size=32),
     "batch_128": changed(batch_size=128),
     "learning_rate_1e-3": changed(learning_rate=1e-3),
-    "learning_rate_4e-3": changed(learning_rate=4e-3),
+    "learning_rate_2e-3": changed(learning_rate=2e-3),
+    "learning_rate_8e-3": changed(learning_rate=8e-3),
     "constant_learning_rate": changed(schedule="constant"),
     "no_warmup": changed(warmup=0.0),
     "ema_0.99": changed(ema_decay=0.99),
@@ -115,45 +115,27 @@ class StopInTime(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def load_images(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training and the test images, uint8 (number, 32, 32, 1)."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder("fashion_mnist", data_dir=data_dir)
-    builder.download_and_prepare()
-    margins = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))
-    return tuple(
-        np.pad(builder.as_dataset(split=split, batch_size=-1)["image"].numpy(), margins) for split in ("train", "test")
+def load_images(data_dir: str | None, batch_size: int = 64, flip: bool = False, seed: int = 0) -> tuple[Any, Any]:
+    """Return batches of the 60,000 training and the 10,000 test images, 32 x 32 x 1."""
+    return ddim_keras.data.load_dataset(
+        "fashion_mnist", 32, batch_size, fit="pad", flip=flip, seed=seed, data_dir=data_dir
     )
 
 
-def batches(images: np.ndarray, batch_size: int, flip: bool, seed: int) -> Any:
-    """Endless shuffled batches, float32 in [0, 1]."""
-    import tensorflow as tf
-
-    dataset = tf.data.Dataset.from_tensor_slices(images).shuffle(len(images), seed=seed).repeat().batch(batch_size)
-
-    def finish(batch):
-        batch = tf.cast(batch, "float32") / 255.0
-        if flip:
-            batch = tf.where(tf.random.uniform((batch_size, 1, 1, 1)) < 0.5, batch[:, :, ::-1], batch)
-        return batch
-
-    return dataset.map(finish).prefetch(4)
+def training_of(recipe: Recipe) -> presets.Training:
+    return dataclasses.replace(presets.training("keras_example" if recipe.example else PRESET), **recipe.training)
 
 
-def make(recipe: Recipe, images: np.ndarray, seed: int, steps: int) -> tuple[keras.Model, presets.Training]:
-    """Return a compiled model that has seen nothing, and how to train it."""
+def make(recipe: Recipe, images: Any, seed: int, steps: int) -> keras.Model:
+    """Return a compiled model that has seen nothing."""
     keras.utils.set_random_seed(seed)
     if recipe.example:
-        model = keras_example.make_example(images.astype("float32") / 255.0, mended=recipe.example == "mended")
-        return model, presets.training("keras_example")
+        return keras_example.make_example(images, mended=recipe.example == "mended")
     changes = {"dtype": backend.fastest_precision(), "seed": seed, **recipe.model}
     model = ddim_keras.DiffusionModel.from_preset(PRESET, load_weights=False, **changes)
     model.normalizer.adapt(images)
-    training = dataclasses.replace(presets.training(PRESET), **recipe.training)
-    model.compile(**training.compile_arguments(steps))
-    return model, training
+    model.compile(**training_of(recipe).compile_arguments(steps))
+    return model
 
 
 def for_sampling(model: keras.Model, image_shape: tuple[int, ...]) -> ddim_keras.DiffusionModel:
@@ -167,10 +149,10 @@ def for_sampling(model: keras.Model, image_shape: tuple[int, ...]) -> ddim_keras
     return ours
 
 
-def seconds_per_step(recipe: Recipe, images: np.ndarray) -> float:
+def seconds_per_step(recipe: Recipe, images: Any) -> float:
     """Time single steps; the median of the quicker half, as whatever else runs only slows them."""
-    model, training = make(recipe, images[:1000], 0, 1000)
-    batch = images[: training.batch_size].astype("float32") / 255.0
+    batch = next(iter(images)).numpy()
+    model = make(recipe, batch, 0, 1000)
     times = []
     for _ in range(TIMED_STEPS):
         start = time.perf_counter()
@@ -181,8 +163,7 @@ def seconds_per_step(recipe: Recipe, images: np.ndarray) -> float:
 
 def train_and_score(
     name: str,
-    train: np.ndarray,
-    test: np.ndarray,
+    data_dir: str | None,
     minutes: float,
     seed: int,
     num_images: int,
@@ -191,12 +172,13 @@ def train_and_score(
     fixed_steps: int | None,
 ) -> dict[str, Any]:
     recipe = RECIPES[name]
+    training = training_of(recipe)
+    train, test = load_images(data_dir, training.batch_size, training.flip, seed)
     steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, train)))
-    model, training = make(recipe, train, seed, steps)
-    data = batches(train, training.batch_size, training.flip, seed)
+    model = make(recipe, train, seed, steps)
     stop = StopInTime(60.0 * minutes if fixed_steps is None else float("inf"))
     start = time.perf_counter()
-    model.fit(data, epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop])
+    model.fit(train.repeat(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop])
     seconds = time.perf_counter() - start
     result = {
         "recipe": name,
@@ -208,7 +190,7 @@ def train_and_score(
         "num_images": num_images,
         "scores": {},
     }
-    sampled = for_sampling(model, train.shape[1:])
+    sampled = for_sampling(model, train.element_spec.shape[1:])
     folder.mkdir(parents=True, exist_ok=True)
     for number in evaluations:
         scores = sampled.score(
@@ -250,14 +232,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/quality"))
     arguments = parser.parse_args()
-    train, test = load_images(arguments.data_dir)
-    metrics.get_extractor("fashion_mnist")
     for seed in arguments.seeds:
         for name in arguments.recipes:
             result = train_and_score(
                 name,
-                train,
-                test,
+                arguments.data_dir,
                 arguments.minutes,
                 seed,
                 arguments.num_images,

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -102,7 +103,7 @@ def load(
     try:
         with np.load(weights) as stored:
             arrays = [stored[f"arr_{index}"].astype("float32") for index in range(len(stored.files))]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{weights} is damaged ({error}): copy or install the preset again") from error
     expected = _stored_weights(model)
     if [array.shape for array in arrays] != [tuple(weight.shape) for weight in expected]:

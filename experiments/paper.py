@@ -28,7 +28,6 @@ RESULTS = ROOT / "docs" / "results.json"
 PAGE = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
 PRESET = "fashion_mnist_32"
-MARGIN = 2
 
 STEPS = (5, 10, 20, 50, 100, 1000)
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -65,16 +64,6 @@ class Record:
                 temporary.write_text(json.dumps(self.values, indent=1, sort_keys=True) + "\n")
             print(f"{key}: {self.values[key]}", flush=True)
         return self.values[key]
-
-
-def test_images(data_dir: str | None) -> np.ndarray:
-    """The 10,000 test images, float32 (number, 32, 32, 1)."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder("fashion_mnist", data_dir=data_dir)
-    builder.download_and_prepare()
-    images = builder.as_dataset(split="test", batch_size=-1)["image"].numpy()
-    return np.pad(images, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))).astype("float32") / 255.0
 
 
 def table_1(model, test, record, arguments) -> None:
@@ -320,7 +309,8 @@ def main() -> None:
     record = Record(RESULTS)
     if arguments.parts:
         model = ddim_keras.DiffusionModel.from_preset(PRESET, dtype=backend.fastest_precision())
-        test = test_images(arguments.data_dir)
+        _, batches = ddim_keras.data.load_dataset("fashion_mnist", 32, 1000, fit="pad", data_dir=arguments.data_dir)
+        test = np.concatenate([batch.numpy() for batch in batches])
         for part in arguments.parts:
             PARTS[part](model, test, record, arguments)
     write_page(record.values)

@@ -105,6 +105,20 @@ def test_resizing_is_antialiased_and_crops_the_centre(tmp_path):
     np.testing.assert_allclose(image[:, 1:-1], 0.5, atol=0.06)
 
 
+def test_padding_keeps_the_whole_image_in_the_middle_of_black(tmp_path):
+    write_image(tmp_path / "small.png", (255, 255, 255), size=(6, 4))
+    write_image(tmp_path / "wide.png", (255, 255, 255), size=(8, 32))
+    small, wide = images_of(load_dataset(tmp_path, 16, 1, split=0.0, fit="pad")[0].take(2))
+    if small.sum() > wide.sum():
+        small, wide = wide, small
+    expected = np.zeros((16, 16, 3))
+    expected[5:11, 6:10] = 1.0  # never enlarged
+    np.testing.assert_array_equal(small, expected)
+    expected = np.zeros((16, 16, 3))
+    expected[6:10] = 1.0  # 8 x 32 shrunk to 4 x 16
+    np.testing.assert_array_equal(wide, expected)
+
+
 @pytest.mark.parametrize("cache", ["memory", "file", "none"])
 def test_caching_changes_nothing(tmp_path, cache):
     chosen = {"memory": True, "file": tmp_path / "cache", "none": False}[cache]
@@ -203,6 +217,7 @@ class TestFolder:
     [
         ({"image_size": 0}, "image_size must be a positive int"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"fit": "stretch"}, "fit must be 'crop' or 'pad', got 'stretch'"),
         ({"channels": 2}, "channels must be 1, 3 or 4"),
         ({"unreadable": "ignore"}, "unreadable must be 'refuse' or 'skip', got 'ignore'"),
         ({"split": ("nothing", None)}, r"cannot read split 'nothing' of fashion_mnist_subset: its splits are"),

@@ -45,6 +45,7 @@ def load_dataset(
     split: Any = None,
     channels: int | None = None,
     labels: bool = False,
+    fit: str = "crop",
     flip: bool = False,
     repeat: int = 1,
     cache: bool | str | os.PathLike = True,
@@ -56,8 +57,7 @@ def load_dataset(
 ) -> tuple[tf.data.Dataset, tf.data.Dataset | None]:
     """Load images as (train, validation) batches.
 
-    Each image is cropped to the largest centred part of the wanted shape, resized with antialiasing, and kept as uint8
-    until its batch is made.
+    Each image is brought to size with antialiasing, and kept as uint8 until its batch is made.
 
     Args:
         source: the name of a TFDS data set, such as "oxford_flowers102"; "embedded" for the 10,000 + 1,000 Fashion-MNIST
@@ -70,6 +70,8 @@ def load_dataset(
             and 80 % / 20 % otherwise, for oxford_flowers102 of its three official splits together.
         channels: 1, 3 or 4; None keeps the data set's own (3 for a folder).
         labels: True gives (images, labels) instead of images. The data sets then have an attribute `class_names`.
+        fit: "crop" takes the largest centred part of the wanted shape and resizes it; "pad" centres the whole image, shrunk if
+            it is too large but never enlarged, on black.
         flip: mirror each training image left to right with probability one half.
         repeat: how many times the training images come in one epoch, shuffled together.
         cache: True keeps the resized images in memory; a path writes them to files there, once for all runs; False resizes
@@ -103,6 +105,8 @@ def load_dataset(
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     if channels not in (None, 1, 3, 4):
         raise ValueError(f"channels must be 1, 3 or 4, or None for the data set's own, got {channels!r}")
+    if fit not in ("crop", "pad"):
+        raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}")
     if unreadable not in ("refuse", "skip"):
         raise ValueError(f"unreadable must be 'refuse' or 'skip', got {unreadable!r}")
 
@@ -117,14 +121,14 @@ def load_dataset(
         import tensorflow as tf
 
         dataset = dataset.map(
-            lambda image, label: (_fit_image(image, size, channels), label), num_parallel_calls=tf.data.AUTOTUNE
+            lambda image, label: (_fit_image(image, size, channels, fit), label), num_parallel_calls=tf.data.AUTOTUNE
         )
         if cache is True:
             return dataset.cache()
         if cache is False:
             return dataset
         # tf.data's own cache file is left locked by a killed process; a folder that is renamed when whole is not.
-        identity = hashlib.sha256(repr((found.identity, name, size, channels)).encode()).hexdigest()[:16]
+        identity = hashlib.sha256(repr((found.identity, name, size, channels, fit)).encode()).hexdigest()[:16]
         folder = pathlib.Path(cache) / f"{name}_{size[0]}x{size[1]}x{channels}_{identity}"
         if not folder.exists():
             with files.written_beside(folder) as temporary:
@@ -162,19 +166,36 @@ def _open_source(source, split, channels, seed, data_dir, download, unreadable) 
     return tfds_source.from_name(str(source), split, data_dir, download)
 
 
-def _fit_image(image: Any, size: tuple[int, int], channels: int) -> Any:
-    """Centre crop, antialiased resize and channel conversion of one uint8 image."""
+def _fit_image(image: Any, size: tuple[int, int], channels: int, fit: str) -> Any:
+    """One uint8 image in the wanted size and channels."""
     import tensorflow as tf
 
     image = _with_channels(image, channels)
+    resized = _padded(image, size) if fit == "pad" else tf.image.resize(_cropped(image, size), size, antialias=True)
+    resized = tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
+    return tf.ensure_shape(resized, (*size, channels))
+
+
+def _cropped(image: Any, size: tuple[int, int]) -> Any:
+    """The largest centred part of the shape of `size`."""
+    import tensorflow as tf
+
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     crop_height = tf.maximum(tf.minimum(height, tf.cast(tf.round(width * size[0] / size[1]), tf.int32)), 1)
     crop_width = tf.maximum(tf.minimum(width, tf.cast(tf.round(height * size[1] / size[0]), tf.int32)), 1)
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    image = image[top : top + crop_height, left : left + crop_width]
-    image = tf.image.resize(image, size, antialias=True)
-    image = tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
-    return tf.ensure_shape(image, (*size, channels))
+    return image[top : top + crop_height, left : left + crop_width]
+
+
+def _padded(image: Any, size: tuple[int, int]) -> Any:
+    """The whole image in the middle of black of this size."""
+    import tensorflow as tf
+
+    lengths = tf.cast(tf.shape(image)[:2], tf.float32)
+    shrunk = tf.minimum(1.0, tf.reduce_min(tf.constant(size, tf.float32) / lengths)) * lengths
+    shrunk = tf.clip_by_value(tf.cast(tf.round(shrunk), tf.int32), 1, size)
+    image = tf.image.resize(image, shrunk, antialias=True)
+    return tf.image.resize_with_crop_or_pad(image, *size)
 
 
 def _with_channels(image: Any, channels: int) -> Any:

@@ -99,7 +99,7 @@ def require(number: int, minimum: int, what: str, metric: str) -> None:
 
 def of_images_or_features(
     real: Any, generated: Any, metric_class: type[ImageMetric], extractor: Any, comparable: bool, **options: Any
-) -> ImageMetric | tuple[np.ndarray, np.ndarray]:
+) -> Any:
     """Return the two sides as arrays of features, if they are that, or a metric that has seen their images.
 
     Args:

@@ -222,9 +222,10 @@ class Inception2015Extractor(Extractor):
     def __init__(self, weights: str | None = None):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # a torchvision made for another torch raises the latter
             raise ImportError(
-                "figures that compare with papers need torch-fidelity: pip install 'ddim_keras[fidelity]'"
+                "figures that compare with papers need torch-fidelity, which cannot be imported "
+                f"({error}): pip install 'ddim_keras[fidelity]'"
             ) from error
         self.weights = weights
         if weights is not None and not pathlib.Path(weights).is_file():

@@ -57,7 +57,7 @@ def fid(real: Any, generated: Any, extractor: Any = None, *, comparable: bool = 
     4.0
     """
     found = of_images_or_features(real, generated, FID, extractor, comparable)
-    if isinstance(found, ImageMetric):
+    if isinstance(found, FID):
         return found.result()
     moments = []
     for what, features in zip(("real", "generated"), found):

@@ -77,9 +77,10 @@ def kid(
     """
     options = _checked_options(subsets, subset_size, seed)
     found = of_images_or_features(real, generated, KID, extractor, comparable, **options)
-    if isinstance(found, ImageMetric):
+    if isinstance(found, KID):
         return found.mean_and_deviation()
-    return _over_subsets(*found, **options)
+    real, generated = found
+    return _over_subsets(real, generated, **options)
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -84,7 +84,10 @@ def precision_recall(
     PrecisionRecallResult(precision=0.0, recall=0.0)
     """
     found = of_images_or_features(real, generated, PrecisionRecall, extractor, comparable, neighbours=neighbours)
-    return found.values() if isinstance(found, PrecisionRecall) else _precision_recall(*found, neighbours)
+    if isinstance(found, PrecisionRecall):
+        return found.values()
+    real, generated = found
+    return _precision_recall(real, generated, neighbours)
 
 
 def density_coverage(
@@ -116,7 +119,10 @@ def density_coverage(
     1.0
     """
     found = of_images_or_features(real, generated, DensityCoverage, extractor, comparable, neighbours=neighbours)
-    return found.values() if isinstance(found, DensityCoverage) else _density_coverage(*found, neighbours)
+    if isinstance(found, DensityCoverage):
+        return found.values()
+    real, generated = found
+    return _density_coverage(real, generated, neighbours)
 
 
 class _ManifoldMetric(ImageMetric):

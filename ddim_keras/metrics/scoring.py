@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ from ddim_keras.metrics.kid import KID
 from ddim_keras.metrics.manifolds import DensityCoverage, PrecisionRecall, distances, is_within, neighbour_radii
 from ddim_keras.metrics.states import Sample
 
-METRICS: dict[str, type[ImageMetric]] = {
+METRICS: dict[str, Callable[..., ImageMetric]] = {
     "fid": FID,
     "kid": KID,
     "inception_score": InceptionScore,
@@ -52,7 +52,7 @@ def score(
     for side, data in (("real", real), ("generated", generated)):
         for batch in data if side == "generated" else inputs.iterate_batches(data, _BATCH)[0]:
             images = np.asarray(inputs.images_of(batch))
-            features: dict[tuple[Any, str], Any] = {}  # made once for all metrics that want the same
+            features: dict[Any, Any] = {}  # made once for all metrics that want the same
             for metric in found:
                 if side == "real" and not metric.real_is_used:
                     continue

@@ -1,0 +1,70 @@
+"""Train the model of the preset fashion_mnist_32 on real Fashion-MNIST by its own recipe, and write its weights and its log.
+
+Needs Fashion-MNIST through TFDS (see place_fashion_mnist.py where there is no network). A killed run goes on where it was when
+it is started again with the same arguments.
+
+    python scripts/train_preset.py --data-dir TFDS_DATA_DIR [--steps 30000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+
+import ddim_keras
+from ddim_keras import backend, metrics, plotting, presets
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PRESET = "fashion_mnist_32"
+
+EVERY = 500  # steps between validations
+EMA_DECAY = 0.999  # a long training can average over more steps than the recipe's ten minutes
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--data-dir", help="where TFDS keeps its data")
+    parser.add_argument("--steps", type=int, default=30_000, help=f"of training, a multiple of {EVERY}")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "outputs" / PRESET, help="log, backup, images")
+    arguments = parser.parse_args()
+
+    keras.utils.set_random_seed(SEED)
+    recipe = presets.training(PRESET)
+    train, test = ddim_keras.data.load_dataset(
+        "fashion_mnist", 32, recipe.batch_size, fit="pad", flip=recipe.flip, data_dir=arguments.data_dir
+    )
+    model = ddim_keras.DiffusionModel.from_preset(
+        PRESET, load_weights=False, dtype=backend.fastest_precision(), seed=SEED, ema_decay=EMA_DECAY
+    )
+    model.normalizer.adapt(train)
+    kid = metrics.KID("fashion_mnist", subsets=20, subset_size=500)
+    model.compile(**recipe.compile_arguments(arguments.steps), metrics=[kid])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model.fit(
+        train.repeat(),
+        epochs=arguments.steps // EVERY,
+        steps_per_epoch=EVERY,
+        validation_data=test.take(1000 // recipe.batch_size),
+        verbose=2,
+        callbacks=[
+            keras.callbacks.CSVLogger(str(arguments.out / "log.csv"), append=(arguments.out / "backup").exists()),
+            keras.callbacks.BackupAndRestore(str(arguments.out / "backup")),
+        ],
+    )
+    model.save_to_preset(ROOT / "ddim_keras" / "pretrained" / PRESET, training=recipe)
+    plotting.save_images(arguments.out / "generated.png", model.generate(64, seed=1, verbose=0), columns=16, scale=2)
+    for number in (5, 20, 50):
+        scores = model.score(test, 10_000, network_evaluations=number, seed=1, extractor="fashion_mnist")
+        print(f"S = {number}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
