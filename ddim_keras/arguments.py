@@ -28,3 +28,13 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     if len(sizes) != 2:
         raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
     return positive_int("image_size", sizes[0]), positive_int("image_size", sizes[1])
+
+
+def refuse_equal_names(metrics: Sequence[Any]) -> None:
+    """Raise ValueError if two metrics share a name, so that one's figure would overwrite the other's."""
+    names = [metric.name for metric in metrics]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{names.count(name)} metrics are named {name!r}: give each a name of its own, as name=..."
+            )

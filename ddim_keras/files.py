@@ -25,7 +25,11 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         if path.is_dir():  # only an empty folder could be replaced in one go
             old = temporary.with_name(f"{temporary.name}.old")
             os.replace(path, old)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                os.replace(old, path)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)

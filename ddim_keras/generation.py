@@ -482,20 +482,20 @@ class Generation:
         extractor: Any = "inception_v3",
         per_class: bool = False,
         seed: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         **sampling: Any,
     ) -> dict[str, Any]:
         """Generate images and score them against real ones, at constant memory.
 
         Args:
-            dataset: real images as for `fit`; compare with images that the model was not trained on.
+            dataset: real images as for `fit`, in a data set that ends; compare with images that the model was not trained on.
             num_images: how many to generate. All metrics but KID depend on it: compare figures of equal numbers.
             diffusion_steps: S, as for `generate`.
             metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage", or
                 `ddim_keras.metrics.ImageMetric` objects.
             extractor: features of the metrics given by name: "inception_v3", "fashion_mnist", "inception_2015" (comparable with
                 papers), an `Extractor` or a Keras model.
-            per_class: also score each class; `dataset` must then hold (images, labels).
+            per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of such arrays.
             seed, batch_size: as for `generate`.
             **sampling: as for `generate`: sampler, eta, spacing, ...
 
@@ -515,15 +515,14 @@ class Generation:
         """
         from ddim_keras.metrics import scoring
 
-        batch_size = min(positive_int("batch_size", batch_size), positive_int("num_images", num_images))
+        batch_size = min(self._batch_size(batch_size), positive_int("num_images", num_images))
         options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
         for name in ("initial_noise", "return_trajectory", "first_image", "verbose"):
             if name in options:
                 raise ValueError(f"score cannot take {name}: it generates in batches, from noise that the seed fixes")
         generated = scoring.generated_in_batches(self, num_images, batch_size, **options)
-        real = inputs.checked(dataset, self.image_shape)
         names = getattr(dataset, "class_names", None)
-        return scoring.score(generated, real, metrics, extractor, per_class, names)
+        return scoring.score(generated, inputs.checked(dataset, self.image_shape), metrics, extractor, per_class, names)
 
     # Inside: planning on the host
 
@@ -751,10 +750,7 @@ class Generation:
     # Inside: arguments and batches
 
     def _batches(self, num_images: int, batch_size: int | None, verbose: str | int) -> Iterator[_Batch]:
-        if batch_size is None:
-            pixels = self.image_shape[0] * self.image_shape[1]
-            batch_size = max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
-        batch_size = min(positive_int("batch_size", batch_size), max(num_images, 1))
+        batch_size = min(self._batch_size(batch_size), max(num_images, 1))
         starts = range(0, num_images, batch_size)
         show = verbose == 1 or (verbose == "auto" and len(starts) > 1)
         bar = keras.utils.Progbar(num_images, unit_name="image") if show else None
@@ -763,6 +759,12 @@ class Generation:
             yield _Batch(start, stop, np.arange(start, start + batch_size, dtype="int32"))
             if bar is not None:
                 bar.update(stop)
+
+    def _batch_size(self, batch_size: int | None) -> int:
+        if batch_size is not None:
+            return positive_int("batch_size", batch_size)
+        pixels = self.image_shape[0] * self.image_shape[1]
+        return max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
 
     @staticmethod
     def _store(images: np.ndarray, batch: _Batch, values: Any) -> None:

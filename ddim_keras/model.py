@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from ddim_keras import backend, files, inputs, random
-from ddim_keras.arguments import height_and_width, integer, positive_int
+from ddim_keras.arguments import height_and_width, integer, positive_int, refuse_equal_names
 from ddim_keras.clipping import NoClipping
 from ddim_keras.configurable import resolve
 from ddim_keras.generation import Generation, check_noise_end
@@ -183,6 +183,7 @@ class DiffusionModel(Generation, keras.Model):
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
         self.loss = keras.losses.get(loss)
         self.image_metrics = [_as_metric(metric, bool(kwargs.get("run_eagerly"))) for metric in metrics or []]
+        refuse_equal_names(self.metrics)
         self.metric_diffusion_steps = positive_int("metric_diffusion_steps", metric_diffusion_steps)
         self._compile_arguments = {
             "optimizer": optimizer,
@@ -202,7 +203,16 @@ class DiffusionModel(Generation, keras.Model):
         return {name: keras.saving.serialize_keras_object(value) for name, value in self._compile_arguments.items()}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+        arguments = {
+            name: keras.saving.deserialize_keras_object(value) for name, value in config.items() if name != "metrics"
+        }
+        metrics = []
+        for value in config.get("metrics", []):
+            try:
+                metrics.append(keras.saving.deserialize_keras_object(value))
+            except (OSError, ImportError) as error:  # its extractor cannot be had here, but the model can
+                warnings.warn(f"the metric {value['config'].get('name')!r} was left out: {error}", stacklevel=2)
+        self.compile(**arguments, metrics=metrics)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -322,7 +332,8 @@ class DiffusionModel(Generation, keras.Model):
         images = self.normalizer(unit_images)
         # Each image's place in the data set: the tracker has counted those before it.
         first = ops.cast(self.noise_loss_tracker.count, "int32")
-        places = first + ops.arange(ops.shape(images)[0], dtype="int32")
+        replica, replicas = backend.replica()  # each has counted its own images only
+        places = (first + ops.arange(ops.shape(images)[0], dtype="int32")) * replicas + replica
         noises = random.normal(self._evaluation_seed, 0, places, self.image_shape)
         # Multiples of the golden ratio spread evenly over [0, 1), wherever they are cut off.
         uniform = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _FOLDER = pathlib.Path(__file__).parent / "pretrained"
 _FORMAT = 1
+# What may be changed without making trained weights wrong.
+_FIT_ANY_WEIGHTS = {"seed", "dtype", "ema_decay", "loss_weighting", "name"}
+_LARGEST_HALF = 65504.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Training:
             falls along a cosine to a hundredth.
         warmup: share of the steps, with "cosine".
         weight_decay: of AdamW.
+        clip_norm: largest norm of a step's gradient, over all weights together; None does not clip.
         loss: a Keras loss.
         flip: whether images are mirrored at random.
     """
@@ -44,6 +48,7 @@ class Training:
     schedule: str = "constant"
     warmup: float = 0.05
     weight_decay: float = 1e-4
+    clip_norm: float | None = None
     loss: str = "mean_absolute_error"
     flip: bool = False
 
@@ -62,7 +67,8 @@ class Training:
             rate = keras.optimizers.schedules.CosineDecay(
                 rate / 20, max(1, steps - warmup), alpha=0.01, warmup_target=rate, warmup_steps=warmup
             )
-        return {"optimizer": keras.optimizers.AdamW(rate, weight_decay=self.weight_decay), "loss": self.loss}
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=self.weight_decay, global_clipnorm=self.clip_norm)
+        return {"optimizer": optimizer, "loss": self.loss}
 
 
 def names() -> list[str]:
@@ -95,10 +101,18 @@ def load(
 ) -> DiffusionModel:
     """As `DiffusionModel.from_preset`."""
     folder = _folder(preset)
-    config = {**_description(folder)["model"], **changes}
-    weights = folder / "weights.npz"
-    if not load_weights or not weights.is_file():
+    description = _description(folder)
+    config = {**description["model"], **changes}
+    if not load_weights or not description["has_weights"]:
         return model_class(**config)
+    weights = folder / "weights.npz"
+    if not weights.is_file():
+        raise ValueError(f"{weights} is missing: copy or install the preset again, or give load_weights=False")
+    if unfit := sorted(set(changes) - _FIT_ANY_WEIGHTS):
+        raise ValueError(
+            f"the weights of {folder.name} do not fit a model with another {', '.join(unfit)}: leave that out, or give "
+            "load_weights=False and train"
+        )
     model = model_class(**config)
     try:
         with np.load(weights) as stored:
@@ -107,10 +121,7 @@ def load(
         raise ValueError(f"{weights} is damaged ({error}): copy or install the preset again") from error
     expected = _stored_weights(model)
     if [array.shape for array in arrays] != [tuple(weight.shape) for weight in expected]:
-        raise ValueError(
-            f"the weights of {folder.name} do not fit a model changed by {sorted(changes)}: leave these out, or give "
-            "load_weights=False and train"
-        )
+        raise ValueError(f"{weights} is damaged: its shapes are not those of the model in preset.json")
     for weight, array in zip(expected, arrays):
         weight.assign(array)
     model.network.set_weights(model.ema_network.get_weights())
@@ -119,6 +130,7 @@ def load(
 
 def save(model: DiffusionModel, folder: pathlib.Path, half: bool, training: Training | None) -> None:
     """As `DiffusionModel.save_to_preset`."""
+    model._synchronize()
     config = model.get_config()
     if not model.normalizer.adapted:
         raise ValueError("the model was never trained: fit it, or load its weights, before it is saved as a preset")
@@ -128,26 +140,34 @@ def save(model: DiffusionModel, folder: pathlib.Path, half: bool, training: Trai
     for name, value in config.items():
         if isinstance(value, dict):
             config[name] = {key: value[key] for key in ("module", "class_name", "config", "registered_name")}
+    folder = folder.resolve()  # a link stays a link
+    if folder.name in names() and folder.parent != _FOLDER:
+        raise ValueError(f"{folder.name!r} is the name of a preset that ships: choose another for the folder")
     if folder.exists() and not (folder / "preset.json").is_file():
         raise ValueError(f"{folder} exists and is no preset: choose another folder, or remove it")
     description = {
         "format": _FORMAT,
         "model": config,
         "training": dataclasses.asdict(training or Training()),
+        "has_weights": True,
     }
-    model._synchronize()
     arrays = [keras.ops.convert_to_numpy(weight).astype("float32") for weight in _stored_weights(model)]
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("the weights hold NaN or infinity: the training has diverged; nothing was written")
-    # The normalizer's own three stay whole: the count of pixels is beyond float16's range.
-    stored = [array.astype("float16") if half and index >= 3 else array for index, array in enumerate(arrays)]
+    # The normalizer's own three stay whole, and what is beyond float16's range.
+    stored = [
+        array.astype("float16") if half and index >= 3 and np.abs(array).max(initial=0.0) <= _LARGEST_HALF else array
+        for index, array in enumerate(arrays)
+    ]
     with files.written_beside(folder) as temporary:
         temporary.mkdir()
         (temporary / "preset.json").write_text(json.dumps(description, indent=2) + "\n")
         np.savez_compressed(temporary / "weights.npz", *stored)
         if folder.exists():
             for kept in folder.iterdir():  # a model card, say
-                if kept.name not in ("preset.json", "weights.npz"):
+                if kept.is_dir():
+                    shutil.copytree(kept, temporary / kept.name, symlinks=True)
+                elif kept.name not in ("preset.json", "weights.npz"):
                     shutil.copy2(kept, temporary)
 
 
@@ -173,6 +193,10 @@ def _description(folder: pathlib.Path) -> dict[str, Any]:
         description = json.loads(path.read_text())
         if description["format"] != _FORMAT:
             raise ValueError(f"its format is {description['format']}, this version of ddim_keras reads {_FORMAT}")
-        return {"model": dict(description["model"]), "training": dict(description["training"])}
+        return {
+            "model": dict(description["model"]),
+            "training": dict(description["training"]),
+            "has_weights": bool(description["has_weights"]),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not describe a preset ({error}): copy or install it again") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -59,7 +60,9 @@ def main() -> None:
             keras.callbacks.BackupAndRestore(str(arguments.out / "backup")),
         ],
     )
-    model.save_to_preset(ROOT / "ddim_keras" / "pretrained" / PRESET, training=recipe)
+    folder = ROOT / "ddim_keras" / "pretrained" / PRESET
+    model.save_to_preset(folder, training=recipe)
+    shutil.copy(arguments.out / "log.csv", folder / "training_log.csv")
     plotting.save_images(arguments.out / "generated.png", model.generate(64, seed=1, verbose=0), columns=16, scale=2)
     for number in (5, 20, 50):
         scores = model.score(test, 10_000, network_evaluations=number, seed=1, extractor="fashion_mnist")

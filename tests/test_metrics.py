@@ -7,7 +7,8 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
 import ddim_keras
-from ddim_keras import backend, metrics
+from ddim_keras import backend, metrics, random
+from ddim_keras.metrics.extractors import resized
 
 
 def features_of(number, dims=6, seed=0, shift=0.0):
@@ -299,6 +300,59 @@ print(*values(lambda: metrics.KID("fashion_mnist", subsets=0, capacity=100)))
         np.testing.assert_allclose(several, alone, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_bytes_score_as_floats_do(name):
+    real, generated = ((255 * side).astype("uint8") for side in two_sides())
+    as_floats = fill(METRICS[name](), real / np.float32(255), generated / np.float32(255), 60)
+    np.testing.assert_allclose(fill(METRICS[name](), real, generated, 60), as_floats, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, 255.0, -1.0])
+def test_images_out_of_range_or_not_finite_are_refused(bad):
+    real, generated = two_sides(8)
+    generated[3, 0, 0] = bad
+    with pytest.raises(ValueError, match="generated images (are out of range|contain NaN)"):
+        metrics.fid(real, generated, small_extractor())
+
+
+def test_a_diverged_model_logs_nan_instead_of_failing():
+    for name in ("fid", "kid", "precision_recall", "density_coverage"):
+        metric = METRICS[name]()
+        real, generated = features_of(20), features_of(20, seed=1)
+        metric.update_features(real, np.where(np.arange(20)[:, None] == 4, np.nan, generated))
+        assert np.isnan(flat(metric.result())).all()
+
+
+def test_the_sample_does_not_depend_on_what_the_images_are_made_of():
+    """Noises and samples of one seed come from one generator; their counters must never meet."""
+    metric = metrics.KID(small_extractor(), capacity=200, seed=0)
+    noises = np.asarray(random.normal(0, 0, np.arange(2000), (1, 1, 6))).reshape(2000, 6)
+    metric.update_features(real=noises)
+    kept = metric._real.values()[1]
+    assert 0.7 < kept[:, 0].std() < 1.3
+
+
+def test_kid_of_all_images_has_no_deviation_over_subsets():
+    real, generated = features_of(100), features_of(100, seed=2)
+    result = metrics.kid(real, generated, subset_size=100)
+    assert result.mean == metrics.kid(real, generated, subsets=0).mean
+    assert np.isnan(result.standard_deviation)
+
+
+def test_metrics_of_one_name_are_refused():
+    twice = [metrics.KID(small_extractor()), metrics.KID(small_extractor(), subsets=3)]
+    with pytest.raises(ValueError, match="2 metrics are named 'kid'"):
+        make_small_model().compile(metrics=twice)
+    with pytest.raises(ValueError, match="2 metrics are named 'kid'"):
+        make_small_model().score(random_images(8), 8, 2, metrics=twice)
+
+
+def test_a_name_of_its_own_leads_the_figures():
+    metric = metrics.PrecisionRecall(small_extractor(), name="strict", neighbours=1)
+    metric.update_features(features_of(9), features_of(9, seed=1))
+    assert list(metric.result()) == ["strict_precision", "strict_recall"]
+
+
 def test_metrics_take_no_sample_weights():
     with pytest.raises(ValueError, match="all images alike"):
         METRICS["fid"]().update_state(*two_sides(4), sample_weight=np.ones(4))
@@ -320,6 +374,36 @@ def test_validation_logs_the_metric(name):
     evaluated = model.evaluate(images, batch_size=5, verbose=0, return_dict=True)
     for figure in named:
         np.testing.assert_allclose(evaluated[figure], history[f"val_{figure}"][-1], rtol=1e-3)
+
+
+@keras.saving.register_keras_serializable("ddim_keras_tests")
+class Seen(keras.metrics.Metric):
+    """Adds up the images it is given."""
+
+    def __init__(self, name="seen", **options):
+        super().__init__(name=name, **options)
+        self.sums = [self.add_variable((8, 8, 1), "zeros", name=side) for side in ("real", "generated")]
+
+    def update_state(self, real, generated, sample_weight=None):
+        for total, images in zip(self.sums, (real, generated)):
+            total.assign(total + keras.ops.sum(images, axis=0))
+
+    def result(self):
+        return keras.ops.sum(self.sums[1])
+
+
+@pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
+def test_validation_compares_the_images_as_given_with_generated_ones(dtype):
+    model = make_small_model(seed=3, dtype=dtype)
+    metric = Seen()
+    model.compile(metrics=[metric], metric_diffusion_steps=4)
+    images = random_images(10)
+    model.normalizer.adapt(images)
+    model.evaluate((255 * images).astype("uint8"), batch_size=4, verbose=0)
+    np.testing.assert_allclose(metric.sums[0], np.floor(255 * images).sum(0) / 255, rtol=1e-5)
+    generated = np.asarray(metric.sums[1]) / 10
+    assert generated.min() >= 0.0 and generated.max() <= 1.0
+    assert generated.std() > 0.01
 
 
 def test_the_best_epoch_by_kid_is_kept(tmp_path):
@@ -352,7 +436,44 @@ def test_a_saved_model_keeps_its_metrics_and_their_extractor(tmp_path):
     assert (tmp_path / "model.keras").stat().st_size < 2e6
 
 
+def test_weights_of_before_a_metric_was_compiled_still_load(tmp_path):
+    model = make_small_model()
+    model.save_weights(tmp_path / "before.weights.h5")
+    model.compile(metrics=[metrics.FID(small_extractor())])
+    model.load_weights(tmp_path / "before.weights.h5")
+
+
+def test_a_model_loads_where_its_metrics_extractor_cannot_be_had(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.InceptionV3Extractor, "__init__", lambda self: None)
+    model = make_small_model()
+    model.compile(metrics=[metrics.FID(metrics.InceptionV3Extractor()), metrics.KID("fashion_mnist")])
+    monkeypatch.setattr(metrics.InceptionV3Extractor, "get_config", lambda self: {})
+    model.save(tmp_path / "model.keras")
+
+    def fail(self):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(metrics.InceptionV3Extractor, "__init__", fail)
+    with pytest.warns(UserWarning, match="the metric 'fid' was left out: no network"):
+        again = keras.models.load_model(tmp_path / "model.keras")
+    assert [metric.name for metric in again.image_metrics] == ["kid"]
+
+
 # Extractors
+
+
+def test_images_of_other_sizes_are_resized_as_tensorflow_does_and_under_xla():
+    images = random_images(3, (20, 12, 3))
+    for size in ((8, 8), (30, 12)):
+        found = backend.compile_function(lambda images, size=size: resized(images, size), list, True)(images)
+        expected = keras.ops.image.resize(images, size, antialias=True, data_format="channels_last")
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_users_model_stays_trainable():
+    model = small_extractor()
+    metrics.FID(model)
+    assert model.trainable_weights
 
 
 def test_the_fashion_mnist_extractor_tells_clothes_apart():
@@ -450,6 +571,8 @@ def test_score_of_each_class():
     assert scores["white"]["generated_share"] == 0.0
     np.testing.assert_allclose(sum(figures["generated_share"] for figures in scores.values()), 1.0)
     assert all(figures["real_share"] == 0.25 for figures in scores.values())
+    of_arrays = model.score((real, labels), 30, 3, metrics=[], extractor=extractor, per_class=True)["per_class"]
+    assert list(of_arrays) == ["0", "1", "2", "3"]
     with pytest.raises(ValueError, match="per_class needs labels"):
         model.score(real, 30, 3, metrics=[], extractor=extractor, per_class=True)
 
@@ -458,6 +581,11 @@ def test_score_refuses_what_it_cannot_do():
     model = make_small_model()
     with pytest.raises(ValueError, match="unknown metric 'is'"):
         model.score(random_images(8), 8, 2, metrics=["is"], extractor=small_extractor())
+    with pytest.raises(ValueError, match="never end"):
+        import tensorflow as tf
+
+        endless = tf.data.Dataset.from_tensor_slices(random_images(8)).batch(4).repeat()
+        model.score(endless, 8, 2, extractor=small_extractor())
     with pytest.raises(ValueError, match="cannot take initial_noise"):
         model.score(random_images(8), 8, 2, initial_noise=np.zeros((8, 8, 8, 1)))
 

@@ -6,6 +6,7 @@ from conftest import make_small_model, random_images, slow_on_jax
 from ddim_keras.networks import (
     BatchNormalization,
     ConditionedConv2D,
+    GroupNormalization,
     ImageNormalization,
     SinusoidalEmbedding,
     residual_unet,
@@ -97,6 +98,22 @@ def test_patches_cut_the_image_and_put_it_together_again():
     np.testing.assert_array_equal(identity(pixels), pixels)
     patches = keras.Model(images, unet._to_patches(images, 2))(pixels)
     np.testing.assert_array_equal(np.ravel(patches[0, 1, 2]), np.ravel(pixels[0, 2:4, 4:6]))
+
+
+def test_group_normalization_is_kerass():
+    images = 3.0 + random_images(2, (6, 4, 16))
+    ours, theirs = GroupNormalization(8), keras.layers.GroupNormalization(8)
+    for layer in (ours, theirs):
+        layer.build(images.shape)
+        layer.gamma.assign(np.linspace(-1, 1, 16))
+        layer.beta.assign(np.linspace(0, 2, 16))
+    np.testing.assert_allclose(ours(images), theirs(images), atol=1e-4)
+
+
+def test_attention_follows_every_block_of_its_level():
+    for conditioning in ("input", "every_block"):
+        network = residual_unet((8, 8, 1), [32, 32], 2, attention_levels=[0], conditioning=conditioning)
+        assert sum(isinstance(layer, keras.layers.MultiHeadAttention) for layer in network.layers) == 4
 
 
 def test_attention_mixes_distant_pixels():

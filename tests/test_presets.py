@@ -21,6 +21,7 @@ def test_the_shipped_model_draws_clothes_in_one_line():
 
 def test_the_shipped_weights_stay_small():
     folder = pathlib.Path(presets.__file__).parent / "pretrained"
+    assert (folder / "fashion_mnist_32" / "weights.npz").is_file()
     assert sum(path.stat().st_size for path in folder.rglob("*.npz")) < 8e6
     for weights in folder.rglob("weights.npz"):
         assert (weights.parent / "README.md").is_file(), "a model that ships has its card"
@@ -70,7 +71,14 @@ def test_saving_again_keeps_the_model_card_and_touches_nothing_else(tmp_path):
     model.save_to_preset(tmp_path / "mine")
     (tmp_path / "mine" / "README.md").write_text("my card")
     model.save_to_preset(tmp_path / "mine")
+    (tmp_path / "mine" / "samples").mkdir()
+    (tmp_path / "mine" / "samples" / "a.png").write_bytes(b"picture")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    model.save_to_preset(tmp_path / "link")
     assert (tmp_path / "mine" / "README.md").read_text() == "my card"
+    assert (tmp_path / "mine" / "samples" / "a.png").read_bytes() == b"picture"
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "link").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"cat")
@@ -117,13 +125,32 @@ def test_unknown_and_damaged_presets_are_refused(tmp_path):
         with pytest.raises(ValueError, match="is damaged"):
             DiffusionModel.from_preset(tmp_path / "mine")
     weights.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"do not fit a model changed by \['widths'\]"):
-        DiffusionModel.from_preset(tmp_path / "mine", widths=[4, 12])
+    for change in ({"widths": [4, 12]}, {"parameterization": "velocity"}, {"image_size": 16}):
+        with pytest.raises(ValueError, match=f"do not fit a model with another {next(iter(change))}"):
+            DiffusionModel.from_preset(tmp_path / "mine", **change)
+    weights.unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        DiffusionModel.from_preset(tmp_path / "mine")
+    weights.write_bytes(whole)
     description = tmp_path / "mine" / "preset.json"
     for text in ("{", json.dumps({"format": 99}), json.dumps({"format": 1})):
         description.write_text(text)
         with pytest.raises(ValueError, match="does not describe a preset"):
             DiffusionModel.from_preset(tmp_path / "mine")
+
+
+def test_a_folder_cannot_take_the_name_of_a_preset_that_ships(tmp_path):
+    with pytest.raises(ValueError, match="'keras_example' is the name of a preset that ships"):
+        make_trained_model().save_to_preset(tmp_path / "keras_example")
+
+
+def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
+    model = make_trained_model()
+    weight = model.ema_network.weights[0]
+    weight.assign(np.full(weight.shape, 1e5))
+    model.save_to_preset(tmp_path / "mine")
+    again = DiffusionModel.from_preset(tmp_path / "mine")
+    np.testing.assert_array_equal(again.ema_network.weights[0], weight)
 
 
 def test_training_settings_out_of_range_are_refused():

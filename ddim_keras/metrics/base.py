@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,8 @@ from keras import ops
 
 from ddim_keras import inputs
 from ddim_keras.metrics.extractors import Extractor, KerasExtractor, get_extractor
+
+_BATCH = 256
 
 
 class ImageMetric(keras.metrics.Metric, abc.ABC):
@@ -24,7 +26,7 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
 
     Args:
         extractor: an `Extractor`, its name ("inception_v3", "fashion_mnist", "inception_2015"), or a Keras model.
-        name: name of the metric; validation logs it as `val_<name>`.
+        name: name of the metric; validation logs its figure as `val_<name>`, or several under names of their own.
     """
 
     real_is_used = True
@@ -32,8 +34,6 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
     def __init__(self, extractor: str | dict | Extractor | keras.Model, name: str):
         super().__init__(name=name, dtype="float32")
         self.extractor = get_extractor(extractor)
-        # A model of the user's own is saved with the metric; the others come back by name.
-        self.extractor_model = self.extractor.model if type(self.extractor) is KerasExtractor else None
 
     @abc.abstractmethod
     def update_features(self, real: Any = None, generated: Any = None) -> None:
@@ -72,6 +72,17 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
         config = {key: value for key, value in self.get_config().items() if key not in ("extractor", "name")}
         return config, type(self.extractor), self.extractor.feature_dims
 
+    # What it has seen is not part of a saved model, but the weights of a user's own extractor are.
+
+    def save_own_variables(self, store: Any) -> None:
+        if type(self.extractor) is KerasExtractor:
+            for index, weight in enumerate(self.extractor.model.get_weights()):
+                store[str(index)] = weight
+
+    def load_own_variables(self, store: Any) -> None:
+        if type(self.extractor) is KerasExtractor and len(store.keys()):
+            self.extractor.model.set_weights([store[str(index)] for index in range(len(store.keys()))])
+
     def get_config(self) -> dict[str, Any]:
         return {"extractor": keras.saving.serialize_keras_object(self.extractor), "name": self.name}
 
@@ -89,6 +100,30 @@ def checked_features(features: Any, what: str, dims: int | None = None) -> np.nd
     if not np.isfinite(features).all():
         raise ValueError(f"{what} features must be finite, got NaN or infinity")
     return features
+
+
+def checked_batches(data: Any, side: str) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Yield (images, labels or None), batch after batch.
+
+    Args:
+        data: an array of images; a pair of those and an array of labels; or batches of images or of (images, labels).
+        side: what the images are, for errors: "real" or "generated".
+
+    Raises:
+        ValueError: the data never end, or images that are not finite, out of range or of another rank.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and inputs.is_array(data[0]) and np.ndim(data[1]) == 1:
+        images, labels = np.asarray(data[0]), np.asarray(data[1])
+        if len(images) != len(labels):
+            raise ValueError(f"expected a label for each of {len(images)} images, got {len(labels)}")
+        data = [(images[i : i + _BATCH], labels[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
+    if not inputs.is_array(data) and inputs.number_of_batches(data) == -1:
+        raise ValueError(f"the {side} images never end: give a data set without repeat()")
+    for batch in inputs.iterate_batches(data, _BATCH)[0]:
+        images = np.asarray(inputs.images_of(batch))
+        inputs.check_images(images, images.shape[1:], f"{side} images")
+        labelled = isinstance(batch, (tuple, list)) and len(batch) > 1
+        yield images, np.asarray(batch[1]) if labelled else None
 
 
 def require(number: int, minimum: int, what: str, metric: str) -> None:
@@ -127,8 +162,8 @@ def of_images_or_features(
             )
     metric = metric_class(extractor=extractor or "inception_v3", **options)
     for side, data in (("real", real), ("generated", generated)):
-        for batch in inputs.iterate_batches(data, 256)[0]:
-            metric.update_state(**{f"{side}_images": inputs.images_of(batch)})
+        for images, _ in checked_batches(data, side):
+            metric.update_state(**{f"{side}_images": images})
     return metric
 
 

@@ -60,7 +60,6 @@ class KerasExtractor(Extractor):
 
     def __init__(self, model: keras.Model):
         self.model = model
-        model.trainable = False
         shape = tuple(model.input_shape) if not isinstance(model.input_shape, list) else ()
         outputs = [tuple(output.shape) for output in model.outputs]
         if len(shape) != 4 or len(outputs) > 2 or any(len(output) != 2 or output[1] is None for output in outputs):
@@ -84,7 +83,7 @@ class KerasExtractor(Extractor):
         height, width, channels = self.model.input_shape[1:]
         images = with_channels(ops.convert_to_tensor(images, dtype="float32"), channels)
         if None not in (height, width) and tuple(images.shape[1:3]) != (height, width):
-            images = ops.image.resize(images, (height, width), antialias=True, data_format="channels_last")
+            images = resized(images, (height, width))
         return images
 
     def _outputs(self, images: Any) -> list:
@@ -169,7 +168,6 @@ class InceptionV3Extractor(Extractor):
         logits = whole.layers[-1]
         logits.activation = keras.activations.linear
         self.model = keras.Model(body.input, [body.output, logits(body.output)])
-        self.model.trainable = False
 
     def features(self, images: Any) -> Any:
         return self.model(self._prepare(images), training=False)[0]
@@ -277,6 +275,25 @@ def get_extractor(identifier: str | dict | Extractor | keras.Model) -> Extractor
     if isinstance(identifier, keras.Model):
         return KerasExtractor(identifier)
     return resolve(identifier, Extractor, {name: functools.partial(_named, name) for name in EXTRACTORS})
+
+
+def resized(images: Any, size: tuple[int, int]) -> Any:
+    """Return images resized with antialiasing, by products with constant matrices, which XLA compiles on every device.
+
+    Args:
+        images: (batch, height, width, channels), of known height and width.
+        size: the new (height, width).
+    """
+    rows, columns = (_triangle_filter(old, new) for old, new in zip(images.shape[1:3], size))
+    return ops.einsum("yh,bhwc,xw->byxc", rows, images, columns)
+
+
+def _triangle_filter(old: int, new: int) -> np.ndarray:
+    """The (new, old) matrix of linear interpolation, widened by the scale where it shrinks."""
+    scale = old / new
+    centres = (np.arange(new) + 0.5) * scale - 0.5
+    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(old) - centres[:, None]) / max(scale, 1.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
 
 
 def with_channels(images: Any, channels: int) -> Any:

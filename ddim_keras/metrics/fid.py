@@ -26,6 +26,8 @@ def frechet_distance(
 
     Source: Dowson & Landau 1982.
     """
+    if not all(np.isfinite(part).all() for part in (real_mean, real_covariance, generated_mean, generated_covariance)):
+        return float("nan")
     values, vectors = np.linalg.eigh(real_covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     product = np.linalg.eigvalsh(root @ generated_covariance @ root)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ddim_keras import inputs
 from ddim_keras.arguments import positive_int
 from ddim_keras.metrics.base import ImageMetric, checked_features, require
 from ddim_keras.metrics.states import Sums
@@ -71,7 +72,7 @@ class InceptionScore(ImageMetric):
         self._sums = Sums(self, "sums", (splits,), (splits, self.extractor.num_classes), (splits,))
 
     def extract(self, images: Any) -> Any:
-        return self.extractor.probabilities(images)
+        return self.extractor.probabilities(inputs.as_unit_range(images))
 
     def update_features(self, real: Any = None, generated: Any = None) -> None:
         """Take in class probabilities; those of real images are not used."""

@@ -55,9 +55,10 @@ def kid(
     Args:
         real, generated: as for `fid`.
         extractor: what makes features of images; None for "inception_v3".
-        subsets: number of random subsets over which mean and standard deviation are taken; 0 for one estimate from all images
-            at once, whose standard deviation is not a number.
-        subset_size: images of each side in a subset, drawn without replacement. With fewer images, all of them are taken.
+        subsets: number of random subsets over which mean and standard deviation are taken; 0 for one estimate from all features
+            at once, or of images at most 10,000 of each side. Its standard deviation is not a number.
+        subset_size: images of each side in a subset, drawn without replacement. With no more images than that, all of them are
+            taken, once.
         seed: fixes the subsets.
         comparable: True uses the 2015 Inception network of the literature ("inception_2015").
 
@@ -148,6 +149,8 @@ def _over_subsets(real: np.ndarray, generated: np.ndarray, subsets: int, subset_
         "but it is less sure, and its standard deviation does not compare with that of other sizes",
     )
     size = min(subset_size, fewest)
+    if size == len(real) == len(generated):  # every subset would be the whole
+        return KIDResult(squared_mmd(real, generated), float("nan"))
     draws = np.random.default_rng(seed)
     values = [
         squared_mmd(*(features[draws.choice(len(features), size, replace=False)] for features in (real, generated)))

@@ -5,6 +5,7 @@ Both take each set of images for the union of balls around its features, which r
 
 from __future__ import annotations
 
+import abc
 from typing import Any, NamedTuple
 
 import keras
@@ -126,6 +127,8 @@ def density_coverage(
 
 
 class _ManifoldMetric(ImageMetric):
+    default_name: str
+
     def __init__(self, extractor: Any, name: str, neighbours: int, seed: int, capacity: int):
         super().__init__(extractor, name)
         self.neighbours = positive_int("neighbours", neighbours)
@@ -141,8 +144,14 @@ class _ManifoldMetric(ImageMetric):
             if features is not None:
                 sample.update(features)
 
+    @abc.abstractmethod
+    def values(self) -> Any:
+        """Return the two figures as a named tuple."""
+
     def result(self) -> dict[str, float]:
-        return self.values()._asdict()
+        """Return the two figures by name; after the metric's own name, if that is not the default."""
+        prefix = "" if self.name == self.default_name else f"{self.name}_"
+        return {f"{prefix}{name}": figure for name, figure in self.values()._asdict().items()}
 
     def get_config(self) -> dict[str, Any]:
         own = {"neighbours": self.neighbours, "seed": self.seed, "capacity": self.capacity}
@@ -151,7 +160,9 @@ class _ManifoldMetric(ImageMetric):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class PrecisionRecall(_ManifoldMetric):
-    """`precision_recall` as a Keras metric; its result is a dictionary. It keeps a sample of the features.
+    """`precision_recall` as a Keras metric. It keeps a sample of the features.
+
+    Its result is a dictionary of "precision" and "recall", or with another name of "<name>_precision" and "<name>_recall".
 
     Args:
         extractor: an `Extractor`, its name or a Keras model.
@@ -160,6 +171,8 @@ class PrecisionRecall(_ManifoldMetric):
         seed: fixes the sample.
         capacity: images of each side that are kept: a fair sample of all.
     """
+
+    default_name = "precision_recall"
 
     def __init__(
         self,
@@ -178,7 +191,9 @@ class PrecisionRecall(_ManifoldMetric):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class DensityCoverage(_ManifoldMetric):
-    """`density_coverage` as a Keras metric; its result is a dictionary. It keeps a sample of the features.
+    """`density_coverage` as a Keras metric. It keeps a sample of the features.
+
+    Its result is a dictionary of "density" and "coverage", or with another name of "<name>_density" and "<name>_coverage".
 
     Args:
         extractor: an `Extractor`, its name or a Keras model.
@@ -187,6 +202,8 @@ class DensityCoverage(_ManifoldMetric):
         seed: fixes the sample.
         capacity: images of each side that are kept: a fair sample of all.
     """
+
+    default_name = "density_coverage"
 
     def __init__(
         self,
@@ -206,6 +223,8 @@ class DensityCoverage(_ManifoldMetric):
 def _precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int) -> PrecisionRecallResult:
     for what, features in (("real", real), ("generated", generated)):
         require(len(features), neighbours + 1, what, f"precision and recall with {neighbours} neighbours")
+    if not (np.isfinite(real).all() and np.isfinite(generated).all()):
+        return PrecisionRecallResult(float("nan"), float("nan"))
     precision = is_within(generated, real, neighbour_radii(real, neighbours)).mean()
     recall = is_within(real, generated, neighbour_radii(generated, neighbours)).mean()
     return PrecisionRecallResult(float(precision), float(recall))
@@ -214,6 +233,8 @@ def _precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int) 
 def _density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int) -> DensityCoverageResult:
     require(len(real), neighbours + 1, "real", f"density and coverage with {neighbours} neighbours")
     require(len(generated), 1, "generated", "density and coverage")
+    if not (np.isfinite(real).all() and np.isfinite(generated).all()):
+        return DensityCoverageResult(float("nan"), float("nan"))
     radii = neighbour_radii(real, neighbours)
     balls, covered = 0, np.zeros(len(real), bool)
     for start in range(0, len(generated), _BLOCK):

@@ -10,7 +10,8 @@ import numpy as np
 from keras import ops
 
 from ddim_keras import inputs
-from ddim_keras.metrics.base import ImageMetric, require
+from ddim_keras.arguments import refuse_equal_names
+from ddim_keras.metrics.base import ImageMetric, checked_batches, require
 from ddim_keras.metrics.extractors import Extractor, get_extractor
 from ddim_keras.metrics.fid import FID
 from ddim_keras.metrics.inception_score import InceptionScore
@@ -41,18 +42,20 @@ def score(
 
     Args:
         generated: batches of images (batch, height, width, channels), in [0, 1] or uint8.
-        real: the same, as a data set or an array; with `per_class` batches of (images, labels).
+        real: the same, as a data set, an array or a pair of arrays (images, labels); `per_class` needs labels.
         metrics: names in `METRICS`, or metrics.
         extractor: of the metrics given by name.
         per_class: also score each class of the real images.
         class_names: what to call the classes; None for their numbers.
     """
+    if per_class or any(isinstance(metric, str) for metric in metrics):
+        extractor = get_extractor(extractor)  # one for all
     found = [_metric(metric, extractor) for metric in metrics]
-    classes = _Classes(get_extractor(extractor)) if per_class else None
+    refuse_equal_names(found)
+    classes = _Classes(extractor) if per_class else None
     for side, data in (("real", real), ("generated", generated)):
-        for batch in data if side == "generated" else inputs.iterate_batches(data, _BATCH)[0]:
-            images = np.asarray(inputs.images_of(batch))
-            features: dict[Any, Any] = {}  # made once for all metrics that want the same
+        for images, labels in checked_batches(data, side):
+            features: dict[Any, Any] = {}  # made once for all that want the same
             for metric in found:
                 if side == "real" and not metric.real_is_used:
                     continue
@@ -61,11 +64,10 @@ def score(
                     features[key] = metric.extract(images)
                 metric.update_features(**{side: features[key]})
             if classes is not None:
-                key = (id(classes.extractor), ImageMetric.extract)
-                of_batch = features.get(key)
+                of_batch = features.get((id(extractor), ImageMetric.extract))
                 if of_batch is None:
                     of_batch = classes.extractor.features(inputs.as_unit_range(images))
-                classes.update(side, of_batch, batch)
+                classes.update(side, of_batch, labels)
     scores: dict[str, Any] = {}
     for metric in found:
         scores |= _named_results(metric)
@@ -80,22 +82,22 @@ class _Classes:
     A generated image counts for the class of the real image nearest to it, as the model does not say what it meant.
     """
 
-    def __init__(self, extractor: Extractor):
+    def __init__(self, extractor: Any):
         self.extractor = extractor
         self._holder = keras.metrics.Metric(name="classes")
         # The label is one more feature: it stays with its image.
         self._real = Sample(self._holder, "real", 10_000, extractor.feature_dims + 1, seed=0)
         self._generated = Sample(self._holder, "generated", 10_000, extractor.feature_dims, seed=0)
 
-    def update(self, side: str, features: Any, batch: Any) -> None:
+    def update(self, side: str, features: Any, labels: np.ndarray | None) -> None:
         if side == "generated":
             self._generated.update(features)
             return
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        if labels is None:
             raise ValueError(
-                "per_class needs labels: give batches of (images, labels), as load_dataset(..., labels=True) makes them"
+                "per_class needs labels: give batches of (images, labels), as load_dataset(..., labels=True) makes them, or a "
+                "pair of arrays"
             )
-        labels = np.asarray(batch[1])
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be integers of shape (batch,), got {labels.dtype} of shape {labels.shape}")
         self._real.update(np.concatenate([ops.convert_to_numpy(features), labels[:, None]], axis=1))

@@ -10,6 +10,8 @@ from keras import ops
 
 from ddim_keras import backend, random
 
+_OWN_COUNTER = 1 << 31
+
 
 class Sums:
     """Sums over images of arrays of a fixed shape, kept in a metric's variables to twice float32's digits.
@@ -80,7 +82,9 @@ class Sample:
         size = ops.shape(features)[0]
         places = ops.cast(self._count, "int32") + ops.arange(size, dtype="int32")
         key = tuple(ops.cast(value, "uint32") for value in (self._seed, replica))
-        words = random.threefry2x32(key, (ops.cast(places, "uint32"), ops.zeros_like(ops.cast(places, "uint32"))))
+        places = ops.cast(places, "uint32")
+        # Counters that the noises of images never reach: a sample must not depend on what the images are made of.
+        words = random.threefry2x32(key, (places, ops.full_like(places, _OWN_COUNTER)))
         room = self.capacity // replicas
         first = replica * room
         # Ties keep their order, which is that of arrival.

@@ -10,7 +10,12 @@ import keras
 from keras import layers
 
 from ddim_keras.arguments import positive_int
-from ddim_keras.networks.layers import BatchNormalization, ConditionedConv2D, SinusoidalEmbedding
+from ddim_keras.networks.layers import (
+    BatchNormalization,
+    ConditionedConv2D,
+    GroupNormalization,
+    SinusoidalEmbedding,
+)
 
 CONDITIONINGS = ("input", "every_block")
 NORMALIZATIONS = ("batch", "group")
@@ -69,7 +74,7 @@ def residual_unet(
     def normalize(x: Any) -> Any:
         if normalization == "batch":
             return BatchNormalization(dtype=dtype)(x)
-        return layers.GroupNormalization(math.gcd(8, x.shape[-1]), dtype=dtype)(x)
+        return GroupNormalization(math.gcd(8, x.shape[-1]), dtype=dtype)(x)
 
     def residual_block(x: Any, width: int) -> Any:
         residual = x if x.shape[-1] == width else layers.Conv2D(width, kernel_size=1, dtype=dtype)(x)
@@ -99,13 +104,12 @@ def residual_unet(
         """The blocks of a level, each one's output; on the way up each takes a skip connection."""
         outputs = []
         for depth in range(block_depth):
-            if skips is not None:
-                x = layers.Concatenate(dtype=dtype)([x, skips.pop()])
-            elif level == depth == 0 and conditioning == "input":
+            if skips is None and level == depth == 0 and conditioning == "input":
                 x = residual_block_of_pair(x, embedding, widths[0])
-                outputs.append(x)
-                continue
-            x = residual_block(x, widths[level])
+            else:
+                if skips is not None:
+                    x = layers.Concatenate(dtype=dtype)([x, skips.pop()])
+                x = residual_block(x, widths[level])
             if level in attention_levels:
                 x = attention_block(x)
             outputs.append(x)
