@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import pathlib
+import time
 from typing import Any
 
 import keras
+import numpy as np
+
+from ddim_keras import files, plotting
+from ddim_keras.arguments import positive_int
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -38,3 +47,148 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         shown = {name: value for name, value in (logs or {}).items() if not name.startswith("val_")}
         self._bar.update(self._bar.target, list(shown.items()), finalize=True)
+
+
+class Throughput(keras.callbacks.Callback):
+    """Add `images_per_second` to each epoch's logs: of training, data included, without the first step, which compiles.
+
+    Put it before the callbacks that are to see it, such as `keras.callbacks.CSVLogger`.
+
+    Args:
+        batch_size: images in a step.
+
+    Raises:
+        ValueError: `batch_size` is not a positive integer.
+
+    Example:
+
+    >>> callback = Throughput(batch_size=64)
+    """
+
+    def __init__(self, batch_size: int):
+        super().__init__()
+        self.batch_size = positive_int("batch_size", batch_size)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._ends: list[float] = [time.perf_counter()]
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._ends.append(time.perf_counter())
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        ends = self._ends[1:] if len(self._ends) > 2 else self._ends
+        if logs is not None and ends[-1] > ends[0]:
+            logs["images_per_second"] = self.batch_size * (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+class SampleImages(keras.callbacks.Callback):
+    """Write generated images to a folder as the training goes on: always from the same noises, so that progress shows.
+
+    Args:
+        folder: gets `epoch_0001.png`, ..., a grid of images, and with `trajectory` also `trajectory_0001.png`, ..., two noises on
+            their way.
+        every: epochs between them.
+        num_images: images in a grid.
+        diffusion_steps: S, as for `DiffusionModel.generate`.
+        seed: fixes the noises.
+        trajectory: whether to draw the walks too.
+        scale: each pixel becomes scale x scale.
+        tensorboard: folder of a TensorBoard log to write the grids to as well, or None; needs TensorFlow.
+        **sampling: as for `DiffusionModel.generate`: sampler, eta, spacing, ...
+
+    Raises:
+        ValueError: a number that is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        every: int = 1,
+        num_images: int = 16,
+        diffusion_steps: int = 20,
+        seed: int = 0,
+        trajectory: bool = True,
+        scale: int = 2,
+        tensorboard: str | os.PathLike | None = None,
+        **sampling: Any,
+    ):
+        super().__init__()
+        self.folder = pathlib.Path(folder)
+        self.every = positive_int("every", every)
+        self.num_images = positive_int("num_images", num_images)
+        self.scale = positive_int("scale", scale)
+        self.trajectory = trajectory
+        self.tensorboard = tensorboard
+        self.sampling = {"diffusion_steps": diffusion_steps, "seed": seed, "verbose": 0, **sampling}
+        self._writer: Any = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if (epoch + 1) % self.every:
+            return
+        grids = {"epoch": self.model.generate(self.num_images, **self.sampling)}
+        if self.trajectory:
+            _, walked = self.model.generate(2, return_trajectory=True, **self.sampling)
+            grids["trajectory"] = plotting.trajectory_images(self.model, walked)
+        for name, images in grids.items():
+            plotting.save_images(self.folder / f"{name}_{epoch + 1:04d}.png", images, scale=self.scale)
+            if self.tensorboard is not None:
+                self._summarize(name, plotting.image_grid(images, scale=self.scale), epoch)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _summarize(self, name: str, grid: np.ndarray, epoch: int) -> None:
+        import tensorflow as tf
+
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(os.fspath(self.tensorboard))
+        with self._writer.as_default():
+            tf.summary.image(name, grid[None], step=epoch)
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Keep the best epoch's whole model in one `.keras` file, written beside and renamed.
+
+    The best figure so far stands in a file beside it, so that a resumed training does not replace a better model.
+
+    Args:
+        path: of the `.keras` file.
+        monitor: name of the figure in the epoch's logs, such as "val_kid" or "val_i_loss".
+        mode: "min" or "max": which is better.
+
+    Raises:
+        ValueError: another suffix or mode; at the first epoch's end, a figure that is not in the logs.
+    """
+
+    def __init__(self, path: str | os.PathLike, monitor: str = "val_kid", mode: str = "min"):
+        super().__init__()
+        self.path = pathlib.Path(path)
+        if self.path.suffix != ".keras":
+            raise ValueError(f"the model's file must end in .keras, got {str(path)!r}")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        self.monitor, self.mode = monitor, mode
+        self._note = self.path.with_suffix(".best.json")
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.best = math.inf if self.mode == "min" else -math.inf
+        if self.path.is_file() and self._note.is_file():
+            note = json.loads(self._note.read_text())
+            if note["monitor"] == self.monitor:
+                self.best = float(note["value"])
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.monitor not in (logs or {}):
+            raise ValueError(
+                f"there is no {self.monitor!r} among this epoch's figures {sorted(logs or {})}: give validation_data, and for "
+                "'val_kid' compile(metrics=[ddim_keras.metrics.KID()])"
+            )
+        value = float(logs[self.monitor])
+        if not (value < self.best if self.mode == "min" else value > self.best):  # NaN never is
+            return
+        self.best = value
+        self.model.save(self.path)
+        with files.written_beside(self._note) as temporary:
+            temporary.write_text(json.dumps({"monitor": self.monitor, "value": value, "epoch": epoch + 1}) + "\n")

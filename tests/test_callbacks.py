@@ -1,0 +1,90 @@
+import json
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import make_small_model, random_images
+
+import ddim_keras
+from ddim_keras.callbacks import KeepBest, SampleImages, Throughput
+
+
+def fit(model, callbacks, epochs=2, **options):
+    if not model.compiled:
+        model.compile()
+    return model.fit(random_images(), batch_size=8, epochs=epochs, verbose=0, callbacks=callbacks, **options).history
+
+
+def test_throughput_counts_images_of_training(tmp_path):
+    log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    history = fit(make_small_model(), [Throughput(8), log])
+    assert len(history["images_per_second"]) == 2
+    assert all(figure > 0 for figure in history["images_per_second"])
+    assert "images_per_second" in (tmp_path / "log.csv").read_text()
+
+
+def test_sampled_images_are_those_of_the_epoch(tmp_path):
+    model = make_small_model()
+    fit(model, [SampleImages(tmp_path, every=2, num_images=6, diffusion_steps=3, seed=4, scale=1)], epochs=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "epoch_0002.png",
+        "epoch_0004.png",
+        "trajectory_0002.png",
+        "trajectory_0004.png",
+    ]
+    expected = ddim_keras.plotting.image_grid(model.generate(6, 3, seed=4))
+    with PIL.Image.open(tmp_path / "epoch_0004.png") as picture:
+        np.testing.assert_allclose(np.asarray(picture).astype(int), expected.astype(int), atol=1)
+
+
+def test_sampled_images_reach_tensorboard(tmp_path):
+    sample = SampleImages(tmp_path / "pictures", trajectory=False, diffusion_steps=2, tensorboard=tmp_path / "log")
+    fit(make_small_model(), [sample])
+    (events,) = (tmp_path / "log").iterdir()
+    assert events.stat().st_size > 500
+
+
+class Figures(keras.callbacks.Callback):
+    """Gives each epoch the next of the figures."""
+
+    def __init__(self, figures):
+        super().__init__()
+        self.figures = list(figures)
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["figure"] = self.figures[epoch]
+
+
+@pytest.mark.parametrize(("mode", "figures", "best"), [("min", [3, 1, np.nan, 2], 2), ("max", [3, 1, np.nan, 2], 1)])
+def test_the_best_epoch_is_kept(tmp_path, mode, figures, best):
+    kept = tmp_path / "best.keras"
+    model = make_small_model()
+    snapshots = []
+    snapshot = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: snapshots.append(model.generate(1, 2, seed=0))
+    )
+    fit(model, [Figures(figures), snapshot, KeepBest(kept, "figure", mode)], epochs=4)
+    np.testing.assert_array_equal(ddim_keras.load_model(kept).generate(1, 2, seed=0), snapshots[best - 1])
+    assert json.loads((tmp_path / "best.best.json").read_text())["epoch"] == best
+
+
+def test_a_resumed_training_does_not_replace_a_better_model(tmp_path):
+    kept = tmp_path / "best.keras"
+    fit(make_small_model(), [Figures([1.0]), KeepBest(kept, "figure")], epochs=1)
+    before = kept.read_bytes()
+    fit(make_small_model(), [Figures([2.0]), KeepBest(kept, "figure")], epochs=1)
+    assert kept.read_bytes() == before
+
+
+def test_callbacks_refuse_what_cannot_be():
+    with pytest.raises(ValueError, match="must end in .keras"):
+        KeepBest("best.h5")
+    with pytest.raises(ValueError, match="mode must be 'min' or 'max', got 'auto'"):
+        KeepBest("best.keras", mode="auto")
+    with pytest.raises(ValueError, match="no 'val_kid' among this epoch's figures"):
+        fit(make_small_model(), [KeepBest("best.keras")])
+    with pytest.raises(ValueError, match="every must be"):
+        SampleImages("folder", every=0)
+    with pytest.raises(ValueError, match="batch_size must be"):
+        Throughput(0)
