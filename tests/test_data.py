@@ -70,6 +70,26 @@ def test_training_drops_a_smaller_last_batch_unless_it_is_the_only_one():
     assert len(load_dataset("embedded", 28, 20_000)[0]) == 1
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_can_go_on_from_any_step(tmp_path, flip):
+    for index in range(13):
+        image = np.full((4, 4), 20 * index, "uint8")
+        image[:, 0] += 10  # a side of its own, to see flips
+        PIL.Image.fromarray(image).save(tmp_path / f"{index}.png")
+
+    def load():
+        return load_dataset(tmp_path, 4, 4, split=0.0, channels=1, flip=flip, seed=3)[0]
+
+    whole = [batch.numpy() for batch in load().from_step(0).take(7)]  # three batches an epoch, the remainder dropped
+    for step in (1, 3, 5):
+        part = [batch.numpy() for batch in load().from_step(step).take(2)]
+        np.testing.assert_array_equal(part, whole[step : step + 2])
+    brightness = np.stack([batch[:, 0, 1, 0] for batch in whole[:6]]).reshape(2, 12)
+    assert not np.array_equal(*brightness)
+    if not flip:
+        assert [len(set(epoch)) for epoch in brightness] == [12, 12]
+
+
 def test_repeat_lengthens_the_epoch():
     assert len(load_dataset("embedded", 28, 1000, repeat=3)[0]) == 30
 

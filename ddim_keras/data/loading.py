@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 # Shuffling holds up to this many bytes of images; data sets below it are shuffled as a whole.
 _SHUFFLE_BYTES = 512 * 2**20
+_EPOCH_STRIDE = 1_000_003  # between the seeds of epochs, so that those of other runs fall between them
 
 
 class Source(NamedTuple):
@@ -85,7 +86,8 @@ def load_dataset(
     Returns:
         Two `tf.data.Dataset`: float32 images (batch, height, width, channels) in [0, 1], or pairs of those and int64 labels
         (batch,). The training set is shuffled anew each epoch; the validation set is in order, its last batch smaller, and
-        None if there is no validation split.
+        None if there is no validation split. `train.from_step(n)` is an endless data set that begins with the batch of step n,
+        the same in every process: an interrupted training goes on with just the images that it had not seen.
 
     Raises:
         ValueError: the data set is unknown, empty, has no images or labels, or an argument is out of its range.
@@ -217,16 +219,41 @@ def _training_batches(dataset, image_shape, batch_size, repeat, flip, labels, se
 
     count = int(dataset.cardinality()) * repeat
     room = max(10 * batch_size, _SHUFFLE_BYTES // int(np.prod(image_shape)))
-    if repeat > 1:
-        dataset = dataset.repeat(repeat)
-    dataset = dataset.shuffle(min(room, count) if count > 0 else room, seed=seed)
+    room = min(room, count) if count > 0 else room
     if drop_remainder is None:
         drop_remainder = count < 0 or count >= batch_size
-    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
-    if flip:
-        seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-        dataset = tf.data.Dataset.zip(dataset, seeds).map(_flipped, num_parallel_calls=tf.data.AUTOTUNE)
-    return _finished(dataset, labels)
+    if repeat > 1:
+        dataset = dataset.repeat(repeat)
+
+    def batched(shuffled: Any, seeds: Any) -> Any:
+        batches = shuffled.batch(batch_size, drop_remainder=drop_remainder)
+        if flip:
+            batches = tf.data.Dataset.zip(batches, seeds).map(_flipped, num_parallel_calls=tf.data.AUTOTUNE)
+        return batches
+
+    train = _finished(
+        batched(dataset.shuffle(room, seed=seed), tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)),
+        labels,
+    )
+
+    def from_step(step: int) -> Any:
+        steps = int(train.cardinality())
+        if steps < 1:
+            raise ValueError("from_step needs training data of known length")
+
+        def batches() -> Any:
+            # tf.data takes no seed that another data set makes, hence the loop in Python.
+            number, done = divmod(step, steps)
+            while True:
+                epoch_seed = number * _EPOCH_STRIDE + seed
+                shuffled = dataset.shuffle(room, seed=epoch_seed, reshuffle_each_iteration=False)
+                yield from _finished(batched(shuffled, tf.data.Dataset.random(seed=epoch_seed)).skip(done), labels)
+                number, done = number + 1, 0
+
+        return tf.data.Dataset.from_generator(batches, output_signature=train.element_spec).prefetch(2)
+
+    train.from_step = from_step
+    return train
 
 
 def _flipped(batch: Any, seed: Any) -> Any:
