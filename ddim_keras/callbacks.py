@@ -118,7 +118,7 @@ class SampleImages(keras.callbacks.Callback):
         self.num_images = positive_int("num_images", num_images)
         self.scale = positive_int("scale", scale)
         self.trajectory = trajectory
-        self.tensorboard = tensorboard
+        self.tensorboard = None if tensorboard is None else os.fspath(tensorboard)
         self.sampling = {"diffusion_steps": diffusion_steps, "seed": seed, "verbose": 0, **sampling}
         self._writer: Any = None
 
@@ -143,7 +143,7 @@ class SampleImages(keras.callbacks.Callback):
         import tensorflow as tf
 
         if self._writer is None:
-            self._writer = tf.summary.create_file_writer(os.fspath(self.tensorboard))
+            self._writer = tf.summary.create_file_writer(self.tensorboard)
         with self._writer.as_default():
             tf.summary.image(name, grid[None], step=epoch)
 
@@ -180,9 +180,10 @@ class KeepBest(keras.callbacks.Callback):
                 self.best = float(note["value"])
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.monitor not in (logs or {}):
+        logs = logs or {}
+        if self.monitor not in logs:
             raise ValueError(
-                f"there is no {self.monitor!r} among this epoch's figures {sorted(logs or {})}: give validation_data, and for "
+                f"there is no {self.monitor!r} among this epoch's figures {sorted(logs)}: give validation_data, and for "
                 "'val_kid' compile(metrics=[ddim_keras.metrics.KID()])"
             )
         value = float(logs[self.monitor])

@@ -41,6 +41,7 @@ class Training:
         clip_norm: largest norm of a step's gradient, over all weights together; None does not clip.
         loss: a Keras loss.
         flip: whether images are mirrored at random.
+        accumulate: batches whose gradients make one step of the optimizer.
     """
 
     batch_size: int = 64
@@ -51,23 +52,31 @@ class Training:
     clip_norm: float | None = None
     loss: str = "mean_absolute_error"
     flip: bool = False
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
         if not 0.0 <= self.warmup < 1.0:
             raise ValueError(f"warmup must lie in [0, 1), the share of the steps, got {self.warmup}")
+        positive_int("batch_size", self.batch_size)
+        positive_int("accumulate", self.accumulate)
 
     def compile_arguments(self, steps: int) -> dict[str, Any]:
-        """Return optimizer and loss for a training of that many steps: `model.compile(**training.compile_arguments(5000))`."""
-        steps = positive_int("steps", steps)
+        """Return optimizer and loss for a training of that many batches: `model.compile(**training.compile_arguments(5000))`."""
+        steps = max(1, positive_int("steps", steps) // self.accumulate)
         rate: Any = self.learning_rate
         if self.schedule == "cosine":
             warmup = max(1, int(self.warmup * steps))
             rate = keras.optimizers.schedules.CosineDecay(
                 rate / 20, max(1, steps - warmup), alpha=0.01, warmup_target=rate, warmup_steps=warmup
             )
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=self.weight_decay, global_clipnorm=self.clip_norm)
+        optimizer = keras.optimizers.AdamW(
+            rate,
+            weight_decay=self.weight_decay,
+            global_clipnorm=self.clip_norm,
+            gradient_accumulation_steps=self.accumulate if self.accumulate > 1 else None,
+        )
         return {"optimizer": optimizer, "loss": self.loss}
 
 

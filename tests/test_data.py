@@ -235,7 +235,7 @@ class TestFolder:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 0}, "image_size must be a positive int"),
+        ({"image_size": 0}, "image_size must be an integer, at least 1: got 0"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
         ({"fit": "stretch"}, "fit must be 'crop' or 'pad', got 'stretch'"),
         ({"channels": 2}, "channels must be 1, 3 or 4"),

@@ -78,7 +78,7 @@ def _readable(files: list[pathlib.Path], root: pathlib.Path, unreadable: str) ->
 
     def problem(path: pathlib.Path) -> str | None:
         try:
-            _read(path, 3)
+            read_image(path, 3)
             return None
         except Exception as error:  # decoders raise whatever they like on damaged files
             return f"{path.relative_to(root)} ({type(error).__name__}: {error})"
@@ -98,7 +98,7 @@ def _readable(files: list[pathlib.Path], root: pathlib.Path, unreadable: str) ->
     return files
 
 
-def _read(path: Any, channels: int) -> np.ndarray:
+def read_image(path: Any, channels: int) -> np.ndarray:
     """Read an image upright, as uint8 (height, width, channels); of an animation the first frame."""
     import PIL.Image
     import PIL.ImageOps
@@ -115,7 +115,7 @@ def _decoded(files: list[str], labels: np.ndarray, channels: int) -> Any:
     import tensorflow as tf
 
     def read(path, label):
-        image = tf.numpy_function(lambda path: _read(path.decode(), channels), [path], tf.uint8)
+        image = tf.numpy_function(lambda path: read_image(path.decode(), channels), [path], tf.uint8)
         image.set_shape((None, None, channels))
         return image, label
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ddim_keras import files
+from ddim_keras.arguments import height_and_width
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -99,9 +100,7 @@ def load_dataset(
     >>> len(train), train.element_spec.shape.as_list()
     (100, [100, 28, 28, 1])
     """
-    size = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"image_size must be a positive int or (height, width), got {image_size!r}")
+    size = height_and_width(image_size)
     for name, value in (("batch_size", batch_size), ("repeat", repeat)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -148,6 +147,34 @@ def load_dataset(
             if dataset is not None:
                 dataset.class_names = list(found.class_names or ())
     return train, validation
+
+
+def read_images(
+    paths: Sequence[str | os.PathLike], image_size: int | Sequence[int], channels: int, *, fit: str = "crop"
+) -> np.ndarray:
+    """Read image files as `load_dataset` would.
+
+    Args:
+        paths: of PNG, JPEG, BMP, GIF (the first frame) or WebP files.
+        image_size, channels, fit: as for `load_dataset`.
+
+    Returns:
+        float32 (number, height, width, channels) in [0, 1].
+
+    Raises:
+        ValueError: a file that cannot be read, named.
+    """
+    from ddim_keras.data import folder
+
+    size = height_and_width(image_size)
+    images = []
+    for path in paths:
+        try:
+            pixels = folder.read_image(path, channels)
+        except Exception as error:  # decoders raise whatever they like on damaged files
+            raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+        images.append(np.asarray(_fit_image(pixels, size, channels, fit)))
+    return np.stack(images).astype("float32") / 255.0
 
 
 def _open_source(source, split, channels, seed, data_dir, download, unreadable) -> Source:

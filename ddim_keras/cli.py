@@ -1,0 +1,449 @@
+"""The command line: `ddim-keras train`, `generate`, `evaluate`, ..."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import ast
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ddim_keras.model import DiffusionModel
+
+INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Shows an error as one line, unless --debug asks for all of it."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(INTERRUPTED)
+        except (ValueError, OSError, ImportError, ArithmeticError, MemoryError) as error:
+            if context.params.get("debug"):
+                raise
+            raise click.ClickException(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+@click.version_option(package_name="ddim_keras")
+def main(debug: bool) -> None:
+    """Train and use denoising diffusion implicit models.
+
+    \b
+    ddim-keras train --data embedded --out runs/clothes
+    ddim-keras generate --model runs/clothes/model.keras --num-images 64 --out images
+    """
+
+
+def _model_option(command: Callable) -> Callable:
+    about = "A .keras file, a preset's name or folder, or the folder of a run.  [default: fashion_mnist_32]"
+    return click.option("--model", "-m", "source", default="fashion_mnist_32", help=about)(command)
+
+
+def _sampling_options(command: Callable) -> Callable:
+    options = [
+        click.option("--steps", "-s", default=20, show_default=True, help="S, the number of sampling steps."),
+        click.option("--sampler", default=None, help="ddim, ddpm, heun, dpm_solver_2m, unipc, ...  [default: unipc]"),
+        click.option("--eta", type=float, default=None, help="DDIM's stochasticity, from 0 (DDIM) to 1 (DDPM)."),
+        click.option("--spacing", default=None, help="linear, quadratic, trailing, karras, ..."),
+        click.option("--clipping", default=None, help="none, static or dynamic."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _sampling(steps: int, **options: Any) -> dict[str, Any]:
+    return {"diffusion_steps": steps, **{name: value for name, value in options.items() if value is not None}}
+
+
+@main.command()
+@click.option("--data", "-d", default=None, help="embedded, the name of a TFDS data set, or a folder of images.")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The run's folder.")
+@click.option(
+    "--config", "-c", type=click.Path(path_type=pathlib.Path), help="A config.yaml; flags given beside it win."
+)
+@click.option("--image-size", type=int, default=None, help="Side of the images in pixels.  [default: 32]")
+@click.option("--channels", type=int, default=None, help="1, 3 or 4.  [default: the data set's own]")
+@click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="How images are brought to size.")
+@click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
+@click.option("--steps", type=int, default=None, help="Gradient steps in all.  [default: 5000]")
+@click.option("--preset", default=None, help="Whose network and recipe.  [default: fashion_mnist_32]")
+@click.option("--batch-size", type=int, default=None, help="Images in a step.  [default: the recipe's]")
+@click.option("--learning-rate", type=float, default=None, help="At its highest.  [default: the recipe's]")
+@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default=None, help="Of the learning rate.")
+@click.option("--clip-norm", type=float, default=None, help="Largest norm of the gradient.")
+@click.option("--accumulate", type=int, default=None, help="Batches whose gradients make one step.")
+@click.option("--flip", is_flag=True, default=None, help="Mirror images at random.")
+@click.option("--ema-decay", type=float, default=None, help="Of the averaged weights.")
+@click.option("--precision", default=None, help="float32, mixed_bfloat16, mixed_float16 or auto.  [default: auto]")
+@click.option("--jit/--no-jit", default=None, help="Compile with XLA.  [default: where it is faster]")
+@click.option("--seed", type=int, default=None, help="Fixes everything.  [default: 0]")
+@click.option("--kid", default=None, help="Features for a KID at each validation: inception_v3, fashion_mnist, ...")
+@click.option("--validate-every", type=int, default=None, help="Steps between validations.  [default: one pass]")
+@click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints.  [default: 1000]")
+@click.option("--keep", type=int, default=None, help="Newest checkpoints to keep.  [default: 3]")
+@click.option("--samples", type=int, default=None, help="Images drawn at each validation.  [default: 16]")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any argument of DiffusionModel.")
+def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, ...], **flags: Any) -> None:
+    """Train, or go on with a training that was interrupted: with the same command, or with --out alone.
+
+    \b
+    ddim-keras train --data embedded --out runs/clothes
+    ddim-keras train --data path/to/photos --image-size 64 --out runs/photos
+    ddim-keras train --config runs/photos/config.yaml --seed 1 --out runs/photos-1
+    """
+    from ddim_keras import runs
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    if config is None and not given and not settings and (out / "config.yaml").is_file():
+        config = out / "config.yaml"
+    start = runs.dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
+    training = {
+        name: given.pop(name)
+        for name in ("batch_size", "learning_rate", "schedule", "clip_norm", "accumulate", "flip")
+        if name in given
+    }
+    model = {"ema_decay": given.pop("ema_decay")} if "ema_decay" in given else {}
+    model |= dict(_setting(text) for text in settings)
+    chosen = {
+        **start,
+        **given,
+        "training": {**start["training"], **training},
+        "model": {**start["model"], **model},
+    }
+    result = runs.train(runs.RunConfig(**chosen), out, tell=click.echo)
+    if not result.finished:
+        sys.exit(INTERRUPTED)
+
+
+@main.command()
+@_model_option
+@click.option("--num-images", "-n", default=16, show_default=True, help="How many, over all machines.")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The images' folder.")
+@click.option("--format", "format_", type=click.Choice(["png", "npz", "tfrecord"]), default="png", show_default=True)
+@click.option("--shard-size", default=1000, show_default=True, help="Images in a shard.")
+@click.option("--shard", default="0/1", show_default=True, metavar="I/N", help="The I-th of N machines, from 0.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--batch-size", type=int, default=None, help="Images made at a time.")
+@_sampling_options
+def generate(
+    source: str,
+    num_images: int,
+    out: pathlib.Path,
+    format_: str,
+    shard_size: int,
+    shard: str,
+    seed: int,
+    batch_size: int | None,
+    **options: Any,
+) -> None:
+    """Generate images into a folder. Started again after a kill it goes on.
+
+    \b
+    ddim-keras generate --num-images 64 --out images
+    ddim-keras generate -m runs/photos -n 50000 --out images --format npz --shard 2/8
+    """
+    from ddim_keras import exporting
+
+    parts = shard.split("/")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise click.BadParameter(f"expected I/N, such as 0/4, got {shard!r}", param_hint="--shard")
+    made = exporting.export_images(
+        _load(source),
+        out,
+        num_images,
+        format=format_,
+        shard_size=shard_size,
+        shard=(int(parts[0]), int(parts[1])),
+        seed=seed,
+        batch_size=batch_size,
+        tell=click.echo,
+        **_sampling(**options),
+    )
+    click.echo(f"{made} shards made, in {out}" if made else f"Nothing was left to do in {out}")
+
+
+@main.command()
+@_model_option
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A .npy file of latents.")
+@click.option("--steps", "-s", default=100, show_default=True, help="Steps; decode with as many.")
+@click.option("--exact", is_flag=True, help="Solve each step, so that decoding gives just these images.")
+def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, exact: bool) -> None:
+    """Find the noises that images come from.
+
+    \b
+    ddim-keras encode shirt.png shoe.png --out latents.npy
+    """
+    import numpy as np
+
+    from ddim_keras import files
+
+    model = _load(source)
+    latents = model.encode(_read(model, images), steps, exact=exact)
+    if out.suffix != ".npy":
+        raise click.BadParameter(f"must end in .npy, got {str(out)!r}", param_hint="--out")
+    with files.written_beside(out) as temporary:
+        np.save(temporary, latents)
+    click.echo(f"{len(latents)} latents of shape {latents.shape[1:]} written to {out}")
+
+
+@main.command()
+@_model_option
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG of both rows.")
+@click.option("--steps", "-s", default=100, show_default=True)
+def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int) -> None:
+    """Encode images and decode them again; draws them above what came back.
+
+    \b
+    ddim-keras reconstruct shirt.png shoe.png --steps 200 --out again.png
+    """
+    import numpy as np
+
+    from ddim_keras import plotting
+
+    model = _load(source)
+    before = _read(model, images)
+    after = model.reconstruct(before, steps)
+    plotting.save_images(out, np.concatenate([before, after]), columns=len(before), scale=4)
+    click.echo(f"Mean squared error of a pixel: {np.mean((before - after) ** 2):.6f}. Written to {out}")
+
+
+@main.command()
+@_model_option
+@click.argument("start", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path), required=False)
+@click.argument("end", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path), required=False)
+@click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG, or an animated GIF or WebP."
+)
+@click.option("--num-images", "-n", default=9, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the two noises, if no images are given.")
+@click.option("--steps", "-s", default=50, show_default=True)
+def interpolate(
+    source: str,
+    start: pathlib.Path | None,
+    end: pathlib.Path | None,
+    out: pathlib.Path,
+    num_images: int,
+    seed: int,
+    steps: int,
+) -> None:
+    """Draw images between two images, or between two noises.
+
+    \b
+    ddim-keras interpolate shirt.png dress.png --out between.gif
+    ddim-keras interpolate --seed 3 --out between.png
+    """
+    import numpy as np
+
+    from ddim_keras import plotting
+
+    if (start is None) != (end is None):
+        raise click.UsageError("give two images, or none for two noises")
+    model = _load(source)
+    if start is None or end is None:
+        ends = np.random.default_rng(seed).normal(size=(2, *model.image_shape)).astype("float32")
+    else:
+        ends = _read(model, (start, end))
+    path = model.interpolate(
+        ends[0], ends[1], num_images=num_images, diffusion_steps=steps, from_images=start is not None
+    )
+    if out.suffix.lower() in (".gif", ".webp"):
+        plotting.save_animation(out, list(path), scale=4)
+    else:
+        plotting.save_images(out, path, columns=num_images, scale=4)
+    click.echo(f"{num_images} images written to {out}")
+
+
+@main.command()
+@_model_option
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.argument("mask", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG of the fillings.")
+@click.option("--num-images", "-n", default=4, show_default=True, help="Different fillings.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", "-s", default=50, show_default=True)
+def inpaint(
+    source: str, image: pathlib.Path, mask: pathlib.Path, out: pathlib.Path, num_images: int, seed: int, steps: int
+) -> None:
+    """Fill in the part of an image where a mask is black; where it is white the image stays.
+
+    \b
+    ddim-keras inpaint shirt.png mask.png --num-images 8 --out filled.png
+    """
+    import numpy as np
+
+    from ddim_keras import plotting
+
+    model = _load(source)
+    known = _read(model, (mask,)).mean(axis=-1, keepdims=True) > 0.5
+    images = np.repeat(_read(model, (image,)), num_images, axis=0)
+    filled = model.inpaint(images, np.repeat(known, num_images, axis=0), steps, seed=seed)
+    plotting.save_images(out, filled, columns=num_images, scale=4)
+    click.echo(f"{num_images} fillings written to {out}")
+
+
+@main.command()
+@_model_option
+@click.option("--data", "-d", default="embedded", show_default=True, help="As for train; its validation part is used.")
+@click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
+@click.option("--fit", type=click.Choice(["crop", "pad"]), default="crop", show_default=True)
+@click.option("--num-images", "-n", default=1000, show_default=True, help="How many to generate.")
+@click.option("--features", default="inception_v3", show_default=True, help="Or fashion_mnist, inception_2015.")
+@click.option("--metric", "metrics", multiple=True, help="fid, kid, precision_recall, ...  [default: these three]")
+@click.option("--seed", default=0, show_default=True)
+@_sampling_options
+def evaluate(
+    source: str,
+    data: str,
+    data_dir: str | None,
+    fit: str,
+    num_images: int,
+    features: str,
+    metrics: tuple[str, ...],
+    seed: int,
+    **options: Any,
+) -> None:
+    """Score generated images against real ones.
+
+    \b
+    ddim-keras evaluate --data fashion_mnist --fit pad --features fashion_mnist --num-images 10000
+    """
+    from ddim_keras import data as datasets_
+
+    model = _load(source)
+    *size, channels = model.image_shape
+    _, validation = datasets_.load_dataset(data, size, 100, channels=channels, fit=fit, data_dir=data_dir)
+    if validation is None:
+        raise click.ClickException(f"{data} has no images kept for validation")
+    chosen = metrics or ("fid", "kid", "precision_recall")
+    for name, value in model.score(
+        validation, num_images, metrics=chosen, extractor=features, seed=seed, **_sampling(**options)
+    ).items():
+        click.echo(f"{name}: {value:.5f}")
+
+
+@main.command()
+@_model_option
+@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.option("--full", is_flag=True, help="Keep float32 weights in a preset.")
+def export(source: str, out: pathlib.Path, full: bool) -> None:
+    """Write what generates images: a preset's folder, or a .keras file.
+
+    \b
+    ddim-keras export -m runs/photos photos-preset
+    ddim-keras export -m photos-preset photos.keras
+    """
+    model = _load(source)
+    if out.suffix == ".keras":
+        model.save(out)
+    else:
+        model.save_to_preset(out, half=not full)
+    click.echo(f"Written to {out}")
+
+
+@main.command()
+@_model_option
+def info(source: str) -> None:
+    """Say what a model is.
+
+    \b
+    ddim-keras info -m runs/photos/model.keras
+    """
+    from ddim_keras import exporting
+
+    model = _load(source)
+    height, width, channels = model.image_shape
+    lines = {
+        "images": f"{height} x {width} x {channels}",
+        "parameters": f"{model.network.count_params():,}",
+        "predicts": type(model.parameterization).__name__.removesuffix("Parameterization").lower(),
+        "schedule": repr(model.schedule),
+        "precision": model.dtype_policy.name,
+        "trained": "yes" if model.normalizer.adapted else "no",
+        "sha256": exporting.model_hash(model),
+    }
+    for name, value in lines.items():
+        click.echo(f"{name + ':':12s}{value}")
+
+
+@main.command()
+def datasets() -> None:
+    """List what --data takes.
+
+    \b
+    ddim-keras datasets
+    """
+    import tensorflow_datasets as tfds
+
+    click.echo("embedded    10,000 + 1,000 images of clothes that ship with the package")
+    click.echo("a folder    of images, flat or one subfolder a class")
+    click.echo("or a TFDS name, such as:")
+    click.echo(
+        "  " + "\n  ".join(name for name in tfds.list_builders(with_community_datasets=False) if name in _PICTURES)
+    )
+
+
+_PICTURES = {
+    *("beans", "caltech101", "cars196", "cats_vs_dogs", "celeb_a", "celeb_a_hq", "cifar10", "cifar100", "emnist"),
+    *("eurosat", "fashion_mnist", "food101", "imagenette", "kmnist", "lsun", "mnist", "oxford_flowers102"),
+    *("oxford_iiit_pet", "stanford_dogs", "stl10", "svhn_cropped", "tf_flowers"),
+}
+
+
+def _load(source: str) -> DiffusionModel:
+    """The model at a .keras file, in a run's folder, or of a preset."""
+    import ddim_keras
+    from ddim_keras import presets
+
+    path = pathlib.Path(source)
+    if path.suffix == ".keras" or path.is_file():
+        return ddim_keras.load_model(path)
+    if (path / "config.yaml").is_file():
+        for name in ("model.keras", "best.keras"):
+            if (path / name).is_file():
+                return ddim_keras.load_model(path / name)
+        raise ValueError(f"the run in {path} has no model yet: go on with ddim-keras train --out {path}")
+    if not (path / "preset.json").is_file() and source not in presets.names():
+        raise ValueError(
+            f"no model at {source}: expected a .keras file, a run's folder, or a preset: {presets.names()}"
+        )
+    return ddim_keras.DiffusionModel.from_preset(source)
+
+
+def _read(model: DiffusionModel, paths: tuple[pathlib.Path, ...]) -> np.ndarray:
+    """Image files as the model takes them: cropped and resized, in its channels."""
+    import numpy as np
+
+    from ddim_keras.data import read_images
+
+    *size, channels = model.image_shape
+    return np.asarray(read_images(paths, size, channels))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise click.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--set")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word, such as velocity

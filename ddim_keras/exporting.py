@@ -1,0 +1,172 @@
+"""Many generated images in a folder: as PNGs or shards, gone on with after a kill, spread over machines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from ddim_keras import files, plotting
+from ddim_keras.arguments import integer, positive_int
+from ddim_keras.model import DiffusionModel
+
+FORMATS = ("png", "npz", "tfrecord")
+_CONTACT_SHEET = 64  # images
+
+
+def export_images(
+    model: DiffusionModel,
+    folder: str | os.PathLike,
+    num_images: int,
+    *,
+    format: str = "png",
+    shard_size: int = 1000,
+    shard: tuple[int, int] = (0, 1),
+    seed: int = 0,
+    batch_size: int | None = None,
+    tell: Callable[[str], None] = print,
+    **sampling: Any,
+) -> int:
+    """Generate images into a folder, each fixed by the seed and its number alone, at constant memory.
+
+    A shard is a part of the numbers. It is written beside and renamed, and skipped where it stands already: started again, a
+    killed export goes on. `metadata.json` says what made the images; a folder of other images is refused.
+
+    Args:
+        model: a trained model.
+        folder: gets `shard_00000/000000.png`, ..., or `shard_00000.npz` (uint8 array `images`), or `shard_00000.tfrecord` (of
+            `image/encoded` PNGs with `image/number`); `contact_sheet.png` of the first images; and `metadata.json`.
+        num_images: in all, over all machines.
+        format: "png", "npz" or "tfrecord".
+        shard_size: images in a shard.
+        shard: (i, n): of n machines this is the i-th, from 0; it makes every n-th shard.
+        seed: integer in [0, 2**32).
+        batch_size: images made at a time, as for `generate`.
+        tell: called with a line for each shard.
+        **sampling: as for `DiffusionModel.generate`: diffusion_steps, sampler, eta, ...
+
+    Returns:
+        How many shards were made now.
+
+    Raises:
+        ValueError: an argument out of its range, or a folder that holds other images.
+    """
+    num_images, shard_size = positive_int("num_images", num_images), positive_int("shard_size", shard_size)
+    seed = integer("seed", seed, minimum=0, below=2**32)
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
+    machines = positive_int("the number of machines", shard[1])
+    machine = integer("the machine's number", shard[0], minimum=0, below=machines)
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {
+        "model_sha256": model_hash(model),
+        "num_images": num_images,
+        "format": format,
+        "shard_size": shard_size,
+        "seed": seed,
+        "sampling": {name: repr(value) for name, value in sorted(sampling.items())},
+        "versions": _versions(),
+    }
+    _describe(folder, description)
+
+    made = 0
+    starts = range(0, num_images, shard_size)
+    for index in list(range(len(starts)))[machine::machines]:
+        path = folder / (f"shard_{index:05d}" + ("" if format == "png" else f".{format}"))
+        if path.exists():
+            continue
+        count = min(shard_size, num_images - starts[index])
+        options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
+        images = model.generate(count, first_image=starts[index], **options)
+        with files.written_beside(path) as temporary:
+            _WRITERS[format](temporary, np.rint(255.0 * images).astype("uint8"), starts[index])
+        if index == 0:
+            plotting.save_images(folder / "contact_sheet.png", images[:_CONTACT_SHEET])
+        made += 1
+        tell(f"{path.name}: images {starts[index]} to {starts[index] + count - 1} of {num_images}")
+    return made
+
+
+def model_hash(model: DiffusionModel) -> str:
+    """Return a SHA-256 over what fixes the images: the configuration and the EMA weights."""
+    config = {name: value for name, value in model.get_config().items() if name not in ("seed", "name", "ema_decay")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    normalizer = model.normalizer
+    for weight in (normalizer.mean, normalizer.variance, *model.ema_network.weights):
+        digest.update(keras.ops.convert_to_numpy(weight).astype("float32").tobytes())
+    return digest.hexdigest()
+
+
+def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
+    """Write metadata.json, or refuse a folder whose images were made otherwise."""
+    path = folder / "metadata.json"
+    if not path.is_file():
+        if next(folder.glob("shard_*"), None) is not None:
+            raise ValueError(f"{folder} holds shards without metadata.json: choose another folder")
+        with files.written_beside(path) as temporary:
+            temporary.write_text(json.dumps(description, indent=2) + "\n")
+        return
+    found = json.loads(path.read_text())
+    different = [name for name in description if name != "versions" and found.get(name) != description[name]]
+    if different:
+        changes = ", ".join(f"{name}: {found.get(name)!r} there, {description[name]!r} now" for name in different)
+        raise ValueError(f"{folder} holds images that were made otherwise ({changes}): choose another folder")
+
+
+def _versions() -> dict[str, str]:
+    import ddim_keras
+
+    return {
+        "ddim_keras": ddim_keras.__version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "python": platform.python_version(),
+    }
+
+
+def _write_pngs(folder: pathlib.Path, images: np.ndarray, first: int) -> None:
+    folder.mkdir()
+    for number, image in enumerate(images, first):
+        (folder / f"{number:06d}.png").write_bytes(_png(image))
+
+
+def _write_npz(path: pathlib.Path, images: np.ndarray, first: int) -> None:
+    with open(path, "wb") as file:
+        np.savez_compressed(file, images=images, first_image=first)
+
+
+def _write_tfrecord(path: pathlib.Path, images: np.ndarray, first: int) -> None:
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for number, image in enumerate(images, first):
+            features = {
+                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[_png(image)])),
+                "image/number": tf.train.Feature(int64_list=tf.train.Int64List(value=[number])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+
+
+def _png(image: np.ndarray) -> bytes:
+    import io
+
+    import PIL.Image
+
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+_WRITERS: dict[str, Callable[[pathlib.Path, np.ndarray, int], None]] = {
+    "png": _write_pngs,
+    "npz": _write_npz,
+    "tfrecord": _write_tfrecord,
+}

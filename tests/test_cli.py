@@ -1,0 +1,248 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import make_trained_model, slow_on_jax
+
+import ddim_keras
+from ddim_keras import exporting
+from ddim_keras.cli import main
+
+pytestmark = slow_on_jax
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    make_trained_model(parameterization="velocity").save(path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    draws = np.random.default_rng(0)
+    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path in paths:
+        PIL.Image.fromarray(draws.integers(0, 255, (10, 12, 3), dtype="uint8")).save(path)
+    return paths
+
+
+def size_of(path):
+    with PIL.Image.open(path) as picture:
+        return picture.size
+
+
+# Help
+
+
+def test_every_command_shows_an_example():
+    commands = set(main.commands)
+    assert commands == {
+        *(
+            "train",
+            "generate",
+            "encode",
+            "reconstruct",
+            "interpolate",
+            "inpaint",
+            "evaluate",
+            "export",
+            "info",
+            "datasets",
+        )
+    }
+    for name in commands:
+        assert f"ddim-keras {name}" in run(name, "--help").split("Options:")[0]
+
+
+# Errors
+
+
+def test_errors_are_one_line_unless_debugged(tmp_path):
+    said = run("info", "-m", tmp_path / "no.keras", code=1)
+    assert said.startswith("Error: no model file at") and said.count("\n") == 1
+    result = CliRunner().invoke(main, ["--debug", "info", "-m", str(tmp_path / "no.keras")])
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_unknown_models_name_what_there_is(tmp_path):
+    assert "fashion_mnist_32" in run("info", "-m", "nothing", code=1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("steps: 3\n")
+    assert "has no model yet" in run("info", "-m", tmp_path / "run", code=1)
+
+
+def test_bad_flags_are_refused(tmp_path, model_path):
+    assert "expected I/N" in run("generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "3", code=2)
+    assert "below 2" in run("generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "2/2", code=1)
+    assert "expected NAME=VALUE" in run("train", "-o", tmp_path / "a", "--set", "widths", code=2)
+
+
+# Training
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for index in range(12):
+        PIL.Image.fromarray(draws.integers(0, 255, (9, 9), dtype="uint8")).save(folder / f"{index}.png")
+    return folder
+
+
+def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
+    out = tmp_path / "run"
+    small = ["--set", "widths=[4, 8]", "--set", "patch_size=1", "--samples", 0, "--precision", "float32"]
+    data = ["--data", photos, "--image-size", 8, "--channels", 1, "--steps", 6, "--batch-size", 4, "--ema-decay", 0.9]
+    said = run("train", "--out", out, *data, *small)
+    assert "Trained for 6 steps" in said
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["model"] == {"ema_decay": 0.9, "widths": [4, 8], "patch_size": 1}
+    assert config["training"] == {"batch_size": 4}
+    assert "Going on from step 6" in run("train", "--out", out)
+    run("train", "--config", out / "config.yaml", "--out", tmp_path / "again")
+    one, other = (ddim_keras.load_model(folder / "model.keras") for folder in (out, tmp_path / "again"))
+    for left, right in zip(one.ema_network.get_weights(), other.ema_network.get_weights()):
+        np.testing.assert_array_equal(left, right)
+    assert "steps: 6 there, 7 now" in run("train", "--config", out / "config.yaml", "--steps", 7, "--out", out, code=1)
+    assert "predicts:   velocity" in run("info", "-m", out)
+
+
+# Generating
+
+
+def test_generate_fixes_each_image_by_seed_and_number(tmp_path, model_path):
+    run("generate", "-m", model_path, "-n", 10, "-o", tmp_path / "whole", "--steps", 3, "--shard-size", 4)
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("shard_*/*.png"))
+    assert [str(path) for path in files[:2]] == ["shard_00000/000000.png", "shard_00000/000001.png"]
+    assert len(files) == 10
+    assert (tmp_path / "whole" / "contact_sheet.png").is_file()
+    for machine in ("1/2", "0/2"):
+        run(
+            "generate",
+            "-m",
+            model_path,
+            "-n",
+            10,
+            "-o",
+            tmp_path / "parts",
+            "--steps",
+            3,
+            "--shard-size",
+            4,
+            "--shard",
+            machine,
+        )
+    expected = np.rint(255 * ddim_keras.load_model(model_path).generate(10, 3, seed=0)).astype(int)
+    for number, path in enumerate(files):
+        for folder in ("whole", "parts"):
+            with PIL.Image.open(tmp_path / folder / path) as picture:
+                np.testing.assert_allclose(np.asarray(picture, int), expected[number, ..., 0], atol=1)
+    metadata = json.loads((tmp_path / "whole" / "metadata.json").read_text())
+    assert metadata["num_images"] == 10 and len(metadata["model_sha256"]) == 64
+
+
+def test_a_killed_export_goes_on_and_leaves_nothing_half_written(tmp_path, model_path, monkeypatch):
+    model = ddim_keras.load_model(model_path)
+    options = {"diffusion_steps": 2, "format": "npz", "shard_size": 3, "tell": lambda line: None}
+
+    class KilledError(Exception):
+        pass
+
+    def fail(path, images, first):
+        path.write_bytes(b"half")
+        raise KilledError
+
+    assert exporting.export_images(model, tmp_path / "whole", 8, **options) == 3
+    (tmp_path / "whole" / "shard_00001.npz").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setitem(exporting._WRITERS, "npz", fail)
+        exporting.export_images(model, tmp_path / "whole", 8, **options)
+    assert not (tmp_path / "whole" / "shard_00001.npz").exists()
+    kept = (tmp_path / "whole" / "shard_00000.npz").stat().st_mtime_ns
+    assert exporting.export_images(model, tmp_path / "whole", 8, **options) == 1
+    assert (tmp_path / "whole" / "shard_00000.npz").stat().st_mtime_ns == kept
+    shards = [np.load(path)["images"] for path in sorted((tmp_path / "whole").glob("*.npz"))]
+    expected = np.rint(255 * model.generate(8, 2, seed=0)).astype(int)
+    np.testing.assert_allclose(np.concatenate(shards).astype(int), expected, atol=1)
+
+
+def test_tfrecords_hold_the_images(tmp_path, model_path):
+    import tensorflow as tf
+
+    run("generate", "-m", model_path, "-n", 3, "-o", tmp_path, "--steps", 2, "--format", "tfrecord", "--seed", 5)
+    expected = np.rint(255 * ddim_keras.load_model(model_path).generate(3, 2, seed=5)).astype(int)
+    records = list(tf.data.TFRecordDataset(str(tmp_path / "shard_00000.tfrecord")))
+    for number, record in enumerate(records):
+        features = tf.train.Example.FromString(record.numpy()).features.feature
+        assert features["image/number"].int64_list.value[0] == number
+        image = tf.io.decode_png(features["image/encoded"].bytes_list.value[0]).numpy().astype(int)
+        np.testing.assert_allclose(image, expected[number], atol=1)
+
+
+def test_a_folder_of_other_images_is_refused(tmp_path, model_path):
+    run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
+    assert "Nothing was left to do" in run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
+    said = run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2, "--seed", 1, code=1)
+    assert "made otherwise (seed: 0 there, 1 now)" in said
+
+
+# The others
+
+
+def test_encode_writes_latents_that_decode_to_the_images(tmp_path, model_path, pictures):
+    said = run("encode", "-m", model_path, *pictures, "-o", tmp_path / "latents.npy", "--steps", 50)
+    assert "2 latents of shape (8, 8, 1)" in said
+    model = ddim_keras.load_model(model_path)
+    images = ddim_keras.data.read_images(pictures, 8, 1)
+    np.testing.assert_allclose(np.load(tmp_path / "latents.npy"), model.encode(images, 50), atol=1e-5)
+    assert "must end in .npy" in run("encode", "-m", model_path, *pictures, "-o", tmp_path / "latents.txt", code=2)
+
+
+def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures):
+    said = run("reconstruct", "-m", model_path, *pictures, "-o", tmp_path / "again.png", "--steps", 5)
+    assert "Mean squared error of a pixel: 0." in said
+    run("interpolate", "-m", model_path, *pictures, "-o", tmp_path / "between.gif", "-n", 4, "--steps", 3)
+    run("interpolate", "-m", model_path, "-o", tmp_path / "between.png", "-n", 4, "--steps", 3)
+    mask = tmp_path / "mask.png"
+    PIL.Image.fromarray(np.pad(np.zeros((4, 4), "uint8"), 2, constant_values=255)).save(mask)
+    run("inpaint", "-m", model_path, pictures[0], mask, "-o", tmp_path / "filled.png", "-n", 3, "--steps", 4)
+    assert size_of(tmp_path / "between.gif") == (32, 32)
+    for name in ("again", "between", "filled"):
+        assert size_of(tmp_path / f"{name}.png")[0] > 60
+    assert "give two images, or none" in run("interpolate", "-m", model_path, pictures[0], "-o", "a.png", code=2)
+
+
+def test_evaluate_prints_the_figures(model_path, photos):
+    said = run(
+        "evaluate", "-m", model_path, "-d", photos, "--features", "fashion_mnist", "-n", 8, "--metric", "kid", "-s", 2
+    )
+    assert said.startswith("kid: ")
+    assert "kid_standard_deviation: " in said
+
+
+def test_export_turns_a_model_into_a_preset_and_back(tmp_path, model_path):
+    run("export", "-m", model_path, tmp_path / "preset")
+    run("export", "-m", tmp_path / "preset", tmp_path / "back.keras")
+    one, other = (ddim_keras.load_model(path).generate(2, 3, seed=0) for path in (model_path, tmp_path / "back.keras"))
+    np.testing.assert_allclose(one, other, atol=0.02)
+
+
+def test_datasets_are_listed():
+    assert "oxford_flowers102" in run("datasets")
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path, model_path):
+    (tmp_path / "text.png").write_text("no image")
+    said = run("reconstruct", "-m", model_path, tmp_path / "text.png", "-o", tmp_path / "a.png", code=1)
+    assert "text.png cannot be read as an image" in said

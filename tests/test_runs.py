@@ -1,0 +1,256 @@
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+from conftest import ROOT, slow_on_jax
+
+import ddim_keras
+from ddim_keras import runs
+from ddim_keras.runs import Checkpoints, DivergedError, RunConfig
+
+pytestmark = slow_on_jax
+SMALL = {"widths": [4, 8], "block_depth": 1, "patch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    draws = np.random.default_rng(0)
+    for index in range(20):
+        PIL.Image.fromarray(draws.integers(0, 255, (8, 8), dtype="uint8")).save(folder / f"{index}.png")
+    return folder
+
+
+def small_config(photos, **changes):
+    training = {"batch_size": 4, **changes.pop("training", {})}
+    settings = {
+        "data": str(photos),
+        "split": 0.0,
+        "image_size": 8,
+        "channels": 1,
+        "steps": 12,
+        "model": SMALL,
+        "training": training,
+        "precision": "float32",
+        "validate_every": 5,
+        "checkpoint_every": 4,
+        "samples": 0,
+        "tensorboard": False,
+    }
+    return RunConfig(**{**settings, **changes})
+
+
+def final_weights(folder):
+    model = ddim_keras.load_model(folder / "model.keras")
+    return [*model.network.get_weights(), *model.ema_network.get_weights(), *model.optimizer.variables]
+
+
+def assert_equal_weights(one, other):
+    for left, right in zip(final_weights(one), final_weights(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, photos):
+    """A run of the small configuration that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    runs.train(small_config(photos), folder, verbose=0)
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(tmp_path, photos):
+    config = small_config(photos, split=0.2, kid="fashion_mnist", samples=4, tensorboard=True)
+    result = runs.train(config, tmp_path / "run", verbose=0)
+    assert (result.step, result.finished) == (12, True)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.yaml",
+        "checkpoints",
+        "log.csv",
+        "samples",
+        "tensorboard",
+        "best.keras",
+        "best.best.json",
+        "model.keras",
+    }
+    header, *lines = (tmp_path / "run" / "log.csv").read_text().split()
+    assert len(lines) == 3  # five steps, five, and the two that are left
+    assert {"n_loss", "i_loss", "val_i_loss", "val_kid", "images_per_second"} <= set(header.split(","))
+    assert [step for _, step in [Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()]] == [12]
+    assert len(Checkpoints(tmp_path / "run" / "checkpoints", 3).paths()) == 3
+    assert ddim_keras.load_model(tmp_path / "run" / "model.keras").generate(2, 3).shape == (2, 8, 8, 1)
+    assert RunConfig.read(tmp_path / "run" / "config.yaml") == config
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_accumulated_and_mirrored_batches_are_gone_on_with_too(tmp_path, photos, monkeypatch):
+    config = small_config(photos, training={"accumulate": 2, "flip": True})
+    runs.train(config, tmp_path / "whole", verbose=0)
+    interrupt_and_go_on(config, tmp_path / "cut", 9, monkeypatch)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("killed_after", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path, photos, whole_run, monkeypatch, killed_after):
+    interrupt_and_go_on(small_config(photos), tmp_path / "cut", killed_after, monkeypatch)
+    assert_equal_weights(whole_run, tmp_path / "cut")
+
+
+def interrupt_and_go_on(config, folder, killed_after, monkeypatch):
+    count = runs._KeepCheckpoints.on_train_batch_end
+
+    def count_and_fail(self, batch, logs=None):
+        if self.step == killed_after:
+            raise KilledError
+        count(self, batch, logs)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(runs._KeepCheckpoints, "on_train_batch_end", count_and_fail)
+        runs.train(config, folder, verbose=0)
+    said = []
+    runs.train(config, folder, tell=said.append, verbose=0)
+    assert any("Going on from step" in line for line in said) == (killed_after > 4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_where_a_whole_one_does(tmp_path, photos):
+    """SIGKILL, thrice, whenever it strikes."""
+    config = small_config(photos, steps=60, checkpoint_every=5, validate_every=20)
+    config.write(tmp_path / "config.yaml")
+    code = """
+import sys
+from ddim_keras import runs
+runs.train(runs.RunConfig.read(sys.argv[1]), sys.argv[2], verbose=0)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(folder):
+        arguments = [sys.executable, "-c", code, str(tmp_path / "config.yaml"), str(folder)]
+        return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(300) == 0
+    for count in (1, 3, 6):
+        process = start(tmp_path / "cut")
+        while len(list((tmp_path / "cut").glob("checkpoints/step_*.json"))) < min(count, 3) and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.1 * count)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "cut").wait(300) == 0
+    assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, photos, whole_run):
+    config = small_config(photos)
+    shutil.copytree(whole_run, tmp_path / "run")
+    (tmp_path / "run" / "model.keras").unlink()
+    newest = Checkpoints(tmp_path / "run" / "checkpoints", 3).paths()[0]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:-100] + b"x" * 100)
+    said = []
+    with pytest.warns(UserWarning, match=r"step_000000012.weights.h5 is damaged: its checksum is wrong"):
+        runs.train(config, tmp_path / "run", tell=said.append, verbose=0)
+    assert "Going on from step 8 of 12" in said[0]
+    assert_equal_weights(whole_run, tmp_path / "run")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, photos, whole_run):
+    config = small_config(photos)
+    said = []
+
+    def tell(line):
+        said.append(line)
+
+    def interrupt(self, batch, logs=None, original=runs._KeepCheckpoints.on_train_batch_end):
+        original(self, batch, logs)
+        if self.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs._KeepCheckpoints, "on_train_batch_end", interrupt)
+        result = runs.train(config, tmp_path / "run", tell=tell, verbose=0)
+    assert (result.finished, result.step) == (False, 7)
+    assert "the same command goes on" in said[-1]
+    runs.train(config, tmp_path / "run", verbose=0)
+    assert_equal_weights(whole_run, tmp_path / "run")
+
+
+def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(tmp_path, photos, monkeypatch):
+    original = runs._KeepCheckpoints.on_train_batch_end
+
+    def spoil(self, batch, logs=None):
+        original(self, batch, logs)
+        if self.step == 5:
+            self.model.network.trainable_variables[0].assign(
+                np.full(self.model.network.trainable_variables[0].shape, np.nan)
+            )
+
+    monkeypatch.setattr(runs._KeepCheckpoints, "on_train_batch_end", spoil)
+    with pytest.raises(DivergedError, match=r"last good checkpoint is .*step_000000004.weights.h5"):
+        runs.train(small_config(photos), tmp_path / "run", verbose=0)
+    assert Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()[1] == 4
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, photos, monkeypatch):
+    original = keras.Model.save_weights
+
+    def fill_up(self, path, *arguments, **options):
+        if "000000008" in str(path):
+            pathlib.Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        original(self, path, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(keras.Model, "save_weights", fill_up)
+        runs.train(small_config(photos), tmp_path / "run", verbose=0)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step_000000004.json", "step_000000004.weights.h5"]
+    assert runs.train(small_config(photos), tmp_path / "run", verbose=0).finished
+
+
+def test_other_configurations_and_other_folders_are_refused(tmp_path, photos, whole_run):
+    with pytest.raises(ValueError, match="steps: 12 there, 2 now"):
+        runs.train(small_config(photos, steps=2), whole_run, verbose=0)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="something other than a run"):
+        runs.train(small_config(photos), tmp_path / "else", verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 0", "steps must be"),
+        ("step: 5", r"unknown settings \['step'\]"),
+        ("training: {rate: 1}", r"unknown training settings \['rate'\]"),
+        ("preset: mnist", "unknown preset 'mnist'"),
+        ("checkpoint_minutes: 0", "checkpoint_minutes must be positive"),
+        ("kid: vgg", "kid must be one of"),
+        ("[1, 2]", "unknown settings"),
+        ("a: b: c", "is not YAML"),
+    ],
+)
+def test_bad_configurations_are_refused(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        RunConfig.read(tmp_path / "config.yaml")
+
+
+def test_a_configuration_is_readable(tmp_path):
+    RunConfig(image_size=[4, 6], split=["train", "test"]).write(tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["image_size"] == [4, 6]
+    assert RunConfig.read(tmp_path / "config.yaml") == RunConfig(image_size=[4, 6], split=["train", "test"])
+    assert json.dumps(yaml.safe_load((tmp_path / "config.yaml").read_text()))
