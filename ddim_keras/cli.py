@@ -102,7 +102,9 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 @click.option("--samples", type=int, default=None, help="Images drawn at each validation.  [default: 16]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any argument of DiffusionModel.")
 def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, ...], **flags: Any) -> None:
-    """Train, or go on with a training that was interrupted: with the same command, or with --out alone.
+    """Train, or go on with an interrupted training.
+
+    The same command goes on, or the one with --out alone.
 
     \b
     ddim-keras train --data embedded --out runs/clothes
@@ -154,7 +156,9 @@ def generate(
     batch_size: int | None,
     **options: Any,
 ) -> None:
-    """Generate images into a folder. Started again after a kill it goes on.
+    """Generate images into a folder.
+
+    Each is fixed by the seed and its number alone. Started again after a kill, the same command goes on.
 
     \b
     ddim-keras generate --num-images 64 --out images
@@ -211,7 +215,9 @@ def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, ste
 @click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG of both rows.")
 @click.option("--steps", "-s", default=100, show_default=True)
 def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int) -> None:
-    """Encode images and decode them again; draws them above what came back.
+    """Encode images and decode them again.
+
+    Draws the images above what came back.
 
     \b
     ddim-keras reconstruct shirt.png shoe.png --steps 200 --out again.png
@@ -284,7 +290,9 @@ def interpolate(
 def inpaint(
     source: str, image: pathlib.Path, mask: pathlib.Path, out: pathlib.Path, num_images: int, seed: int, steps: int
 ) -> None:
-    """Fill in the part of an image where a mask is black; where it is white the image stays.
+    """Fill in a part of an image.
+
+    The part where the mask is black; where it is white the image stays.
 
     \b
     ddim-keras inpaint shirt.png mask.png --num-images 8 --out filled.png
@@ -346,7 +354,7 @@ def evaluate(
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 @click.option("--full", is_flag=True, help="Keep float32 weights in a preset.")
 def export(source: str, out: pathlib.Path, full: bool) -> None:
-    """Write what generates images: a preset's folder, or a .keras file.
+    """Write a model as a preset or a .keras file.
 
     \b
     ddim-keras export -m runs/photos photos-preset

@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import make_small_model, random_images
+from conftest import make_small_model, random_images, slow_on_jax
 
 import ddim_keras
 from ddim_keras.callbacks import KeepBest, SampleImages, Throughput
+
+pytestmark = slow_on_jax
 
 
 def fit(model, callbacks, epochs=2, **options):

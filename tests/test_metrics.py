@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import make_small_model, random_images, run_python
+from conftest import make_small_model, random_images, run_python, slow_on_jax
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
@@ -361,6 +361,7 @@ def test_metrics_take_no_sample_weights():
 # In training
 
 
+@slow_on_jax
 @pytest.mark.parametrize("name", METRICS)
 def test_validation_logs_the_metric(name):
     model = make_small_model()
@@ -406,6 +407,7 @@ def test_validation_compares_the_images_as_given_with_generated_ones(dtype):
     assert generated.std() > 0.01
 
 
+@slow_on_jax
 def test_the_best_epoch_by_kid_is_kept(tmp_path):
     model = make_small_model()
     model.compile(metrics=[metrics.KID(small_extractor(), subsets=0)])
@@ -420,6 +422,7 @@ def test_the_best_epoch_by_kid_is_kept(tmp_path):
     np.testing.assert_allclose(kid, min(history["val_kid"]), rtol=1e-3, atol=1e-6)
 
 
+@slow_on_jax
 def test_a_saved_model_keeps_its_metrics_and_their_extractor(tmp_path):
     model = make_small_model()
     model.compile(metrics=[metrics.FID(small_extractor(seed=3)), metrics.KID("fashion_mnist", subsets=5)])
@@ -436,6 +439,7 @@ def test_a_saved_model_keeps_its_metrics_and_their_extractor(tmp_path):
     assert (tmp_path / "model.keras").stat().st_size < 2e6
 
 
+@slow_on_jax
 def test_weights_of_before_a_metric_was_compiled_still_load(tmp_path):
     model = make_small_model()
     model.save_weights(tmp_path / "before.weights.h5")
@@ -443,6 +447,7 @@ def test_weights_of_before_a_metric_was_compiled_still_load(tmp_path):
     model.load_weights(tmp_path / "before.weights.h5")
 
 
+@slow_on_jax
 def test_a_model_loads_where_its_metrics_extractor_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.InceptionV3Extractor, "__init__", lambda self: None)
     model = make_small_model()
@@ -491,6 +496,7 @@ def test_metrics_given_a_name_share_one_extractor():
     assert metrics.FID("fashion_mnist").extractor is metrics.KID("fashion_mnist").extractor
 
 
+@slow_on_jax
 def test_inception_from_a_file(tmp_path):
     keras.utils.set_random_seed(0)
     whole = keras.applications.InceptionV3(weights=None)

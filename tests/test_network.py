@@ -69,6 +69,7 @@ OPTIONS = [
 ]
 
 
+@slow_on_jax
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_trains_saves_and_comes_back(options, tmp_path):
     model = make_small_model(**options)

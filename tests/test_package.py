@@ -55,7 +55,7 @@ def test_the_version_is_that_of_the_installed_package():
 
 
 def test_base_classes_are_abstract_and_say_what_is_missing():
-    from ddim_keras import clipping, parameterizations, schedules, spacings, weightings
+    from ddim_keras import clipping, metrics, parameterizations, schedules, spacings, weightings
     from ddim_keras.samplers import Sampler
 
     missing = {
@@ -65,6 +65,8 @@ def test_base_classes_are_abstract_and_say_what_is_missing():
         schedules.Schedule: "__call__",
         spacings.Spacing: "numbers.*times",
         weightings.Weighting: "__call__",
+        metrics.Extractor: "features",
+        metrics.ImageMetric: "result.*update_features",
         weightings.ImageErrorWeighting: "image_weights",
     }
     for base, methods in missing.items():
@@ -73,11 +75,18 @@ def test_base_classes_are_abstract_and_say_what_is_missing():
 
 
 WITH_EXAMPLES = [
+    "callbacks",
     "clipping",
     "data.loading",
     "forward",
+    "generation",
     "interpolation",
+    "metrics.fid",
+    "metrics.inception_score",
+    "metrics.kid",
+    "metrics.manifolds",
     "model",
+    "presets",
     "samplers.adams_bashforth",
     "samplers.ddim",
     "samplers.dpm_solver",
@@ -91,7 +100,7 @@ WITH_EXAMPLES = [
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_run(module):
     module = importlib.import_module(f"ddim_keras.{module}")
-    result = doctest.testmod(module, extraglobs={"np": np}, optionflags=doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testmod(module, extraglobs={"np": np, "DiffusionModel": ddim_keras.DiffusionModel}, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 0 and result.failed == 0
 
 

@@ -4,7 +4,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from conftest import make_trained_model, random_images
+from conftest import make_trained_model, random_images, slow_on_jax
 
 from ddim_keras import DiffusionModel, presets
 
@@ -27,6 +27,7 @@ def test_the_shipped_weights_stay_small():
         assert (weights.parent / "README.md").is_file(), "a model that ships has its card"
 
 
+@slow_on_jax
 def test_presets_load_without_their_weights_and_with_changes():
     model = DiffusionModel.from_preset("fashion_mnist_32", load_weights=False, image_size=16, channels=3, seed=4)
     assert model.image_shape == (16, 16, 3)
@@ -35,6 +36,7 @@ def test_presets_load_without_their_weights_and_with_changes():
     model.fit(random_images(8, (16, 16, 3)), batch_size=4, verbose=0)
 
 
+@slow_on_jax
 def test_the_example_stays_available_by_name():
     model = DiffusionModel.from_preset("keras_example")
     assert model.network.count_params() == DiffusionModel(image_size=64).network.count_params()
@@ -47,6 +49,7 @@ def test_the_example_stays_available_by_name():
     )
 
 
+@slow_on_jax
 @pytest.mark.parametrize(("half", "tolerance"), [(True, 2e-2), (False, 1e-6)])
 def test_a_model_comes_back_from_its_folder(tmp_path, half, tolerance):
     model = make_trained_model(parameterization="velocity", schedule="cosine_beta")
@@ -66,6 +69,7 @@ def test_a_model_comes_back_from_its_folder(tmp_path, half, tolerance):
     assert (sizes[0] < 0.7 * sizes[1]) == half
 
 
+@slow_on_jax
 def test_saving_again_keeps_the_model_card_and_touches_nothing_else(tmp_path):
     model = make_trained_model()
     model.save_to_preset(tmp_path / "mine")
@@ -87,6 +91,7 @@ def test_saving_again_keeps_the_model_card_and_touches_nothing_else(tmp_path):
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"cat"
 
 
+@slow_on_jax
 def test_a_failed_save_leaves_the_old_preset_whole(tmp_path):
     model = make_trained_model()
     model.save_to_preset(tmp_path / "mine")
@@ -97,6 +102,7 @@ def test_a_failed_save_leaves_the_old_preset_whole(tmp_path):
     assert (tmp_path / "mine" / "weights.npz").read_bytes() == before
 
 
+@slow_on_jax
 def test_untrained_models_and_foreign_networks_are_no_presets(tmp_path):
     with pytest.raises(ValueError, match="never trained"):
         DiffusionModel(8, [4], 1).save_to_preset(tmp_path / "mine")
@@ -108,6 +114,7 @@ def test_untrained_models_and_foreign_networks_are_no_presets(tmp_path):
         model.save_to_preset(tmp_path / "mine")
 
 
+@slow_on_jax
 def test_unknown_and_damaged_presets_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"unknown preset 'mnist': expected one of \['fashion_mnist_32', 'keras_example'\]"
@@ -139,11 +146,13 @@ def test_unknown_and_damaged_presets_are_refused(tmp_path):
             DiffusionModel.from_preset(tmp_path / "mine")
 
 
+@slow_on_jax
 def test_a_folder_cannot_take_the_name_of_a_preset_that_ships(tmp_path):
     with pytest.raises(ValueError, match="'keras_example' is the name of a preset that ships"):
         make_trained_model().save_to_preset(tmp_path / "keras_example")
 
 
+@slow_on_jax
 def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
     model = make_trained_model()
     weight = model.ema_network.weights[0]
@@ -153,6 +162,7 @@ def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
     np.testing.assert_array_equal(again.ema_network.weights[0], weight)
 
 
+@slow_on_jax
 def test_training_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="schedule must be"):
         presets.Training(schedule="linear")
@@ -162,6 +172,7 @@ def test_training_settings_out_of_range_are_refused():
         presets.Training().compile_arguments(0)
 
 
+@slow_on_jax
 def test_the_learning_rate_rises_and_falls():
     rate = (
         presets.Training(learning_rate=1.0, schedule="cosine", warmup=0.1)
