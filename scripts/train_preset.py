@@ -61,7 +61,10 @@ def main() -> None:
         ],
     )
     folder = ROOT / "ddim_keras" / "pretrained" / PRESET
-    model.save_to_preset(folder, training=recipe)
+    shipped = ddim_keras.DiffusionModel.from_preset(PRESET, load_weights=False)  # with the recipe's own EMA decay
+    shipped.normalizer.set_weights(model.normalizer.get_weights())
+    shipped.ema_network.set_weights(model.ema_network.get_weights())
+    shipped.save_to_preset(folder, training=recipe)
     shutil.copy(arguments.out / "log.csv", folder / "training_log.csv")
     plotting.save_images(arguments.out / "generated.png", model.generate(64, seed=1, verbose=0), columns=16, scale=2)
     for number in (5, 20, 50):
