@@ -33,10 +33,13 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(INTERRUPTED)
-        except (ValueError, OSError, ImportError, ArithmeticError, MemoryError) as error:
+        except Exception as error:
             if context.params.get("debug"):
                 raise
-            raise click.ClickException(" ".join(str(error).split()) or type(error).__name__) from error
+            text = " ".join(str(error).split())
+            if not isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):  # not made for users' eyes
+                text = f"{type(error).__name__}: {text} (ddim-keras --debug ... shows where)"
+            raise click.ClickException(text) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,20 +86,22 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 @click.option("--channels", type=int, default=None, help="1, 3 or 4.  [default: the data set's own]")
 @click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="How images are brought to size.")
 @click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
-@click.option("--steps", type=int, default=None, help="Gradient steps in all.  [default: 5000]")
+@click.option("--steps", type=int, default=None, help="Batches in all.  [default: 5000]")
 @click.option("--preset", default=None, help="Whose network and recipe.  [default: fashion_mnist_32]")
 @click.option("--batch-size", type=int, default=None, help="Images in a step.  [default: the recipe's]")
 @click.option("--learning-rate", type=float, default=None, help="At its highest.  [default: the recipe's]")
 @click.option("--schedule", type=click.Choice(["constant", "cosine"]), default=None, help="Of the learning rate.")
 @click.option("--clip-norm", type=float, default=None, help="Largest norm of the gradient.")
 @click.option("--accumulate", type=int, default=None, help="Batches whose gradients make one step.")
-@click.option("--flip", is_flag=True, default=None, help="Mirror images at random.")
+@click.option("--flip/--no-flip", default=None, help="Mirror images at random.")
 @click.option("--ema-decay", type=float, default=None, help="Of the averaged weights.")
 @click.option("--precision", default=None, help="float32, mixed_bfloat16, mixed_float16 or auto.  [default: auto]")
 @click.option("--jit/--no-jit", default=None, help="Compile with XLA.  [default: where it is faster]")
 @click.option("--seed", type=int, default=None, help="Fixes everything.  [default: 0]")
 @click.option("--kid", default=None, help="Features for a KID at each validation: inception_v3, fashion_mnist, ...")
-@click.option("--validate-every", type=int, default=None, help="Steps between validations.  [default: one pass]")
+@click.option(
+    "--validate-every", type=int, default=None, help="Steps between validations.  [default: one pass, at least 100]"
+)
 @click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints.  [default: 1000]")
 @click.option("--keep", type=int, default=None, help="Newest checkpoints to keep.  [default: 3]")
 @click.option("--samples", type=int, default=None, help="Images drawn at each validation.  [default: 16]")
@@ -114,7 +119,10 @@ def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, .
     from ddim_keras import runs
 
     given = {name: value for name, value in flags.items() if value is not None}
-    if config is None and not given and not settings and (out / "config.yaml").is_file():
+    for name in ("data", "data_dir", "preset"):  # found again from any folder
+        if name in given and pathlib.Path(given[name]).expanduser().is_dir():
+            given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
+    if config is None and (out / "config.yaml").is_file():
         config = out / "config.yaml"
     start = runs.dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
     training = {
@@ -300,9 +308,10 @@ def inpaint(
     import numpy as np
 
     from ddim_keras import plotting
+    from ddim_keras.data import read_images
 
     model = _load(source)
-    known = _read(model, (mask,)).mean(axis=-1, keepdims=True) > 0.5
+    known = read_images((mask,), model.image_shape[:2], 1) > 0.5
     images = np.repeat(_read(model, (image,)), num_images, axis=0)
     filled = model.inpaint(images, np.repeat(known, num_images, axis=0), steps, seed=seed)
     plotting.save_images(out, filled, columns=num_images, scale=4)
@@ -311,9 +320,11 @@ def inpaint(
 
 @main.command()
 @_model_option
-@click.option("--data", "-d", default="embedded", show_default=True, help="As for train; its validation part is used.")
+@click.option(
+    "--data", "-d", default=None, help="As for train; its validation part is used.  [default: the run's, or embedded]"
+)
 @click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
-@click.option("--fit", type=click.Choice(["crop", "pad"]), default="crop", show_default=True)
+@click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="[default: the run's, or crop]")
 @click.option("--num-images", "-n", default=1000, show_default=True, help="How many to generate.")
 @click.option("--features", default="inception_v3", show_default=True, help="Or fashion_mnist, inception_2015.")
 @click.option("--metric", "metrics", multiple=True, help="fid, kid, precision_recall, ...  [default: these three]")
@@ -321,9 +332,9 @@ def inpaint(
 @_sampling_options
 def evaluate(
     source: str,
-    data: str,
+    data: str | None,
     data_dir: str | None,
-    fit: str,
+    fit: str | None,
     num_images: int,
     features: str,
     metrics: tuple[str, ...],
@@ -332,14 +343,29 @@ def evaluate(
 ) -> None:
     """Score generated images against real ones.
 
+    Of a run, against the images that it kept for validation.
+
     \b
     ddim-keras evaluate --data fashion_mnist --fit pad --features fashion_mnist --num-images 10000
     """
     from ddim_keras import data as datasets_
+    from ddim_keras import runs
 
     model = _load(source)
+    of_run = pathlib.Path(source) / "config.yaml"
+    run = runs.RunConfig.read(of_run) if of_run.is_file() else runs.RunConfig()
+    same = data is None or data == run.data
     *size, channels = model.image_shape
-    _, validation = datasets_.load_dataset(data, size, 100, channels=channels, fit=fit, data_dir=data_dir)
+    _, validation = datasets_.load_dataset(
+        data or run.data,
+        size,
+        100,
+        channels=channels,
+        fit=fit or run.fit,
+        data_dir=data_dir or run.data_dir,
+        split=run.split if same else None,  # and its seed: what it trained on must not come back here
+        seed=run.seed,
+    )
     if validation is None:
         raise click.ClickException(f"{data} has no images kept for validation")
     chosen = metrics or ("fid", "kid", "precision_recall")

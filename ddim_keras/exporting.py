@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,11 @@ def export_images(
         raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
     machines = positive_int("the number of machines", shard[1])
     machine = integer("the machine's number", shard[0], minimum=0, below=machines)
+    starts = range(0, num_images, shard_size)
+    if machine >= len(starts):
+        raise ValueError(
+            f"there are only {len(starts)} shards of {shard_size} images for {machines} machines: lower the shard size"
+        )
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     description = {
@@ -78,18 +84,21 @@ def export_images(
     _describe(folder, description)
 
     made = 0
-    starts = range(0, num_images, shard_size)
+    options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
     for index in list(range(len(starts)))[machine::machines]:
         path = folder / (f"shard_{index:05d}" + ("" if format == "png" else f".{format}"))
         if path.exists():
             continue
         count = min(shard_size, num_images - starts[index])
-        options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
         images = model.generate(count, first_image=starts[index], **options)
-        with files.written_beside(path) as temporary:
-            _WRITERS[format](temporary, np.rint(255.0 * images).astype("uint8"), starts[index])
         if index == 0:
             plotting.save_images(folder / "contact_sheet.png", images[:_CONTACT_SHEET])
+        for leftover in folder.glob(
+            f".????????.{path.name}"
+        ):  # of a killed process: this shard is this machine's alone
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        with files.written_beside(path) as temporary:
+            _WRITERS[format](temporary, np.rint(255.0 * images).astype("uint8"), starts[index])
         made += 1
         tell(f"{path.name}: images {starts[index]} to {starts[index] + count - 1} of {num_images}")
     return made

@@ -10,6 +10,15 @@ import uuid
 from collections.abc import Iterator
 
 
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what killed processes left of `written_beside` in a folder that no other process writes to."""
+    for path in pathlib.Path(folder).glob(".????????.*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 @contextlib.contextmanager
 def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed to `path`.

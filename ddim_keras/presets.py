@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -57,8 +58,18 @@ class Training:
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
-        if not 0.0 <= self.warmup < 1.0:
+        if not isinstance(self.warmup, (int, float)) or not 0.0 <= self.warmup < 1.0:
             raise ValueError(f"warmup must lie in [0, 1), the share of the steps, got {self.warmup}")
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            if name == "clip_norm" and value is None:
+                continue
+            is_number = isinstance(value, (int, float)) and math.isfinite(value)
+            if not is_number or value < 0.0 or (value == 0.0 and name != "weight_decay"):
+                raise ValueError(
+                    f"{name} must be a positive number, got {value!r} (in YAML 1e-4 is a word: write 1.0e-4)"
+                )
+        keras.losses.get(self.loss)
         positive_int("batch_size", self.batch_size)
         positive_int("accumulate", self.accumulate)
 

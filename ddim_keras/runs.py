@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
+import inspect
+import io
 import json
 import os
 import pathlib
@@ -22,6 +25,8 @@ from ddim_keras import backend, callbacks, data, files, metrics, presets
 from ddim_keras.arguments import integer, positive_int
 from ddim_keras.model import DiffusionModel
 
+# What does not touch the weights.
+_MAY_CHANGE = {"keep", "checkpoint_every", "checkpoint_minutes", "samples", "tensorboard"}
 _FEATURES = ("inception_v3", "fashion_mnist", "inception_2015")
 
 
@@ -35,7 +40,7 @@ class RunConfig:
 
     Attributes:
         data: what `load_dataset` takes: "embedded", a TFDS name, a folder.
-        steps: gradient steps in all, or batches where gradients are accumulated.
+        steps: batches in all.
         image_size: side in pixels, or [height, width].
         channels: 1, 3 or 4; None for the data set's own.
         split, fit, data_dir: as for `load_dataset`.
@@ -80,13 +85,22 @@ class RunConfig:
     keep: int = 3
 
     def __post_init__(self) -> None:
+        for name in ("model", "training"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} must hold settings by name, got {getattr(self, name)!r}")
+        if not isinstance(self.data, str):
+            raise ValueError(f"data must be a name or a folder, got {self.data!r}")
+        # As a file would give it back, so that a run equals its own.
+        plain = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(self))))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         for name in ("steps", "checkpoint_every", "keep"):
             positive_int(name, getattr(self, name))
         integer("samples", self.samples, minimum=0)
         integer("seed", self.seed, minimum=0, below=2**32)
         if self.validate_every is not None:
             positive_int("validate_every", self.validate_every)
-        if not self.checkpoint_minutes > 0.0:
+        if not isinstance(self.checkpoint_minutes, (int, float)) or not self.checkpoint_minutes > 0.0:
             raise ValueError(f"checkpoint_minutes must be positive, got {self.checkpoint_minutes}")
         if self.kid is not None and self.kid not in _FEATURES:
             raise ValueError(f"kid must be one of {list(_FEATURES)}, or None, got {self.kid!r}")
@@ -95,6 +109,9 @@ class RunConfig:
     def recipe(self) -> presets.Training:
         """Return the preset's training with this run's changes."""
         known = {field.name for field in dataclasses.fields(presets.Training)}
+        arguments = set(inspect.signature(DiffusionModel).parameters) - {"name", "network", "seed", "dtype"}
+        if unknown := sorted(set(self.model) - arguments):
+            raise ValueError(f"unknown model settings {unknown}: expected some of {sorted(arguments)}")
         if unknown := sorted(set(self.training) - known):
             raise ValueError(f"unknown training settings {unknown}: expected some of {sorted(known)}")
         return dataclasses.replace(presets.training(self.preset), **self.training)
@@ -151,7 +168,11 @@ class Checkpoints:
         # The checksum last: a state without one was not finished.
         with files.written_beside(self._note(path)) as temporary:
             temporary.write_text(json.dumps({"step": step, "sha256": _sha256(path)}) + "\n")
-        for old in self.paths()[self.keep :]:
+        paths = self.paths()
+        newer = [
+            other for other in paths if other.name > path.name
+        ]  # damaged, as the training went on from an older one
+        for old in newer + paths[len(newer) + self.keep :]:
             self._note(old).unlink(missing_ok=True)
             old.unlink()
         return path
@@ -184,6 +205,10 @@ class Checkpoints:
         return path.with_name(path.name.replace(".weights.h5", ".json"))
 
 
+class _Stopped(Exception):
+    """Ends `fit` after a step, as asked."""
+
+
 class _KeepCheckpoints(keras.callbacks.Callback):
     """Save by step and time, and when asked to stop; end a training whose loss is not finite."""
 
@@ -202,7 +227,12 @@ class _KeepCheckpoints(keras.callbacks.Callback):
         elif self.step % 50 == 0:
             self._check(logs)
         if self.stop_asked:
-            self.model.stop_training = True
+            raise _Stopped
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.stop_asked:
+            self.save(None)
+            raise _Stopped
 
     def save(self, logs: dict[str, Any] | None) -> None:
         self._check(logs)
@@ -236,7 +266,7 @@ def train(
     """Train in a folder, from the start or from where an earlier run with the same configuration was interrupted.
 
     A run that was killed at any moment, and gone on with, ends with the same weights as one that was not, on one machine.
-    The first Ctrl-C saves and stops after the step; the second stops at once.
+    The first Ctrl-C (or SIGTERM) saves and stops after the step; the second stops at once.
 
     The folder holds `config.yaml`, `checkpoints/`, `log.csv`, `samples/`, `tensorboard/`, `best.keras` (by validation KID, or
     image loss), and at the end `model.keras`.
@@ -255,10 +285,10 @@ def train(
     settings = folder / "config.yaml"
     if settings.is_file():
         _refuse_other_config(config, RunConfig.read(settings), folder)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{folder} holds something other than a run: choose another folder, or empty it")
-    config.write(settings)
 
+    keras.utils.set_random_seed(config.seed)  # before the data: TensorFlow mixes its seed into their order
     recipe = config.recipe()
     training_data, validation = data.load_dataset(
         config.data,
@@ -272,7 +302,10 @@ def train(
         data_dir=config.data_dir,
     )
     model = _make_model(config, recipe, training_data)
+    config.write(settings)  # now that it is known to work
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+    for place in (folder, checkpoints.folder, folder / "samples"):
+        files.remove_leftovers(place)
     step = 0
     newest = checkpoints.newest_whole()
     if newest is not None:
@@ -286,21 +319,31 @@ def train(
         model.normalizer.adapt(training_data)
 
     keeper = _KeepCheckpoints(checkpoints, config, step)
+    watching = validation is not None
     every = config.validate_every or max(100, int(training_data.cardinality()))
-    with _stopping_after_the_step(keeper, tell):
+    _forget_epochs_from(folder / "log.csv", step // every)
+    if step and (step % every == 0 or step == config.steps):
+        _catch_up(model, validation, _callbacks(config, recipe, folder, keeper, watching)[1:], (step - 1) // every)
+    with _stopping_after_the_step(keeper):
         while keeper.step < config.steps and not keeper.stop_asked:
             # To the end of the epoch that was interrupted; from there on, epoch by epoch.
             epoch, done = divmod(keeper.step, every)
             in_one_go = done == 0 and keeper.step + every <= config.steps
-            model.fit(
-                training_data.from_step(keeper.step),
-                initial_epoch=epoch,
-                epochs=config.steps // every if in_one_go else epoch + 1,
-                steps_per_epoch=every if in_one_go else min(every - done, config.steps - keeper.step),
-                validation_data=validation,
-                verbose=verbose,
-                callbacks=_callbacks(config, recipe, folder, keeper, validation is not None),
-            )
+            watchers = _callbacks(config, recipe, folder, keeper, watching)
+            try:
+                model.fit(
+                    training_data.from_step(keeper.step),
+                    initial_epoch=epoch,
+                    epochs=config.steps // every if in_one_go else epoch + 1,
+                    steps_per_epoch=every if in_one_go else min(every - done, config.steps - keeper.step),
+                    validation_data=validation,
+                    verbose=verbose,
+                    callbacks=watchers,
+                )
+            except _Stopped:
+                model._synchronize()
+                for watcher in watchers:  # they close their files
+                    watcher.on_train_end()
     finished = keeper.step >= config.steps
     if finished:
         model.save(folder / "model.keras")
@@ -312,8 +355,22 @@ def train(
     return RunResult(model, keeper.step, finished)
 
 
+def _catch_up(model: DiffusionModel, validation: Any, watchers: list[keras.callbacks.Callback], epoch: int) -> None:
+    """Show the end of an epoch to the watchers that keep images and models: a kill may have come between them and its last step.
+
+    The line in the CSV log, if it is missing, stays so, as the losses of the training are gone.
+    """
+    logs = {} if validation is None else model.evaluate(validation, return_dict=True, verbose=0)
+    logs = {f"val_{name}": value for name, value in logs.items()}
+    for watcher in watchers:
+        if isinstance(watcher, (callbacks.SampleImages, callbacks.KeepBest)):
+            watcher.set_model(model)
+            watcher.on_train_begin()
+            watcher.on_epoch_end(epoch, logs)
+            watcher.on_train_end()
+
+
 def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any) -> DiffusionModel:
-    keras.utils.set_random_seed(config.seed)
     shape = training_data.element_spec.shape
     precision = backend.fastest_precision() if config.precision == "auto" else config.precision
     model = DiffusionModel.from_preset(
@@ -356,7 +413,7 @@ def _callbacks(
 
 def _refuse_other_config(config: RunConfig, found: RunConfig, folder: pathlib.Path) -> None:
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(found)
-    different = [name for name in ours if ours[name] != theirs[name]]
+    different = [name for name in ours if ours[name] != theirs[name] and name not in _MAY_CHANGE]
     if different:
         changes = ", ".join(f"{name}: {theirs[name]!r} there, {ours[name]!r} now" for name in different)
         raise ValueError(
@@ -366,24 +423,48 @@ def _refuse_other_config(config: RunConfig, found: RunConfig, folder: pathlib.Pa
 
 
 @contextlib.contextmanager
-def _stopping_after_the_step(keeper: _KeepCheckpoints, tell: Callable[[str], None]) -> Iterator[None]:
-    """Let the first Ctrl-C end the training after its step."""
+def _stopping_after_the_step(keeper: _KeepCheckpoints) -> Iterator[None]:
+    """Let the first Ctrl-C, or a request to terminate, end the training after its step."""
 
     def ask_to_stop(number: int, frame: Any) -> None:
         if keeper.stop_asked:
             raise KeyboardInterrupt
         keeper.stop_asked = True
-        tell("Stopping after this step; once more stops at once")
+        # Not by print: a signal may arrive in the middle of one.
+        os.write(2, b"\nStopping after this step; once more stops at once\n")
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGINT, ask_to_stop)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask_to_stop)
     except ValueError:  # not the main thread, where signals arrive
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _forget_epochs_from(log: pathlib.Path, epoch: int) -> None:
+    """Take the lines of epochs that will be gone through again out of a CSV log."""
+    if not log.is_file():
+        return
+    header, *rows = list(csv.reader(io.StringIO(log.read_text()))) or [[]]
+    kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) < epoch]
+    if len(kept) < len(rows):
+        with files.written_beside(log) as temporary, open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([header, *kept])
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, paths as text: what YAML knows."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _sha256(path: pathlib.Path) -> str:

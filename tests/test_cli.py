@@ -83,6 +83,12 @@ def test_unknown_models_name_what_there_is(tmp_path):
 
 def test_bad_flags_are_refused(tmp_path, model_path):
     assert "expected I/N" in run("generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "3", code=2)
+    assert "there are only 1 shards" in run(
+        "generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "1/2", code=1
+    )
+    assert "bogus" in run("train", "-o", tmp_path / "a", "--set", "bogus=3", code=1)
+    assert "--debug" in run("train", "-o", tmp_path / "a", "--set", "widths=3", code=1)
+    assert not (tmp_path / "a" / "config.yaml").exists()
     assert "below 2" in run("generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "2/2", code=1)
     assert "expected NAME=VALUE" in run("train", "-o", tmp_path / "a", "--set", "widths", code=2)
 
@@ -102,7 +108,7 @@ def photos(tmp_path):
 
 def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     out = tmp_path / "run"
-    small = ["--set", "widths=[4, 8]", "--set", "patch_size=1", "--samples", 0, "--precision", "float32"]
+    small = ["--set", "widths=(4, 8)", "--set", "patch_size=1", "--samples", 0, "--precision", "float32"]
     data = ["--data", photos, "--image-size", 8, "--channels", 1, "--steps", 6, "--batch-size", 4, "--ema-decay", 0.9]
     said = run("train", "--out", out, *data, *small)
     assert "Trained for 6 steps" in said
@@ -110,6 +116,10 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     assert config["model"] == {"ema_decay": 0.9, "widths": [4, 8], "patch_size": 1}
     assert config["training"] == {"batch_size": 4}
     assert "Going on from step 6" in run("train", "--out", out)
+    assert "Going on from step 6" in run("train", "--out", out, *data, *small)
+    assert "n_loss" not in run(
+        "evaluate", "-m", out, "--features", "fashion_mnist", "-n", 8, "--metric", "kid", "-s", 2
+    )
     run("train", "--config", out / "config.yaml", "--out", tmp_path / "again")
     one, other = (ddim_keras.load_model(folder / "model.keras") for folder in (out, tmp_path / "again"))
     for left, right in zip(one.ema_network.get_weights(), other.ema_network.get_weights()):

@@ -100,7 +100,11 @@ WITH_EXAMPLES = [
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_run(module):
     module = importlib.import_module(f"ddim_keras.{module}")
-    result = doctest.testmod(module, extraglobs={"np": np, "DiffusionModel": ddim_keras.DiffusionModel}, optionflags=doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testmod(
+        module,
+        extraglobs={"np": np, "DiffusionModel": ddim_keras.DiffusionModel},
+        optionflags=doctest.NORMALIZE_WHITESPACE,
+    )
     assert result.attempted > 0 and result.failed == 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
-from conftest import ROOT, slow_on_jax
+from conftest import ROOT, make_trained_model, slow_on_jax
 
 import ddim_keras
 from ddim_keras import runs
@@ -26,7 +26,7 @@ SMALL = {"widths": [4, 8], "block_depth": 1, "patch_size": 1}
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     draws = np.random.default_rng(0)
-    for index in range(20):
+    for index in range(22):
         PIL.Image.fromarray(draws.integers(0, 255, (8, 8), dtype="uint8")).save(folder / f"{index}.png")
     return folder
 
@@ -97,7 +97,7 @@ class KilledError(Exception):
 
 
 def test_accumulated_and_mirrored_batches_are_gone_on_with_too(tmp_path, photos, monkeypatch):
-    config = small_config(photos, training={"accumulate": 2, "flip": True})
+    config = small_config(photos, training={"accumulate": 3, "flip": True})
     runs.train(config, tmp_path / "whole", verbose=0)
     interrupt_and_go_on(config, tmp_path / "cut", 9, monkeypatch)
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
@@ -123,6 +123,8 @@ def interrupt_and_go_on(config, folder, killed_after, monkeypatch):
     said = []
     runs.train(config, folder, tell=said.append, verbose=0)
     assert any("Going on from step" in line for line in said) == (killed_after > 4)
+    epochs = [line.split(",")[0] for line in (folder / "log.csv").read_text().split()[1:]]
+    assert epochs == ["0", "1", "2"]
 
 
 @pytest.mark.slow
@@ -230,6 +232,40 @@ def test_other_configurations_and_other_folders_are_refused(tmp_path, photos, wh
         runs.train(small_config(photos), tmp_path / "else", verbose=0)
 
 
+def test_what_cannot_work_leaves_no_configuration_behind(tmp_path, photos):
+    for wrong in (small_config(photos, image_size=9), small_config(tmp_path / "nowhere")):
+        with pytest.raises(ValueError):
+            runs.train(wrong, tmp_path / "run", verbose=0)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / ".0123abcd.config.yaml").write_text("half")  # of a process that was killed
+    assert runs.train(small_config(photos, steps=1), tmp_path / "run", verbose=0).finished
+    assert not (tmp_path / "run" / ".0123abcd.config.yaml").exists()
+
+
+def test_what_does_not_touch_the_weights_may_change(photos, tmp_path, whole_run):
+    shutil.copytree(whole_run, tmp_path / "run")
+    assert runs.train(small_config(photos, keep=1, checkpoint_every=2), tmp_path / "run", verbose=0).finished
+
+
+def test_a_checkpoint_is_never_removed_for_a_damaged_newer_one(tmp_path):
+    model = make_trained_model()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    (tmp_path / "step_000000099.weights.h5").write_bytes(b"damaged")
+    checkpoints.save(model, 13)
+    assert [path.name for path in checkpoints.paths()] == ["step_000000013.weights.h5"]
+    assert checkpoints.newest_whole()[1] == 13
+
+
+def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
+    config = small_config(photos, split=0.2, samples=2, steps=5)
+    runs.train(config, tmp_path / "run", verbose=0)
+    for lost in ("best.keras", "best.best.json", "model.keras", "samples/epoch_0001.png"):
+        (tmp_path / "run" / lost).unlink()
+    runs.train(config, tmp_path / "run", verbose=0)
+    for found in ("best.keras", "model.keras", "samples/epoch_0001.png"):
+        assert (tmp_path / "run" / found).is_file()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -239,6 +275,11 @@ def test_other_configurations_and_other_folders_are_refused(tmp_path, photos, wh
         ("preset: mnist", "unknown preset 'mnist'"),
         ("checkpoint_minutes: 0", "checkpoint_minutes must be positive"),
         ("kid: vgg", "kid must be one of"),
+        ("training: {learning_rate: 1e-4}", r"write 1.0e-4"),
+        ("training: null", "training must hold settings by name"),
+        ("model: {bogus: 3}", r"unknown model settings \['bogus'\]"),
+        ("checkpoint_minutes: ten", "checkpoint_minutes must be positive"),
+        ("data: 3", "data must be a name or a folder"),
         ("[1, 2]", "unknown settings"),
         ("a: b: c", "is not YAML"),
     ],

@@ -59,7 +59,7 @@ def _list_images(root: pathlib.Path, unreadable: str) -> tuple[list[str] | None,
     files = sorted(
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(root))
     )
     if not files:
         raise ValueError(f"no images in {root}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
@@ -71,6 +71,11 @@ def _list_images(root: pathlib.Path, unreadable: str) -> tuple[list[str] | None,
     names = sorted(set(classes))
     labels = np.array([names.index(name) for name in classes], "int64")
     return names, ([os.fspath(path) for path in files], labels)
+
+
+def _is_hidden(path: pathlib.Path) -> bool:
+    """Whether a file, or a folder above it, is hidden; or it is the sheet of all images that an export leaves among them."""
+    return any(part.startswith(".") for part in path.parts) or path.parts == ("contact_sheet.png",)
 
 
 def _readable(files: list[pathlib.Path], root: pathlib.Path, unreadable: str) -> list[pathlib.Path]:
