@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddim_keras import files, plotting
+from ddim_keras import backend, files, plotting
 from ddim_keras.arguments import integer, positive_int
 from ddim_keras.model import DiffusionModel
 
@@ -136,7 +136,7 @@ def _versions() -> dict[str, str]:
     return {
         "ddim_keras": ddim_keras.__version__,
         "keras": keras.__version__,
-        "backend": keras.backend.backend(),
+        "backend": backend.BACKEND,
         "python": platform.python_version(),
     }
 

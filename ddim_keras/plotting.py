@@ -261,4 +261,4 @@ def plot_schedule(schedule: Schedule, diffusion_steps: int = 200) -> matplotlib.
 def save_figure(path: str | os.PathLike, figure: matplotlib.figure.Figure, dpi: int = 110) -> None:
     """Write a figure as PNG; whole or not at all."""
     with files.written_beside(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
+        figure.savefig(temporary, format="png", dpi=dpi, bbox_inches="tight")  # labels may reach beyond
