@@ -223,7 +223,7 @@ def page_of_figure_3(values: dict[str, Any]) -> list[str]:
 
 
 def page_of_figure_4(values: dict[str, Any]) -> list[str]:
-    seconds = values["figure4"]
+    seconds = dict(sorted(values["figure4"].items(), key=lambda item: int(item[0])))
     steps, times = np.array([int(key) for key in seconds]), np.array(list(seconds.values()))
     slope, start = np.polyfit(steps, times, 1)
     unexplained = np.var(times - slope * steps - start) / np.var(times)
@@ -237,7 +237,7 @@ def page_of_figure_4(values: dict[str, Any]) -> list[str]:
 
 
 def page_of_figure_5(values: dict[str, Any]) -> list[str]:
-    found = values["figure5"]
+    found = dict(sorted(values["figure5"].items(), key=lambda item: int(item[0]) if item[0].isdigit() else 1000))
     return [
         "![The same noises at many S](images/paper_figure_5.png)",
         "",
@@ -285,10 +285,12 @@ package's own classifier, against the 10,000 test images; of how many generated 
 CLAIMS = {
     "table1": "",
     "table2": "",
-    "figure3": "",
-    "figure4": "",
-    "figure5": "",
-    "figure6": "",
+    "figure3": "The paper's claim holds: at S = 10 deterministic samples are as clean as at S = 100, while sigma-hat leaves "
+    "noise in them, which is gone at S = 100.",
+    "figure4": "The paper's claim holds.",
+    "figure5": "The paper's claim holds: with eta = 0 the same noise becomes the same image up to detail, nearer the more steps "
+    "there are; with eta = 1 the noise does not decide the image.",
+    "figure6": "The paper's claim holds: spherical interpolation passes from one kind of clothes to another through clothes.",
 }
 
 
