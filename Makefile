@@ -1,7 +1,7 @@
 # The two commands are `make demo` and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := tests benchmarks scripts ddim_keras
+SOURCES := tests benchmarks scripts experiments ddim_keras
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help setup demo test test-all bench lint notebook clean
