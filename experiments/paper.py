@@ -284,9 +284,9 @@ package's own classifier, against the 10,000 test images; of how many generated 
 # Whether what the paper claims holds here; looked at, and written by hand, after the figures were made.
 CLAIMS = {
     "table1": "",
-    "table2": "The paper's claim holds up to S = 100: the error falls with S, at about the paper's own size. Beyond, it levels off, "
-    "as encoding asks the network at the schedule's lowest noise rate, 0.31, and not at the clean image. Of 48 images each, 12 from "
-    "S = 200 on.",
+    "table2": "The paper's claim holds up to S = 100: the error falls with S, at about the paper's own size. Beyond, it levels "
+    "off, as encoding asks the network at the schedule's lowest noise rate, 0.31, and not at the clean image. Of 48 images each, "
+    "12 from S = 200 on.",
     "figure3": "The paper's claim holds: at S = 10 deterministic samples are as clean as at S = 100, while sigma-hat leaves "
     "noise in them, which is gone at S = 100.",
     "figure4": "The paper's claim holds.",
