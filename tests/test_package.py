@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.metadata
 import re
 import statistics
 
@@ -45,12 +46,7 @@ except ImportError as error:
 
 
 def test_the_version_is_that_of_the_installed_package():
-    metadata = pytest.importorskip("importlib.metadata")
-    try:
-        installed = metadata.version("ddim_keras")
-    except metadata.PackageNotFoundError:
-        pytest.skip("the package is not installed")
-    assert installed == ddim_keras.__version__
+    assert importlib.metadata.version("ddim_keras") == ddim_keras.__version__
     assert ddim_keras.__version__ in (ROOT / "CHANGELOG.md").read_text()
 
 

@@ -128,12 +128,20 @@ def density_coverage(
 
 class _ManifoldMetric(ImageMetric):
     default_name: str
+    default_neighbours: int
 
-    def __init__(self, extractor: Any, name: str, neighbours: int, seed: int, capacity: int):
-        super().__init__(extractor, name)
-        self.neighbours = positive_int("neighbours", neighbours)
+    def __init__(
+        self,
+        extractor: Any = "inception_v3",
+        name: str | None = None,
+        neighbours: int | None = None,
+        seed: int = 0,
+        capacity: int = 10_000,
+    ):
+        super().__init__(extractor, name or self.default_name)
+        self.neighbours = positive_int("neighbours", self.default_neighbours if neighbours is None else neighbours)
         self.seed = integer("seed", seed, minimum=0, below=2**32)
-        self.capacity = integer("capacity", capacity, minimum=neighbours + 1)
+        self.capacity = integer("capacity", capacity, minimum=self.neighbours + 1)
         sides = ("real", "generated")
         self._real, self._generated = (
             Sample(self, side, self.capacity, self.extractor.feature_dims, self.seed) for side in sides
@@ -144,9 +152,14 @@ class _ManifoldMetric(ImageMetric):
             if features is not None:
                 sample.update(features)
 
+    @staticmethod
     @abc.abstractmethod
+    def compare(real: np.ndarray, generated: np.ndarray, neighbours: int) -> Any:
+        """Return the two figures of features as a named tuple."""
+
     def values(self) -> Any:
         """Return the two figures as a named tuple."""
+        return self.compare(self._real.values()[1], self._generated.values()[1], self.neighbours)
 
     def result(self) -> dict[str, float]:
         """Return the two figures by name; after the metric's own name, if that is not the default."""
@@ -156,68 +169,6 @@ class _ManifoldMetric(ImageMetric):
     def get_config(self) -> dict[str, Any]:
         own = {"neighbours": self.neighbours, "seed": self.seed, "capacity": self.capacity}
         return {**super().get_config(), **own}
-
-
-@keras.saving.register_keras_serializable("ddim_keras")
-class PrecisionRecall(_ManifoldMetric):
-    """`precision_recall` as a Keras metric. It keeps a sample of the features.
-
-    Its result is a dictionary of "precision" and "recall", or with another name of "<name>_precision" and "<name>_recall".
-
-    Args:
-        extractor: an `Extractor`, its name or a Keras model.
-        name: name of the metric.
-        neighbours: as for `precision_recall`.
-        seed: fixes the sample.
-        capacity: images of each side that are kept: a fair sample of all.
-    """
-
-    default_name = "precision_recall"
-
-    def __init__(
-        self,
-        extractor: Any = "inception_v3",
-        name: str = "precision_recall",
-        neighbours: int = 3,
-        seed: int = 0,
-        capacity: int = 10_000,
-    ):
-        super().__init__(extractor, name, neighbours, seed, capacity)
-
-    def values(self) -> PrecisionRecallResult:
-        """Return (precision, recall)."""
-        return _precision_recall(self._real.values()[1], self._generated.values()[1], self.neighbours)
-
-
-@keras.saving.register_keras_serializable("ddim_keras")
-class DensityCoverage(_ManifoldMetric):
-    """`density_coverage` as a Keras metric. It keeps a sample of the features.
-
-    Its result is a dictionary of "density" and "coverage", or with another name of "<name>_density" and "<name>_coverage".
-
-    Args:
-        extractor: an `Extractor`, its name or a Keras model.
-        name: name of the metric.
-        neighbours: as for `density_coverage`.
-        seed: fixes the sample.
-        capacity: images of each side that are kept: a fair sample of all.
-    """
-
-    default_name = "density_coverage"
-
-    def __init__(
-        self,
-        extractor: Any = "inception_v3",
-        name: str = "density_coverage",
-        neighbours: int = 5,
-        seed: int = 0,
-        capacity: int = 10_000,
-    ):
-        super().__init__(extractor, name, neighbours, seed, capacity)
-
-    def values(self) -> DensityCoverageResult:
-        """Return (density, coverage)."""
-        return _density_coverage(self._real.values()[1], self._generated.values()[1], self.neighbours)
 
 
 def _precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int) -> PrecisionRecallResult:
@@ -242,3 +193,35 @@ def _density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int) 
         balls += int(inside.sum())
         covered |= inside.any(axis=0)
     return DensityCoverageResult(balls / (neighbours * len(generated)), float(covered.mean()))
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class PrecisionRecall(_ManifoldMetric):
+    """`precision_recall` as a Keras metric. It keeps a sample of the features.
+
+    Its result is a dictionary of "precision" and "recall", or with another name of "<name>_precision" and "<name>_recall".
+
+    Args:
+        extractor: an `Extractor`, its name or a Keras model.
+        name: name of the metric; None for "precision_recall".
+        neighbours: as for `precision_recall`; None for 3.
+        seed: fixes the sample.
+        capacity: images of each side that are kept: a fair sample of all.
+    """
+
+    default_name, default_neighbours = "precision_recall", 3
+    compare = staticmethod(_precision_recall)
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class DensityCoverage(_ManifoldMetric):
+    """`density_coverage` as a Keras metric, like `PrecisionRecall`, of "density" and "coverage".
+
+    Args:
+        extractor, seed, capacity: as for `PrecisionRecall`.
+        name: name of the metric; None for "density_coverage".
+        neighbours: as for `density_coverage`; None for 5.
+    """
+
+    default_name, default_neighbours = "density_coverage", 5
+    compare = staticmethod(_density_coverage)
