@@ -1,15 +1,16 @@
 """Train recipes on Fashion-MNIST for the same minutes on this machine, and score what each then draws.
 
     python benchmarks/quality.py --data-dir TFDS_DATA_DIR [--recipes published mended ours] [--minutes 10]
-        [--seeds 0] [--num-images 10000] [--out outputs/quality]
+        [--seeds 0] [--num-images 10000] [--train-only] [--out outputs/quality]
 
 The 60,000 training images, padded to 32 x 32, come through TFDS (see scripts/place_fashion_mnist.py where there is no
 network). Scores are against the 10,000 test images, with the features of the package's own classifier, by S = 5, 20 and
 50 network evaluations for each image. "published" and "mended" are the Keras example, sampled as it samples; "ours" is the
 preset fashion_mnist_32, sampled by the package's default; the other names each change one thing of ours.
 
-A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first. Each result is added to
-results.jsonl in the output folder, next to a sheet of images.
+A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first. All are trained before any is
+scored, as only the training needs the machine to itself. The models stay in the output folder and are not trained again; each
+result is added to results.jsonl there, next to a sheet of images.
 """
 
 from __future__ import annotations
@@ -144,7 +145,12 @@ def for_sampling(model: keras.Model, image_shape: tuple[int, ...]) -> ddim_keras
     if isinstance(model, ddim_keras.DiffusionModel):
         return model
     ours = ddim_keras.DiffusionModel.from_preset("keras_example", image_size=image_shape[0], channels=image_shape[2])
-    ours.ema_network.set_weights(model.ema_network.get_weights())
+    weights = model.ema_network.get_weights()
+    # The example's first batch normalisation is of images joined with the embedding; ours has one for each.
+    means, variances = weights[2:4]
+    channels = len(weights[1])
+    weights[2:4] = [means[:channels], variances[:channels], means[channels:], variances[channels:]]
+    ours.ema_network.set_weights(weights)
     ours.normalizer.mean.assign(np.ravel(model.normalizer.mean))
     ours.normalizer.variance.assign(np.ravel(model.normalizer.variance))
     return ours
@@ -162,44 +168,49 @@ def seconds_per_step(recipe: Recipe, images: Any) -> float:
     return float(np.median(sorted(times[1:])[: TIMED_STEPS // 2]))
 
 
-def train_and_score(
-    name: str,
-    data_dir: str | None,
-    minutes: float,
-    seed: int,
-    num_images: int,
-    evaluations: list[int],
-    folder: pathlib.Path,
-    fixed_steps: int | None,
-) -> dict[str, Any]:
+def train(
+    name: str, data_dir: str | None, minutes: float, fixed_steps: int | None, seed: int, path: pathlib.Path
+) -> None:
+    """Train a recipe, and keep the model that samples from it at `path`, with what it took in a .json beside it."""
     recipe = RECIPES[name]
     training = training_of(recipe)
-    train, test = load_images(data_dir, training.batch_size, training.flip, seed)
-    steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, train)))
-    model = make(recipe, train, seed, steps)
+    images, _ = load_images(data_dir, training.batch_size, training.flip, seed)
+    steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, images)))
+    model = make(recipe, images, seed, steps)
     stop = StopInTime(60.0 * minutes if fixed_steps is None else float("inf"))
     start = time.perf_counter()
-    model.fit(train.repeat(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop])
+    model.fit(images.repeat(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop])
     seconds = time.perf_counter() - start
-    result = {
+    facts = {
         "recipe": name,
         "seed": seed,
         "parameters": model.network.count_params(),
         "steps": stop.steps,
         "batch_size": training.batch_size,
         "minutes": round(seconds / 60.0, 2),
-        "num_images": num_images,
-        "scores": {},
     }
-    sampled = for_sampling(model, train.element_spec.shape[1:])
-    folder.mkdir(parents=True, exist_ok=True)
+    print(f"trained {name}, seed {seed}: {stop.steps} steps in {facts['minutes']} min", flush=True)
+    # The model last: where it is, all is.
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    for_sampling(model, images.element_spec.shape[1:]).save(path)
+    keras.backend.clear_session()
+
+
+def score(path: pathlib.Path, data_dir: str | None, num_images: int, evaluations: list[int]) -> dict[str, Any]:
+    """Score a model that `train` made, and draw a sheet of its images next to it."""
+    result = json.loads(path.with_suffix(".json").read_text())
+    sampling = RECIPES[result["recipe"]].sampling
+    model = keras.models.load_model(path)
+    _, test = load_images(data_dir)
+    result |= {"num_images": num_images, "scores": {}}
     for number in evaluations:
-        scores = sampled.score(
-            test, num_images, network_evaluations=number, seed=1, extractor="fashion_mnist", **recipe.sampling
+        scores = model.score(
+            test, num_images, network_evaluations=number, seed=1, extractor="fashion_mnist", **sampling
         )
         result["scores"][str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
-    sheet = sampled.generate(64, network_evaluations=20, seed=1, verbose=0, **recipe.sampling)
-    plotting.save_images(folder / f"{name}_{stop.steps}steps_seed{seed}.png", sheet, columns=16, scale=2)
+    sheet = model.generate(64, network_evaluations=20, seed=1, verbose=0, **sampling)
+    plotting.save_images(path.with_suffix(".png"), sheet, columns=16, scale=2)
+    keras.backend.clear_session()
     return result
 
 
@@ -231,24 +242,24 @@ def main() -> None:
     parser.add_argument(
         "--evaluations", type=int, nargs="+", default=[5, 20, 50], help="S: of the network, for each image"
     )
+    parser.add_argument("--train-only", action="store_true", help="leave the scores to a later run with the same --out")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/quality"))
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    length = f"{arguments.minutes:g}min" if arguments.steps is None else f"{arguments.steps}steps"
+    paths = []
     for seed in arguments.seeds:
         for name in arguments.recipes:
-            result = train_and_score(
-                name,
-                arguments.data_dir,
-                arguments.minutes,
-                seed,
-                arguments.num_images,
-                arguments.evaluations,
-                arguments.out,
-                arguments.steps,
-            )
-            print(describe(result), flush=True)
-            with open(arguments.out / "results.jsonl", "a") as file:
-                file.write(json.dumps(result) + "\n")
-            keras.backend.clear_session()
+            paths.append(arguments.out / f"{name}_{length}_seed{seed}.keras")
+            if not paths[-1].exists():
+                train(name, arguments.data_dir, arguments.minutes, arguments.steps, seed, paths[-1])
+    if arguments.train_only:
+        return
+    for path in paths:
+        result = score(path, arguments.data_dir, arguments.num_images, arguments.evaluations)
+        print(describe(result), flush=True)
+        with open(arguments.out / "results.jsonl", "a") as file:
+            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
