@@ -86,7 +86,9 @@ def train_step(model: Any, *arguments: Any) -> Any:
                 replicas = tf.distribute.get_strategy().num_replicas_in_sync
                 scaled_loss = model.optimizer.scale_loss(loss / replicas if replicas > 1 else loss)
             variables = model.network.trainable_variables
-            model.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables))
+            gradients = tape.gradient(scaled_loss, variables)
+            model.track_gradients(gradients, model.optimizer.scale_loss(tf.constant(1.0 / replicas)))
+            model.optimizer.apply_gradients(zip(gradients, variables))
             model.update_ema()
             return model.training_logs()
 
@@ -101,6 +103,9 @@ def train_step(model: Any, *arguments: Any) -> Any:
         return loss, _updated(scope, groups, (trainable, *state[1:]))
 
     gradients, state = jax.grad(loss_and_state, has_aux=True)(state[0], state)
+    with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:
+        model.track_gradients(gradients, model.optimizer.scale_loss(1.0))
+    state = _updated(scope, groups, state)
     trainable, optimizer_state = model.optimizer.stateless_apply(state[2], gradients, state[0])
     state = (trainable, state[1], optimizer_state, state[3])
     with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:

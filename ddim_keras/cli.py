@@ -59,6 +59,35 @@ def _model_option(command: Callable) -> Callable:
     return click.option("--model", "-m", "source", default="fashion_mnist_32", help=about)(command)
 
 
+def _split_option(command: Callable) -> Callable:
+    about = (
+        "What to train on and what to keep for validation. Of TFDS two splits, such as train[:90%],test; of a folder a fraction, "
+        "such as 0.1.  [default: the data set's own, or 0.2]"
+    )
+    return click.option("--split", default=None, help=about)(command)
+
+
+def _split(text: str) -> float | list[str | None]:
+    """What `load_dataset` takes for --split."""
+    try:
+        return float(text)
+    except ValueError:
+        parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not parts[0]:
+        raise click.BadParameter(
+            f"expected TRAIN,VALIDATION, such as train[:90%],test or train,none, or a fraction such as 0.1, got {text!r}",
+            param_hint="--split",
+        )
+    return [parts[0], None if parts[1].lower() in ("", "none") else parts[1]]
+
+
+def _fit_option(command: Callable) -> Callable:
+    about = "How images are brought to the model's size."
+    return click.option("--fit", type=click.Choice(["crop", "pad"]), default="crop", show_default=True, help=about)(
+        command
+    )
+
+
 def _sampling_options(command: Callable) -> Callable:
     options = [
         click.option("--steps", "-s", default=20, show_default=True, help="S, the number of sampling steps."),
@@ -85,7 +114,13 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 @click.option("--image-size", type=int, default=None, help="Side of the images in pixels.  [default: 32]")
 @click.option("--channels", type=int, default=None, help="1, 3 or 4.  [default: the data set's own]")
 @click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="How images are brought to size.")
+@_split_option
 @click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
+@click.option(
+    "--cache",
+    default=None,
+    help="Where resized images are kept: memory, no (resized anew each epoch), or a folder.  [default: memory]",
+)
 @click.option("--steps", type=int, default=None, help="Batches in all.  [default: 5000]")
 @click.option("--preset", default=None, help="Whose network and recipe.  [default: fashion_mnist_32]")
 @click.option("--batch-size", type=int, default=None, help="Images in a step.  [default: the recipe's]")
@@ -119,6 +154,10 @@ def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, .
     from ddim_keras import runs
 
     given = {name: value for name, value in flags.items() if value is not None}
+    if "split" in given:
+        given["split"] = _split(given["split"])
+    if "cache" in given:
+        given["cache"] = {"memory": True, "no": False}.get(given["cache"], os.path.abspath(given["cache"]))
     for name in ("data", "data_dir", "preset"):  # found again from any folder
         if name in given and pathlib.Path(given[name]).expanduser().is_dir():
             given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
@@ -198,7 +237,8 @@ def generate(
 @click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A .npy file of latents.")
 @click.option("--steps", "-s", default=100, show_default=True, help="Steps; decode with as many.")
 @click.option("--exact", is_flag=True, help="Solve each step, so that decoding gives just these images.")
-def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, exact: bool) -> None:
+@_fit_option
+def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, exact: bool, fit: str) -> None:
     """Find the noises that images come from.
 
     \b
@@ -209,7 +249,7 @@ def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, ste
     from ddim_keras import files
 
     model = _load(source)
-    latents = model.encode(_read(model, images), steps, exact=exact)
+    latents = model.encode(_read(model, images, fit), steps, exact=exact)
     if out.suffix != ".npy":
         raise click.BadParameter(f"must end in .npy, got {str(out)!r}", param_hint="--out")
     with files.written_beside(out) as temporary:
@@ -222,7 +262,8 @@ def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, ste
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG of both rows.")
 @click.option("--steps", "-s", default=100, show_default=True)
-def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int) -> None:
+@_fit_option
+def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, fit: str) -> None:
     """Encode images and decode them again.
 
     Draws the images above what came back.
@@ -235,7 +276,7 @@ def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path
     from ddim_keras import plotting
 
     model = _load(source)
-    before = _read(model, images)
+    before = _read(model, images, fit)
     after = model.reconstruct(before, steps)
     plotting.save_images(out, np.concatenate([before, after]), columns=len(before), scale=4)
     click.echo(f"Mean squared error of a pixel: {np.mean((before - after) ** 2):.6f}. Written to {out}")
@@ -251,6 +292,7 @@ def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path
 @click.option("--num-images", "-n", default=9, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the two noises, if no images are given.")
 @click.option("--steps", "-s", default=50, show_default=True)
+@_fit_option
 def interpolate(
     source: str,
     start: pathlib.Path | None,
@@ -259,6 +301,7 @@ def interpolate(
     num_images: int,
     seed: int,
     steps: int,
+    fit: str,
 ) -> None:
     """Draw images between two images, or between two noises.
 
@@ -276,7 +319,7 @@ def interpolate(
     if start is None or end is None:
         ends = np.random.default_rng(seed).normal(size=(2, *model.image_shape)).astype("float32")
     else:
-        ends = _read(model, (start, end))
+        ends = _read(model, (start, end), fit)
     path = model.interpolate(
         ends[0], ends[1], num_images=num_images, diffusion_steps=steps, from_images=start is not None
     )
@@ -295,8 +338,16 @@ def interpolate(
 @click.option("--num-images", "-n", default=4, show_default=True, help="Different fillings.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", "-s", default=50, show_default=True)
+@_fit_option
 def inpaint(
-    source: str, image: pathlib.Path, mask: pathlib.Path, out: pathlib.Path, num_images: int, seed: int, steps: int
+    source: str,
+    image: pathlib.Path,
+    mask: pathlib.Path,
+    out: pathlib.Path,
+    num_images: int,
+    seed: int,
+    steps: int,
+    fit: str,
 ) -> None:
     """Fill in a part of an image.
 
@@ -311,8 +362,8 @@ def inpaint(
     from ddim_keras.data import read_images
 
     model = _load(source)
-    known = read_images((mask,), model.image_shape[:2], 1) > 0.5
-    images = np.repeat(_read(model, (image,)), num_images, axis=0)
+    known = read_images((mask,), model.image_shape[:2], 1, fit=fit) > 0.5
+    images = np.repeat(_read(model, (image,), fit), num_images, axis=0)
     filled = model.inpaint(images, np.repeat(known, num_images, axis=0), steps, seed=seed)
     plotting.save_images(out, filled, columns=num_images, scale=4)
     click.echo(f"{num_images} fillings written to {out}")
@@ -323,6 +374,7 @@ def inpaint(
 @click.option(
     "--data", "-d", default=None, help="As for train; its validation part is used.  [default: the run's, or embedded]"
 )
+@_split_option
 @click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
 @click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="[default: the run's, or crop]")
 @click.option("--num-images", "-n", default=1000, show_default=True, help="How many to generate.")
@@ -333,6 +385,7 @@ def inpaint(
 def evaluate(
     source: str,
     data: str | None,
+    split: str | None,
     data_dir: str | None,
     fit: str | None,
     num_images: int,
@@ -363,7 +416,11 @@ def evaluate(
         channels=channels,
         fit=fit or run.fit,
         data_dir=data_dir or run.data_dir,
-        split=run.split if same else None,  # and its seed: what it trained on must not come back here
+        split=_split(split)
+        if split is not None
+        else run.split
+        if same
+        else None,  # and its seed: what it trained on must not come back here
         seed=run.seed,
     )
     if validation is None:
@@ -463,14 +520,14 @@ def _load(source: str) -> DiffusionModel:
     return ddim_keras.DiffusionModel.from_preset(source)
 
 
-def _read(model: DiffusionModel, paths: tuple[pathlib.Path, ...]) -> np.ndarray:
-    """Image files as the model takes them: cropped and resized, in its channels."""
+def _read(model: DiffusionModel, paths: tuple[pathlib.Path, ...], fit: str) -> np.ndarray:
+    """Image files as the model takes them: brought to its size, in its channels."""
     import numpy as np
 
     from ddim_keras.data import read_images
 
     *size, channels = model.image_shape
-    return np.asarray(read_images(paths, size, channels))
+    return np.asarray(read_images(paths, size, channels, fit=fit))
 
 
 def _setting(text: str) -> tuple[str, Any]:

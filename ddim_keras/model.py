@@ -149,6 +149,7 @@ class DiffusionModel(Generation, keras.Model):
         self.sampling_seed_generator = keras.random.SeedGenerator(seed)
         self.noise_loss_tracker = keras.metrics.Mean(name="n_loss")
         self.image_loss_tracker = keras.metrics.Mean(name="i_loss")
+        self.gradient_norm_tracker: keras.metrics.Metric | None = None
         self.image_metrics: list[keras.metrics.Metric] = []
         self.metric_diffusion_steps = 5
         self._compiled_functions: dict[str, Callable] = {}
@@ -163,6 +164,7 @@ class DiffusionModel(Generation, keras.Model):
         metrics: Sequence[Any] | None = None,
         *,
         metric_diffusion_steps: int = 5,
+        gradient_norm: bool = False,
         jit_compile: bool | str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -175,6 +177,8 @@ class DiffusionModel(Generation, keras.Model):
                 (batch, height, width, channels) in [0, 1]. They are computed by `evaluate` and in `fit`'s validation, on
                 as many generated images as real ones.
             metric_diffusion_steps: sampling steps of the images generated for `metrics`.
+            gradient_norm: whether `fit` logs `gradient_norm`, the norm of a batch's gradients of all weights together, before any
+                clipping: the epoch's mean.
             jit_compile: True compiles with XLA, False makes plain TensorFlow graphs, "auto" takes plain graphs on a CPU,
                 where they measure faster, and XLA elsewhere. JAX always compiles unless False.
             **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`, as in `keras.Model.compile`.
@@ -183,6 +187,7 @@ class DiffusionModel(Generation, keras.Model):
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
         self.loss = keras.losses.get(loss)
         self.image_metrics = [_as_metric(metric, bool(kwargs.get("run_eagerly"))) for metric in metrics or []]
+        self.gradient_norm_tracker = keras.metrics.Mean(name="gradient_norm") if gradient_norm else None
         refuse_equal_names(self.metrics)
         self.metric_diffusion_steps = positive_int("metric_diffusion_steps", metric_diffusion_steps)
         self._compile_arguments = {
@@ -190,6 +195,7 @@ class DiffusionModel(Generation, keras.Model):
             "loss": loss,
             "metrics": self.image_metrics,
             "metric_diffusion_steps": metric_diffusion_steps,
+            "gradient_norm": gradient_norm,
             "jit_compile": jit_compile,
             **kwargs,
         }
@@ -216,7 +222,8 @@ class DiffusionModel(Generation, keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [self.noise_loss_tracker, self.image_loss_tracker, *self.image_metrics]
+        gradient_norm = [] if self.gradient_norm_tracker is None else [self.gradient_norm_tracker]
+        return [self.noise_loss_tracker, self.image_loss_tracker, *gradient_norm, *self.image_metrics]
 
     def fit(
         self,
@@ -288,7 +295,7 @@ class DiffusionModel(Generation, keras.Model):
         with _input_errors():
             as_dictionary = kwargs.pop("return_dict", False)
             found = super().evaluate(x, y, return_dict=True, **kwargs)
-        logs = {name: found[name] for name in self.training_logs()}
+        logs = {name: found[name] for name in self.evaluation_losses()}
         for metric in self.image_metrics:
             result = metric.result()
             logs |= result if isinstance(result, dict) else {metric.name: float(result)}
@@ -322,7 +329,24 @@ class DiffusionModel(Generation, keras.Model):
         self._track_losses(images, noises, pred_images, pred_noises)
         return ops.mean(ops.reshape(weights, (-1,)) * losses)
 
+    def track_gradients(self, gradients: list, scale: Any) -> None:
+        """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if one was compiled."""
+        if self.gradient_norm_tracker is None:
+            return
+        squares = [ops.sum(ops.square(ops.cast(part, "float32"))) for part in gradients if part is not None]
+        norm = ops.sqrt(sum(squares)) / scale
+        # Half precision overflows now and then; the optimizer leaves such a step out.
+        finite = ops.isfinite(norm)
+        self.gradient_norm_tracker.update_state(ops.where(finite, norm, 0.0), sample_weight=ops.cast(finite, "float32"))
+
     def training_logs(self) -> dict[str, Any]:
+        """Return the running n_loss and i_loss, and gradient_norm if it was compiled."""
+        logs = self.evaluation_losses()
+        if self.gradient_norm_tracker is not None:
+            logs["gradient_norm"] = self.gradient_norm_tracker.result()
+        return logs
+
+    def evaluation_losses(self) -> dict[str, Any]:
         """Return the running n_loss and i_loss."""
         return {tracker.name: tracker.result() for tracker in (self.noise_loss_tracker, self.image_loss_tracker)}
 
@@ -350,7 +374,7 @@ class DiffusionModel(Generation, keras.Model):
             generated = self.denormalize(generated)
             for metric in self.image_metrics:
                 metric.update_state(unit_images, generated)
-        return self.training_logs()
+        return self.evaluation_losses()
 
     def update_ema(self) -> None:
         """Move the EMA network's weights, normalisation statistics included, towards the network's."""

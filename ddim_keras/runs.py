@@ -26,7 +26,7 @@ from ddim_keras.arguments import integer, positive_int
 from ddim_keras.model import DiffusionModel
 
 # What does not touch the weights.
-_MAY_CHANGE = {"keep", "checkpoint_every", "checkpoint_minutes", "samples", "tensorboard"}
+_MAY_CHANGE = {"cache", "keep", "checkpoint_every", "checkpoint_minutes", "samples", "tensorboard"}
 _FEATURES = ("inception_v3", "fashion_mnist", "inception_2015")
 
 
@@ -43,7 +43,7 @@ class RunConfig:
         steps: batches in all.
         image_size: side in pixels, or [height, width].
         channels: 1, 3 or 4; None for the data set's own.
-        split, fit, data_dir: as for `load_dataset`.
+        split, fit, data_dir, cache: as for `load_dataset`.
         preset: whose network and recipe to take.
         model: arguments of `DiffusionModel` that differ from the preset's.
         training: settings of `presets.Training` that differ from the preset's.
@@ -70,6 +70,7 @@ class RunConfig:
     split: Any = None
     fit: str = "crop"
     data_dir: str | None = None
+    cache: bool | str = True
     preset: str = "fashion_mnist_32"
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,6 +101,8 @@ class RunConfig:
         integer("seed", self.seed, minimum=0, below=2**32)
         if self.validate_every is not None:
             positive_int("validate_every", self.validate_every)
+        if not isinstance(self.cache, (bool, str)):
+            raise ValueError(f"cache must be true, false or a folder, got {self.cache!r}")
         if not isinstance(self.checkpoint_minutes, (int, float)) or not self.checkpoint_minutes > 0.0:
             raise ValueError(f"checkpoint_minutes must be positive, got {self.checkpoint_minutes}")
         if self.kid is not None and self.kid not in _FEATURES:
@@ -300,6 +303,7 @@ def train(
         flip=recipe.flip,
         seed=config.seed,
         data_dir=config.data_dir,
+        cache=config.cache,
     )
     model = _make_model(config, recipe, training_data)
     config.write(settings)  # now that it is known to work
@@ -385,7 +389,9 @@ def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any)
         },
     )
     own_metrics = [metrics.KID(config.kid)] if config.kid else None
-    model.compile(**recipe.compile_arguments(config.steps), metrics=own_metrics, jit_compile=config.jit)
+    model.compile(
+        **recipe.compile_arguments(config.steps), metrics=own_metrics, gradient_norm=True, jit_compile=config.jit
+    )
     return model
 
 

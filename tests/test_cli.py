@@ -90,6 +90,8 @@ def test_bad_flags_are_refused(tmp_path, model_path):
     assert "--debug" in run("train", "-o", tmp_path / "a", "--set", "widths=3", code=1)
     assert not (tmp_path / "a" / "config.yaml").exists()
     assert "below 2" in run("generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "2/2", code=1)
+    assert "such as train[:90%],test" in run("train", "-o", tmp_path / "a", "--split", "train", code=2)
+    assert "must be a pair of split names" in run("train", "-o", tmp_path / "a", "--split", "0.1", code=1)
     assert "expected NAME=VALUE" in run("train", "-o", tmp_path / "a", "--set", "widths", code=2)
 
 
@@ -110,11 +112,14 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     out = tmp_path / "run"
     small = ["--set", "widths=(4, 8)", "--set", "patch_size=1", "--samples", 0, "--precision", "float32"]
     data = ["--data", photos, "--image-size", 8, "--channels", 1, "--steps", 6, "--batch-size", 4, "--ema-decay", 0.9]
+    data += ["--split", "0.25", "--cache", tmp_path / "cache"]
     said = run("train", "--out", out, *data, *small)
     assert "Trained for 6 steps" in said
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["model"] == {"ema_decay": 0.9, "widths": [4, 8], "patch_size": 1}
     assert config["training"] == {"batch_size": 4}
+    assert (config["split"], config["cache"]) == (0.25, str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir())
     assert "Going on from step 6" in run("train", "--out", out)
     assert "Going on from step 6" in run("train", "--out", out, *data, *small)
     assert "n_loss" not in run(
@@ -216,6 +221,9 @@ def test_encode_writes_latents_that_decode_to_the_images(tmp_path, model_path, p
     model = ddim_keras.load_model(model_path)
     images = ddim_keras.data.read_images(pictures, 8, 1)
     np.testing.assert_allclose(np.load(tmp_path / "latents.npy"), model.encode(images, 50), atol=1e-5)
+    run("encode", "-m", model_path, *pictures, "-o", tmp_path / "latents.npy", "--steps", 50, "--fit", "pad")
+    images = ddim_keras.data.read_images(pictures, 8, 1, fit="pad")
+    np.testing.assert_allclose(np.load(tmp_path / "latents.npy"), model.encode(images, 50), atol=1e-5)
     assert "must end in .npy" in run("encode", "-m", model_path, *pictures, "-o", tmp_path / "latents.txt", code=2)
 
 
@@ -235,7 +243,8 @@ def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures
 
 def test_evaluate_prints_the_figures(model_path, photos):
     said = run(
-        "evaluate", "-m", model_path, "-d", photos, "--features", "fashion_mnist", "-n", 8, "--metric", "kid", "-s", 2
+        *("evaluate", "-m", model_path, "-d", photos, "--split", "0.5", "--features", "fashion_mnist"),
+        *("-n", 8, "--metric", "kid", "-s", 2),
     )
     assert said.startswith("kid: ")
     assert "kid_standard_deviation: " in said

@@ -85,7 +85,9 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
     }
     header, *lines = (tmp_path / "run" / "log.csv").read_text().split()
     assert len(lines) == 3  # five steps, five, and the two that are left
-    assert {"n_loss", "i_loss", "val_i_loss", "val_kid", "images_per_second"} <= set(header.split(","))
+    assert {"n_loss", "i_loss", "val_i_loss", "val_kid", "images_per_second", "gradient_norm", "learning_rate"} <= set(
+        header.split(",")
+    )
     assert [step for _, step in [Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()]] == [12]
     assert len(Checkpoints(tmp_path / "run" / "checkpoints", 3).paths()) == 3
     assert ddim_keras.load_model(tmp_path / "run" / "model.keras").generate(2, 3).shape == (2, 8, 8, 1)

@@ -226,6 +226,28 @@ def test_mixed_precision_trains_with_float32_arithmetic_around_the_network(polic
     assert model.generate(2, 3, seed=0).dtype == np.float32
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_the_logged_gradient_norm_is_that_of_the_step(policy, tmp_path):
+    """Plain gradient descent at a rate of one moves the weights by the gradient; half precision scales the loss meanwhile."""
+    model = compiled(make_small_model(dtype=policy), optimizer=keras.optimizers.SGD(1.0), gradient_norm=True)
+    before = weights_of(model)
+    history = model.fit(random_images(8), batch_size=8, verbose=0).history
+    trained = {weight.path for weight in model.network.trainable_weights}
+    moved = [
+        np.sum((new - old) ** 2)
+        for new, old, weight in zip(weights_of(model), before, model.network.weights)
+        if weight.path in trained
+    ]
+    assert np.sqrt(sum(moved)) > 0.01
+    assert history["gradient_norm"] == [pytest.approx(np.sqrt(sum(moved)), rel=1e-3)]
+    assert set(model.evaluate(random_images(8), verbose=0, return_dict=True)) == {"n_loss", "i_loss"}
+    model.save_weights(tmp_path / "a.weights.h5")
+    other = compiled(make_small_model(dtype=policy), optimizer=keras.optimizers.SGD(1.0))
+    other.load_weights(tmp_path / "a.weights.h5")
+    other.save_weights(tmp_path / "b.weights.h5")
+    model.load_weights(tmp_path / "b.weights.h5")
+
+
 def test_global_policy_is_followed():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

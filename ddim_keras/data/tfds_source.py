@@ -91,6 +91,11 @@ def from_builder(builder: Any, split: Any) -> Source:
             num_parallel_calls=tf.data.AUTOTUNE,
         )
 
+    if split is not None and (not isinstance(split, (tuple, list)) or len(split) != 2):
+        raise ValueError(
+            f"split of {builder.name} must be a pair of split names, the second or None, such as ('train[:90%]', 'test'), "
+            f"got {split!r}; its splits are {list(builder.info.splits)}"
+        )
     train, validation = split if split is not None else _default_split(builder)
     return Source(
         examples(train),
