@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := tests benchmarks scripts experiments ddim_keras
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: help setup demo test test-all bench lint notebook clean
+.PHONY: help setup demo test test-all bench lint docs notebook clean
 
 help:
 	@echo "make demo      train, generate, and write pictures to outputs/demo (about 6 minutes on 2 cores)"
@@ -12,6 +13,7 @@ help:
 	@echo "make test-all  run the slow tests too"
 	@echo "make bench     run the benchmarks"
 	@echo "make lint      check style and types"
+	@echo "make docs      build the documentation site into site/"
 	@echo "make notebook  run the notebook from top to bottom and keep its outputs"
 	@echo "PYTHON=python3.12 make ... chooses the interpreter (3.10 to 3.13)"
 
@@ -23,7 +25,7 @@ setup: .venv/ready
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python 3.10 to 3.13 is needed, this is %d.%d: give PYTHON=python3.12, say" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv .venv; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[jax,test,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[jax,test,dev,docs]'
 	touch .venv/ready
 
 demo: setup
@@ -46,8 +48,11 @@ lint: setup
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy ddim_keras
 
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
+
 notebook: setup
 	$(BIN)/python scripts/run_notebook.py
 
 clean:
-	rm -rf .venv outputs *.egg-info
+	rm -rf .venv outputs site *.egg-info

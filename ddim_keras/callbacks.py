@@ -60,7 +60,7 @@ class Throughput(keras.callbacks.Callback):
     Raises:
         ValueError: `batch_size` is not a positive integer.
 
-    Example:
+    Examples:
 
     >>> callback = Throughput(batch_size=64)
     """

@@ -45,7 +45,7 @@ class DynamicClipping(Clipping):
 
     Source: Saharia et al. 2022 ("Imagen"), dynamic thresholding.
 
-    Example:
+    Examples:
 
     >>> images = DynamicClipping()(ops.ones((1, 2, 2, 1)) * 3.0)
     >>> float(ops.max(images))

@@ -43,7 +43,7 @@ def marginal(schedule: Schedule, images: Any, diffusion_times: Any) -> tuple[Any
     Returns:
         (mean, standard deviation); the latter is shaped as `diffusion_times`.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import AngleSchedule
     >>> mean, deviation = marginal(AngleSchedule(), np.ones((1, 2, 2, 1)), 1.0)
@@ -80,7 +80,7 @@ def posterior(
     Raises:
         ValueError: s above t, times or eta out of range, or no noise at t.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import AngleSchedule
     >>> mean, deviation = posterior(AngleSchedule(), np.zeros((1, 2, 2, 1)), np.ones((1, 2, 2, 1)), 1.0, 0.5, eta=0.0)
@@ -124,7 +124,7 @@ def forward_step(
     Raises:
         ValueError: s above t, times or eta out of range, or no noise at s.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import LinearBetaSchedule
     >>> x = np.ones((1, 2, 2, 1))

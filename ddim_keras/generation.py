@@ -506,7 +506,7 @@ class Generation:
         Raises:
             ValueError: an argument out of its range, or images of a wrong shape or range.
 
-        Example:
+        Examples:
 
         >>> model = DiffusionModel(image_size=28, widths=[8], block_depth=1, channels=1)
         >>> real = np.random.default_rng(0).uniform(size=(20, 28, 28, 1))

@@ -32,7 +32,7 @@ def slerp(start: Any, end: Any, weights: Any) -> np.ndarray:
 
     Source: Shoemake 1985; Song, Meng & Ermon 2021, eq. 67.
 
-    Example:
+    Examples:
 
     >>> slerp([1.0, 0.0], [0.0, 1.0], [0.5]).round(3).tolist()
     [[0.7070000171661377, 0.7070000171661377]]

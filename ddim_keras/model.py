@@ -74,7 +74,7 @@ class DiffusionModel(Generation, keras.Model):
     Raises:
         ValueError: an argument out of its range, or a size that the levels cannot halve.
 
-    Example:
+    Examples:
 
     >>> model = DiffusionModel(image_size=8, widths=[8, 16], block_depth=1)
     >>> model.generate(num_images=2, diffusion_steps=3, seed=0).shape
@@ -452,7 +452,7 @@ class DiffusionModel(Generation, keras.Model):
         Raises:
             ValueError: no such preset, a damaged one, or changes that its weights do not fit.
 
-        Example:
+        Examples:
 
         >>> DiffusionModel.from_preset("keras_example", image_size=32).network.count_params()
         1953507

@@ -94,7 +94,7 @@ class Training:
 def names() -> list[str]:
     """Return the names that `DiffusionModel.from_preset` takes.
 
-    Example:
+    Examples:
 
     >>> names()
     ['fashion_mnist_32', 'keras_example']
@@ -108,7 +108,7 @@ def training(preset: str | os.PathLike) -> Training:
     Args:
         preset: a name or a folder, as for `DiffusionModel.from_preset`.
 
-    Example:
+    Examples:
 
     >>> training("keras_example").learning_rate
     0.001

@@ -123,7 +123,7 @@ class AngleSchedule(ContinuousSchedule):
 
     Source: the angle form of the cosine schedule of Nichol & Dhariwal (2021), as in the Keras DDIM example.
 
-    Example:
+    Examples:
 
     >>> signal_rates, noise_rates = AngleSchedule()(np.array([0.0, 1.0]))
     >>> signal_rates.round(2).tolist()
@@ -142,7 +142,7 @@ class LinearNoisePowerSchedule(ContinuousSchedule):
 
     Args and errors: as `ContinuousSchedule`.
 
-    Example:
+    Examples:
 
     >>> _, noise_rates = LinearNoisePowerSchedule(0.1, 0.9)(np.array([0.0, 0.5, 1.0]))
     >>> (noise_rates**2).round(2).tolist()
@@ -163,7 +163,7 @@ class LinearLogSNRSchedule(ContinuousSchedule):
 
     Source: Kingma et al. 2021, "Variational Diffusion Models", whose learned schedule is nearly this one.
 
-    Example:
+    Examples:
 
     >>> LinearLogSNRSchedule(0.1, 0.9).log_snr([0.0, 0.5, 1.0]).round(2).tolist()
     [1.45, -1.57, -4.6]
@@ -254,7 +254,7 @@ class LinearBetaSchedule(DiscreteSchedule):
 
     Source: Ho, Jain & Abbeel 2020; it is what the DDIM paper samples from, too.
 
-    Example:
+    Examples:
 
     >>> signal_rates, noise_rates = LinearBetaSchedule()(np.array([0.001, 1.0]))
     >>> (signal_rates**2).round(6).tolist()
@@ -281,7 +281,7 @@ class ScaledLinearBetaSchedule(LinearBetaSchedule):
 
     Source: Rombach et al. 2022, latent diffusion.
 
-    Example:
+    Examples:
 
     >>> ScaledLinearBetaSchedule(num_times=3, min_beta=0.01, max_beta=0.09).get_config()["max_beta"]
     0.09
@@ -310,7 +310,7 @@ class CosineBetaSchedule(DiscreteSchedule):
 
     Source: Nichol & Dhariwal 2021, eq. 17.
 
-    Example:
+    Examples:
 
     >>> signal_rates, _ = CosineBetaSchedule()(np.array([0.5]))
     >>> round(float(signal_rates[0] ** 2), 3)
@@ -346,7 +346,7 @@ class ZeroTerminalSNRSchedule(DiscreteSchedule):
 
     Source: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1.
 
-    Example:
+    Examples:
 
     >>> signal_rates, noise_rates = ZeroTerminalSNRSchedule()(np.array([1.0]))
     >>> signal_rates.tolist(), noise_rates.tolist()

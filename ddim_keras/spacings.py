@@ -65,7 +65,7 @@ class LinearSpacing(Spacing):
 
     Source: Song, Meng & Ermon 2021, appendix D.2.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import AngleSchedule
     >>> LinearSpacing()(4, AngleSchedule()).tolist()
@@ -100,7 +100,7 @@ class QuadraticSpacing(LinearSpacing):
 
     Source: Song, Meng & Ermon 2021, appendix D.2.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import AngleSchedule
     >>> QuadraticSpacing()(4, AngleSchedule()).tolist()
@@ -116,7 +116,7 @@ class TrailingSpacing(Spacing):
 
     Source: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import LinearBetaSchedule
     >>> (1000 * TrailingSpacing()(3, LinearBetaSchedule())).round().tolist()
@@ -136,7 +136,7 @@ class LeadingSpacing(Spacing):
 
     On continuous times t_i = (i - 1) / S. The walk then starts below the noise end, though from pure noise.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import LinearBetaSchedule
     >>> (1000 * LeadingSpacing()(4, LinearBetaSchedule())).round().tolist()
@@ -161,7 +161,7 @@ class KarrasSpacing(Spacing):
 
     Source: Karras et al. 2022, eq. 5.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import AngleSchedule
     >>> KarrasSpacing()(3, AngleSchedule()).round(2).tolist()
@@ -203,7 +203,7 @@ class LogSNRSpacing(KarrasSpacing):
 
     Source: Lu et al. 2022, "DPM-Solver". The limit of `KarrasSpacing` for large rho.
 
-    Example:
+    Examples:
 
     >>> from ddim_keras.schedules import LinearLogSNRSchedule
     >>> LogSNRSpacing()(3, LinearLogSNRSchedule()).round(6).tolist()

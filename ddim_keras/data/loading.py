@@ -94,7 +94,7 @@ def load_dataset(
         ValueError: the data set is unknown, empty, has no images or labels, or an argument is out of its range.
         ConnectionError: it is not on disk and cannot be downloaded; found out within seconds.
 
-    Example:
+    Examples:
 
     >>> train, validation = load_dataset("embedded", image_size=28, batch_size=100)
     >>> len(train), train.element_spec.shape.as_list()

@@ -52,7 +52,7 @@ def fid(real: Any, generated: Any, extractor: Any = None, *, comparable: bool = 
 
     Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
 
-    Example:
+    Examples:
 
     >>> features = np.random.default_rng(0).normal(size=(100, 4))
     >>> round(fid(features, features + 1.0), 6)  # the squared distance of the means

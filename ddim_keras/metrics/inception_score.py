@@ -35,7 +35,7 @@ def inception_score(probabilities: Any, splits: int = 10) -> InceptionScoreResul
 
     Source: Salimans et al. 2016, "Improved Techniques for Training GANs".
 
-    Example:
+    Examples:
 
     >>> round(inception_score(np.eye(5)[np.arange(100) % 5], splits=2).mean, 6)  # five classes, equally often, beyond doubt
     5.0

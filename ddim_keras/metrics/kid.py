@@ -70,7 +70,7 @@ def kid(
 
     Source: Bińkowski et al. 2018, "Demystifying MMD GANs".
 
-    Example:
+    Examples:
 
     >>> features = np.random.default_rng(0).normal(size=(200, 4))
     >>> kid(features[:100], features[100:] + 1.0, subsets=10, subset_size=50).mean > 0.1

@@ -78,7 +78,7 @@ def precision_recall(
 
     Source: Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models".
 
-    Example:
+    Examples:
 
     >>> features = np.random.default_rng(0).normal(size=(50, 4))
     >>> precision_recall(features, features + 100.0)
@@ -113,7 +113,7 @@ def density_coverage(
 
     Source: Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models".
 
-    Example:
+    Examples:
 
     >>> features = np.random.default_rng(0).normal(size=(50, 4))
     >>> density_coverage(features, features).coverage

@@ -36,7 +36,7 @@ class AdamsBashforth(Sampler):
     Source: Bashforth & Adams 1883; for diffusion models Liu et al. 2022 ("PNDM"), whose pseudo-numerical method has the
         weights of even steps, and Zhang & Chen 2023 ("DEIS"), which has the exact ones.
 
-    Example:
+    Examples:
 
     >>> AdamsBashforth(order=4).evaluations(10)
     12

@@ -30,7 +30,7 @@ class DDIM(Sampler):
 
     Source: Song, Meng & Ermon, ICLR 2021.
 
-    Example:
+    Examples:
 
     >>> levels = Levels(np.array([0.6, 0.8]), np.array([0.8, 0.6]))
     >>> (evaluation,) = DDIM(eta=0.0).step(0, levels)
@@ -70,7 +70,7 @@ class DDPM(DDIM):
 
     Source: Ho, Jain & Abbeel 2020.
 
-    Example:
+    Examples:
 
     >>> DDPM().eta
     1.0

@@ -31,7 +31,7 @@ class DPMSolverMultistep(Sampler):
 
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2 and appendix; the midpoint variant.
 
-    Example:
+    Examples:
 
     >>> DPMSolverMultistep().evaluations(10)
     10
@@ -76,7 +76,7 @@ class DPMSolverSinglestep(Sampler):
 
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 1 with r = 1/2.
 
-    Example:
+    Examples:
 
     >>> DPMSolverSinglestep().evaluations(10)
     19

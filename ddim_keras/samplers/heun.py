@@ -21,7 +21,7 @@ class Heun(Sampler):
 
     Source: Karras et al. 2022 ("EDM"), algorithm 1, with the noise levels of any schedule.
 
-    Example:
+    Examples:
 
     >>> Heun().evaluations(10)
     19

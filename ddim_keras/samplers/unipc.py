@@ -33,7 +33,7 @@ class UniPC(Sampler):
 
     Source: Zhao et al. 2023, "UniPC", with B(h) = exp(h) - 1, for predicted images.
 
-    Example:
+    Examples:
 
     >>> UniPC().order, UniPC().evaluations(10)
     (3, 10)

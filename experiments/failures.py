@@ -1,0 +1,111 @@
+"""Make the pictures of docs/troubleshooting.md: what goes wrong, each brought about by its cause.
+
+    python experiments/failures.py
+
+Uses the preset fashion_mnist_32 and, for the training that diverges, the embedded images; some three minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+
+import ddim_keras
+from ddim_keras import backend, plotting, presets
+from ddim_keras.schedules import AngleSchedule
+
+IMAGES = pathlib.Path(__file__).resolve().parent.parent / "docs" / "images"
+PRESET = "fashion_mnist_32"
+COLUMNS = 12
+
+
+def draw(name: str, rows: dict[str, np.ndarray]) -> None:
+    plotting.save_figure(IMAGES / f"failure_{name}.png", plotting.plot_rows(np.stack(list(rows.values())), list(rows)))
+
+
+def noise_only() -> None:
+    """What an average that started from other random weights holds after so many steps, if training ended at once."""
+    model = ddim_keras.DiffusionModel.from_preset(PRESET)
+    trained = model.ema_network.get_weights()
+    keras.utils.set_random_seed(1)
+    others = ddim_keras.DiffusionModel.from_preset(PRESET, load_weights=False).network.get_weights()
+    rows = {}
+    for steps in (1500, 3000, 4500, 6000):
+        kept = 0.999**steps
+        model.ema_network.set_weights([kept * other + (1 - kept) * own for other, own in zip(others, trained)])
+        rows[f"{steps} steps"] = model.generate(COLUMNS, 20, seed=3, verbose=0)
+    model.ema_network.set_weights(trained)
+    rows["from the network's own"] = model.generate(COLUMNS, 20, seed=3, verbose=0)
+    draw("noise_only", rows)
+
+
+def oversaturated(model: ddim_keras.DiffusionModel) -> None:
+    """Too few steps for an extrapolation of high order."""
+    high = ddim_keras.samplers.AdamsBashforth(order=4)
+    options = {"seed": 3, "verbose": 0}
+    draw(
+        "oversaturated",
+        {
+            "4th order, 5 evaluations": model.generate(COLUMNS, network_evaluations=5, sampler=high, **options),
+            "the same, 20": model.generate(COLUMNS, network_evaluations=20, sampler=high, **options),
+            "the default, 5": model.generate(COLUMNS, network_evaluations=5, **options),
+        },
+    )
+
+
+def washed_out(model: ddim_keras.DiffusionModel) -> None:
+    """A walk that begins at a noise level with image left in it, but from noise alone."""
+    rows = {}
+    for signal in (0.5, 0.3, 0.02):
+        schedule = AngleSchedule(min_signal_rate=signal)
+        rows[f"min_signal_rate {signal}"] = model.generate(COLUMNS, 20, schedule=schedule, seed=3, verbose=0)
+    draw("washed_out", rows)
+
+
+class StepLosses(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        self.losses = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses.append(logs["n_loss"])
+
+
+def diverging() -> None:
+    """The recipe's learning rate, and two and eight times as much without clipping."""
+    recipe = presets.training(PRESET)
+    train, _ = ddim_keras.data.load_dataset("embedded", 32, recipe.batch_size, fit="pad")
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for rate, clip in ((4e-3, 1.0), (8e-3, None), (3.2e-2, None)):
+        keras.utils.set_random_seed(0)
+        model = ddim_keras.DiffusionModel.from_preset(
+            PRESET, load_weights=False, dtype=backend.fastest_precision(), seed=0
+        )
+        model.normalizer.adapt(train)
+        optimizer = keras.optimizers.AdamW(rate, global_clipnorm=clip)
+        model.compile(optimizer, loss=recipe.loss)
+        losses = StepLosses()
+        model.fit(train.repeat(), epochs=50, steps_per_epoch=5, verbose=0, callbacks=[losses])
+        label = f"learning rate {rate:g}, " + ("not clipped" if clip is None else f"clipped to norm {clip:g}")
+        axes.plot(5 * np.arange(1, 51), losses.losses, label=label)
+    axes.set(xlabel="step", ylabel="noise loss", yscale="log")
+    axes.legend()
+    plotting.save_figure(IMAGES / "failure_diverging.png", figure)
+
+
+def main() -> None:
+    model = ddim_keras.DiffusionModel.from_preset(PRESET)
+    noise_only()
+    oversaturated(model)
+    washed_out(model)
+    diverging()
+
+
+if __name__ == "__main__":
+    main()
