@@ -139,7 +139,8 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 )
 @click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints.  [default: 1000]")
 @click.option("--keep", type=int, default=None, help="Newest checkpoints to keep.  [default: 3]")
-@click.option("--samples", type=int, default=None, help="Images drawn at each validation.  [default: 16]")
+@click.option("--samples", type=int, default=None, help="Images drawn at validations; 0 for none.  [default: 16]")
+@click.option("--samples-every", type=int, default=None, help="Validations between them.  [default: 1]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any argument of DiffusionModel.")
 def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, ...], **flags: Any) -> None:
     """Train, or go on with an interrupted training.

@@ -26,7 +26,7 @@ from ddim_keras.arguments import integer, positive_int
 from ddim_keras.model import DiffusionModel
 
 # What does not touch the weights.
-_MAY_CHANGE = {"cache", "keep", "checkpoint_every", "checkpoint_minutes", "samples", "tensorboard"}
+_MAY_CHANGE = {"cache", "keep", "checkpoint_every", "checkpoint_minutes", "samples", "samples_every", "tensorboard"}
 _FEATURES = ("inception_v3", "fashion_mnist", "inception_2015")
 
 
@@ -53,7 +53,8 @@ class RunConfig:
         validate_every: steps between validations, sampled images and lines of the log; None for one pass over the data, but at
             least 100.
         kid: features by which validation works out a KID: a name of `metrics.EXTRACTORS`, or None for no KID.
-        samples: images generated after each validation, to look at; 0 for none.
+        samples: images generated after validations, to look at; 0 for none.
+        samples_every: validations between them.
         tensorboard: whether to write a TensorBoard log.
         checkpoint_every: steps between checkpoints.
         checkpoint_minutes: minutes between them at the most.
@@ -80,6 +81,7 @@ class RunConfig:
     validate_every: int | None = None
     kid: str | None = None
     samples: int = 16
+    samples_every: int = 1
     tensorboard: bool = True
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 10.0
@@ -95,7 +97,7 @@ class RunConfig:
         plain = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(self))))
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        for name in ("steps", "checkpoint_every", "keep"):
+        for name in ("steps", "checkpoint_every", "keep", "samples_every"):
             positive_int(name, getattr(self, name))
         integer("samples", self.samples, minimum=0)
         integer("seed", self.seed, minimum=0, below=2**32)
@@ -407,7 +409,9 @@ def _callbacks(
     if config.samples:
         to_log = log / "samples" if config.tensorboard else None
         chosen.append(
-            callbacks.SampleImages(folder / "samples", 1, config.samples, seed=config.seed, tensorboard=to_log)
+            callbacks.SampleImages(
+                folder / "samples", config.samples_every, config.samples, seed=config.seed, tensorboard=to_log
+            )
         )
     if config.tensorboard:
         chosen.append(keras.callbacks.TensorBoard(str(log), write_graph=False))

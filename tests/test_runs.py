@@ -69,7 +69,7 @@ def whole_run(tmp_path_factory, photos):
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, photos):
-    config = small_config(photos, split=0.2, kid="fashion_mnist", samples=4, tensorboard=True)
+    config = small_config(photos, split=0.2, kid="fashion_mnist", samples=4, samples_every=2, tensorboard=True)
     result = runs.train(config, tmp_path / "run", verbose=0)
     assert (result.step, result.finished) == (12, True)
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -83,6 +83,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
         "best.best.json",
         "model.keras",
     }
+    assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == {"epoch_0002.png", "trajectory_0002.png"}
     header, *lines = (tmp_path / "run" / "log.csv").read_text().split()
     assert len(lines) == 3  # five steps, five, and the two that are left
     assert {"n_loss", "i_loss", "val_i_loss", "val_kid", "images_per_second", "gradient_norm", "learning_rate"} <= set(
