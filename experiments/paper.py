@@ -3,7 +3,7 @@
     python experiments/paper.py --data-dir TFDS_DATA_DIR [--num-images 2000] [--long-images 500] [--parts table1 ...]
 
 Each part writes its figures to docs/results.json as it goes, and pictures to docs/images; the page is then written anew from
-the file, each number beside the paper's own. What the file holds already for the same settings is not computed again.
+the file, each number beside the paper's own. What the file holds already, of as many images, is not computed again.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class Record:
         self.path = path
         self.values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
-    def get(self, key: str, compute: Callable[[], Any]) -> Any:
-        if key not in self.values:
+    def get(self, key: str, compute: Callable[[], Any], num_images: int = 0) -> Any:
+        """Return the figure, computed if it is not there, or there of fewer images."""
+        if key not in self.values or self.values[key].get("num_images", 0) < num_images:
             self.values[key] = compute()
             with files.written_beside(self.path) as temporary:
                 temporary.write_text(json.dumps(self.values, indent=1, sort_keys=True) + "\n")
@@ -86,7 +87,7 @@ def table_1(model, test, record, arguments) -> None:
                     )
                     return {**{key: round(value, 5) for key, value in figures.items()}, "num_images": number}
 
-                record.get(f"table1/{spacing}/{name}/{steps}", score)
+                record.get(f"table1/{spacing}/{name}/{steps}", score, number)
 
 
 def table_2(model, test, record, arguments) -> None:
@@ -101,7 +102,7 @@ def table_2(model, test, record, arguments) -> None:
                 again = full.reconstruct(images[:number], steps, verbose=0)
                 return {"error": float(np.mean((again - images[:number]) ** 2)), "num_images": number}
 
-            record.get(f"table2/{what}/{steps}", error)
+            record.get(f"table2/{what}/{steps}", error, number)
 
 
 def figure_3(model, test, record, arguments) -> None:
@@ -204,7 +205,9 @@ def page_of_table_1(values: dict[str, Any]) -> list[str]:
                 found = values.get(f"table1/{spacing}/{name}/{steps}")
                 row.append(f"{found['fid']:.2f}{paper}" if found else "")
             rows.append(row)
-        lines += ["", f"FID with {spacing} steps; in brackets the paper's of CIFAR-10:"]
+        numbers = sorted({value["num_images"] for key, value in values.items() if key.startswith(f"table1/{spacing}/")})
+        number = " to ".join(f"{part:,}" for part in numbers[:: max(1, len(numbers) - 1)])
+        lines += ["", f"FID of {number} images with {spacing} steps; in brackets the paper's of CIFAR-10:"]
         lines += table(["eta", *(f"S = {steps}" for steps in STEPS)], rows)
     return lines
 
