@@ -36,7 +36,7 @@ def noise_only() -> None:
     keras.utils.set_random_seed(1)
     others = ddim_keras.DiffusionModel.from_preset(PRESET, load_weights=False).network.get_weights()
     rows = {}
-    for steps in (1500, 3000, 4500, 6000):
+    for steps in (700, 1500, 3000, 6000):
         kept = 0.999**steps
         model.ema_network.set_weights([kept * other + (1 - kept) * own for other, own in zip(others, trained)])
         rows[f"{steps} steps"] = model.generate(COLUMNS, 20, seed=3, verbose=0)
@@ -45,27 +45,48 @@ def noise_only() -> None:
     draw("noise_only", rows)
 
 
+def with_contrast(model: ddim_keras.DiffusionModel, factor: float, **options) -> np.ndarray:
+    """What the model draws once its normalizer was adapted to images of other contrast."""
+    variance = np.array(model.normalizer.variance)
+    model.normalizer.variance.assign(variance * factor**2)
+    images = model.generate(COLUMNS, 20, seed=3, verbose=0, **options)
+    model.normalizer.variance.assign(variance)
+    return images
+
+
 def oversaturated(model: ddim_keras.DiffusionModel) -> None:
-    """Too few steps for an extrapolation of high order."""
-    high = ddim_keras.samplers.AdamsBashforth(order=4)
-    options = {"seed": 3, "verbose": 0}
+    """A normalizer of other images, and an initial noise that is too strong."""
+    noise = np.random.default_rng(3).normal(size=(COLUMNS, *model.image_shape)).astype("float32")
     draw(
         "oversaturated",
         {
-            "4th order, 5 evaluations": model.generate(COLUMNS, network_evaluations=5, sampler=high, **options),
-            "the same, 20": model.generate(COLUMNS, network_evaluations=20, sampler=high, **options),
-            "the default, 5": model.generate(COLUMNS, network_evaluations=5, **options),
+            "other normalizer": with_contrast(model, 2.0, initial_noise=noise),
+            "noise of deviation 1.3": model.generate(COLUMNS, 20, initial_noise=1.3 * noise, verbose=0),
+            "as it should be": model.generate(COLUMNS, 20, initial_noise=noise, verbose=0),
         },
     )
 
 
 def washed_out(model: ddim_keras.DiffusionModel) -> None:
+    """A normalizer of other images, and too few steps for an extrapolation of high order."""
+    high = ddim_keras.samplers.AdamsBashforth(order=4)
+    draw(
+        "washed_out",
+        {
+            "other normalizer": with_contrast(model, 0.5),
+            "4th order, 5 evaluations": model.generate(COLUMNS, network_evaluations=5, sampler=high, seed=3, verbose=0),
+            "the default, 5": model.generate(COLUMNS, network_evaluations=5, seed=3, verbose=0),
+        },
+    )
+
+
+def broken(model: ddim_keras.DiffusionModel) -> None:
     """A walk that begins at a noise level with image left in it, but from noise alone."""
     rows = {}
     for signal in (0.5, 0.3, 0.02):
         schedule = AngleSchedule(min_signal_rate=signal)
         rows[f"min_signal_rate {signal}"] = model.generate(COLUMNS, 20, schedule=schedule, seed=3, verbose=0)
-    draw("washed_out", rows)
+    draw("broken", rows)
 
 
 class StepLosses(keras.callbacks.Callback):
@@ -104,6 +125,7 @@ def main() -> None:
     noise_only()
     oversaturated(model)
     washed_out(model)
+    broken(model)
     diverging()
 
 
