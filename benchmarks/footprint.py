@@ -31,6 +31,18 @@ images = ddim_keras.load_model({path!r}).generate({number}, 2, verbose=0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
+SCORING = """
+import resource, numpy as np
+from ddim_keras import metrics
+draws = np.random.default_rng(0)
+scored = [metrics.FID("fashion_mnist"), metrics.KID("fashion_mnist")]
+for _ in range({number} // 100):
+    real, generated = draws.uniform(size=(2, 100, 28, 28, 1)).astype("float32")
+    for metric in scored:
+        metric.update_state(real, generated)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
 
 def run(code: str) -> float:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -52,6 +64,8 @@ def main() -> None:
         print(f"import to first image, saved 64 x 64 model, 20 steps: {startup:.1f} s (median of 5)")
         few, many = (run(PEAK.format(path=path, number=number)) for number in (64, 2000))
         print(f"peak memory: generate(64) {few:.0f} MiB, generate(2000) {many:.0f} MiB, ratio {many / few:.2f}")
+    few, many = (run(SCORING.format(number=number)) for number in (2000, 50_000))
+    print(f"peak memory of FID and KID: 2,000 images {few:.0f} MiB, 50,000 {many:.0f} MiB, ratio {many / few:.2f}")
 
 
 if __name__ == "__main__":

@@ -46,13 +46,13 @@ class Recipe:
         training: changes to the preset's training, arguments of `presets.Training`.
         example: "published" for the Keras example as it is, "mended" for one whose EMA network starts equal to the network and
             whose decay warms up; None for the preset.
-        sampling: arguments of `generate`.
+        samplings: ways to sample, by name: arguments of `generate`.
     """
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     example: str | None = None
-    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    samplings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"default": {}})
 
 
 def changed(**changes: Any) -> Recipe:
@@ -63,10 +63,12 @@ def changed(**changes: Any) -> Recipe:
     return Recipe(model=model, training={name: value for name, value in changes.items() if name in fields})
 
 
+DDIM = {"ddim": {"sampler": "ddim"}}
+STOCHASTIC = {"dpm_solver_2m_sde": {"sampler": "dpm_solver_2m_sde", "spacing": "karras"}}
 RECIPES = {
-    "published": Recipe(example="published", sampling={"sampler": "ddim"}),
-    "mended": Recipe(example="mended", sampling={"sampler": "ddim"}),
-    "ours": Recipe(),
+    "published": Recipe(example="published", samplings=DDIM),
+    "mended": Recipe(example="mended", samplings=DDIM),
+    "ours": Recipe(samplings={"default": {}, **STOCHASTIC, **DDIM}),
     # Each changes one thing.
     "mean_absolute_error": changed(loss="mean_absolute_error"),
     "noise": changed(parameterization="noise"),
@@ -97,7 +99,6 @@ RECIPES = {
     "cleaner_end_0.995": changed(noise_schedule=AngleSchedule(max_signal_rate=0.995)),
     "cosine_times": changed(noise_schedule="cosine_beta"),
     "log_snr_times": changed(noise_schedule="linear_log_snr"),
-    "ddim_sampler": Recipe(sampling={"sampler": "ddim"}),
 }
 
 
@@ -205,30 +206,36 @@ def train(
 def score(path: pathlib.Path, data_dir: str | None, num_images: int, evaluations: list[int]) -> dict[str, Any]:
     """Score a model that `train` made, and draw a sheet of its images next to it."""
     result = json.loads(path.with_suffix(".json").read_text())
-    sampling = RECIPES[result["recipe"]].sampling
+    samplings = RECIPES[result["recipe"]].samplings
     model = keras.models.load_model(path)
     _, test = load_images(data_dir)
     result |= {"num_images": num_images, "scores": {}}
-    for number in evaluations:
-        scores = model.score(
-            test, num_images, network_evaluations=number, seed=1, extractor="fashion_mnist", **sampling
-        )
-        result["scores"][str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
-    sheet = model.generate(64, network_evaluations=20, seed=1, verbose=0, **sampling)
+    for name, sampling in samplings.items():
+        of_sampling = result["scores"].setdefault(name, {})
+        for number in evaluations:
+            scores = model.score(
+                test, num_images, network_evaluations=number, seed=1, extractor="fashion_mnist", **sampling
+            )
+            of_sampling[str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
+    sheet = model.generate(64, network_evaluations=20, seed=1, verbose=0, **next(iter(samplings.values())))
     plotting.save_images(path.with_suffix(".png"), sheet, columns=16, scale=2)
     keras.backend.clear_session()
     return result
 
 
 def describe(result: dict[str, Any]) -> str:
-    figures = "  ".join(
-        f"S={number}: FID {scores['fid']:7.3f} KID {scores['kid']:.4f} P {scores['precision']:.2f} R {scores['recall']:.2f}"
-        for number, scores in result["scores"].items()
-    )
-    return (
-        f"{result['recipe']:24s} seed {result['seed']}  {result['parameters'] / 1e6:.2f} M  {result['steps']:5d} steps of "
-        f"{result['batch_size']} in {result['minutes']:.1f} min  {figures}"
-    )
+    lines = [
+        f"{result['recipe']}, seed {result['seed']}: {result['parameters'] / 1e6:.2f} M, {result['steps']} steps of "
+        f"{result['batch_size']} in {result['minutes']:.1f} min; {result['num_images']} images"
+    ]
+    for name, by_number in result["scores"].items():
+        figures = "  ".join(
+            f"S={number}: FID {scores['fid']:6.3f} KID {scores['kid']:.4f} P {scores['precision']:.2f} "
+            f"R {scores['recall']:.2f}"
+            for number, scores in by_number.items()
+        )
+        lines.append(f"  {name:18s} {figures}")
+    return "\n".join(lines)
 
 
 def main() -> None:
