@@ -250,6 +250,14 @@ class _KeepCheckpoints(keras.callbacks.Callback):
             raise DivergedError(f"the loss is not finite at step {self.step}. {self.checkpoints.advice()}")
 
 
+class _LearningRate(keras.callbacks.Callback):
+    """Add the learning rate at the epoch's end to its logs."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs is not None:
+            logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+
 @dataclasses.dataclass(frozen=True)
 class RunResult:
     """What `train` did.
@@ -404,6 +412,7 @@ def _callbacks(
     chosen: list[keras.callbacks.Callback] = [
         keeper,
         callbacks.Throughput(recipe.batch_size),
+        _LearningRate(),
         keras.callbacks.CSVLogger(str(folder / "log.csv"), append=True),
     ]
     if config.samples:

@@ -99,6 +99,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_accumulated_and_mirrored_batches_are_gone_on_with_too(tmp_path, photos, monkeypatch):
     config = small_config(photos, training={"accumulate": 3, "flip": True})
     runs.train(config, tmp_path / "whole", verbose=0)
@@ -259,6 +260,7 @@ def test_a_checkpoint_is_never_removed_for_a_damaged_newer_one(tmp_path):
     assert checkpoints.newest_whole()[1] == 13
 
 
+@pytest.mark.slow
 def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
     config = small_config(photos, split=0.2, samples=2, steps=5)
     runs.train(config, tmp_path / "run", verbose=0)
