@@ -10,7 +10,7 @@ preset fashion_mnist_32, sampled by the package's default; the other names each 
 
 A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first. All are trained before any is
 scored, as only the training needs the machine to itself. The models stay in the output folder and are not trained again; each
-result is added to results.jsonl there, next to a sheet of images.
+result is added to results.jsonl there, next to sheets of images.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def train(
 
 
 def score(path: pathlib.Path, data_dir: str | None, num_images: int, evaluations: list[int]) -> dict[str, Any]:
-    """Score a model that `train` made, and draw a sheet of its images next to it."""
+    """Score a model that `train` made, and draw a sheet of its images for each sampling next to it."""
     result = json.loads(path.with_suffix(".json").read_text())
     samplings = RECIPES[result["recipe"]].samplings
     model = keras.models.load_model(path)
@@ -217,8 +217,8 @@ def score(path: pathlib.Path, data_dir: str | None, num_images: int, evaluations
                 test, num_images, network_evaluations=number, seed=1, extractor="fashion_mnist", **sampling
             )
             of_sampling[str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
-    sheet = model.generate(64, network_evaluations=20, seed=1, verbose=0, **next(iter(samplings.values())))
-    plotting.save_images(path.with_suffix(".png"), sheet, columns=16, scale=2)
+        sheet = model.generate(64, network_evaluations=20, seed=1, verbose=0, **sampling)
+        plotting.save_images(path.with_name(f"{path.stem}_{name}.png"), sheet, columns=16, scale=2)
     keras.backend.clear_session()
     return result
 
