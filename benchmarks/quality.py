@@ -6,7 +6,8 @@
 The 60,000 training images, padded to 32 x 32, come through TFDS (see scripts/place_fashion_mnist.py where there is no
 network). Scores are against the 10,000 test images, with the features of the package's own classifier, by S = 5, 20 and
 50 network evaluations for each image. "published" and "mended" are the Keras example, sampled as it samples; "ours" is the
-preset fashion_mnist_32, sampled by the package's default; the other names each change one thing of ours.
+preset fashion_mnist_32, sampled by the package's default, by a stochastic solver and as the example is; the other names each
+change one thing of ours, and are sampled by the default.
 
 A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first. All are trained before any is
 scored, as only the training needs the machine to itself. The models stay in the output folder and are not trained again; each

@@ -302,7 +302,7 @@ class DiffusionModel(Generation, keras.Model):
         return logs if as_dictionary else list(logs.values())
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Return the running n_loss and i_loss. The image metrics, which may take seconds, `evaluate` adds once at its end."""
+        """Return the running losses. The image metrics, which may take seconds, `evaluate` adds once at its end."""
         return self.training_logs()
 
     def train_step(self, *arguments: Any) -> Any:

@@ -89,14 +89,6 @@ def broken(model: ddim_keras.DiffusionModel) -> None:
     draw("broken", rows)
 
 
-class StepLosses(keras.callbacks.Callback):
-    def on_train_begin(self, logs=None):
-        self.losses = []
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.losses.append(logs["n_loss"])
-
-
 def diverging() -> None:
     """The recipe's learning rate, and two and eight times as much without clipping."""
     recipe = presets.training(PRESET)
@@ -111,10 +103,9 @@ def diverging() -> None:
         model.normalizer.adapt(train)
         optimizer = keras.optimizers.AdamW(rate, global_clipnorm=clip)
         model.compile(optimizer, loss=recipe.loss)
-        losses = StepLosses()
-        model.fit(train.repeat(), epochs=50, steps_per_epoch=5, verbose=0, callbacks=[losses])
+        losses = model.fit(train.repeat(), epochs=50, steps_per_epoch=5, verbose=0).history["n_loss"]
         label = f"learning rate {rate:g}, " + ("not clipped" if clip is None else f"clipped to norm {clip:g}")
-        axes.plot(5 * np.arange(1, 51), losses.losses, label=label)
+        axes.plot(5 * np.arange(1, 51), losses, label=label)
     axes.set(xlabel="step", ylabel="noise loss", yscale="log")
     axes.legend()
     plotting.save_figure(IMAGES / "failure_diverging.png", figure)
