@@ -11,7 +11,7 @@ change one thing of ours, and are sampled by the default.
 
 A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first. All are trained before any is
 scored, as only the training needs the machine to itself. The models stay in the output folder and are not trained again; each
-result is added to results.jsonl there, next to sheets of images.
+result is added to results.jsonl there, and comparison.png shows what each draws in 20 evaluations.
 """
 
 from __future__ import annotations
@@ -204,13 +204,16 @@ def train(
     keras.backend.clear_session()
 
 
-def score(path: pathlib.Path, data_dir: str | None, num_images: int, evaluations: list[int]) -> dict[str, Any]:
-    """Score a model that `train` made, and draw a sheet of its images for each sampling next to it."""
+def score(
+    path: pathlib.Path, data_dir: str | None, num_images: int, evaluations: list[int]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Score a model that `train` made; return the figures, and a row of its images for each sampling."""
     result = json.loads(path.with_suffix(".json").read_text())
     samplings = RECIPES[result["recipe"]].samplings
     model = keras.models.load_model(path)
     _, test = load_images(data_dir)
     result |= {"num_images": num_images, "scores": {}}
+    rows = {}
     for name, sampling in samplings.items():
         of_sampling = result["scores"].setdefault(name, {})
         for number in evaluations:
@@ -218,10 +221,10 @@ def score(path: pathlib.Path, data_dir: str | None, num_images: int, evaluations
                 test, num_images, network_evaluations=number, seed=1, extractor="fashion_mnist", **sampling
             )
             of_sampling[str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
-        sheet = model.generate(64, network_evaluations=20, seed=1, verbose=0, **sampling)
-        plotting.save_images(path.with_name(f"{path.stem}_{name}.png"), sheet, columns=16, scale=2)
+        row = model.generate(12, network_evaluations=20, seed=1, verbose=0, **sampling)
+        rows[f"{result['recipe']} {result['seed']}, {name}"] = row
     keras.backend.clear_session()
-    return result
+    return result, rows
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -269,11 +272,15 @@ def main() -> None:
                 train(name, arguments.data_dir, arguments.minutes, arguments.steps, seed, paths[-1])
     if arguments.train_only:
         return
+    rows: dict[str, np.ndarray] = {}
     for path in paths:
-        result = score(path, arguments.data_dir, arguments.num_images, arguments.evaluations)
+        result, own_rows = score(path, arguments.data_dir, arguments.num_images, arguments.evaluations)
         print(describe(result), flush=True)
         with open(arguments.out / "results.jsonl", "a") as file:
             file.write(json.dumps(result) + "\n")
+        rows |= own_rows
+    figure = plotting.plot_rows(np.stack(list(rows.values())), list(rows))
+    plotting.save_figure(arguments.out / "comparison.png", figure)
 
 
 if __name__ == "__main__":
