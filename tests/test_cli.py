@@ -192,6 +192,7 @@ def test_a_killed_export_goes_on_and_leaves_nothing_half_written(tmp_path, model
     np.testing.assert_allclose(np.concatenate(shards).astype(int), expected, atol=1)
 
 
+@pytest.mark.slow
 def test_tfrecords_hold_the_images(tmp_path, model_path):
     import tensorflow as tf
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import random_images
+from conftest import random_images, slow_on_jax
 from keras import ops
 
 from ddim_keras import DiffusionModel
@@ -67,6 +67,7 @@ def test_the_script_runs_with_its_kid(datasets, tmp_path):
     assert set(model.history.history) == {"n_loss", "i_loss", "val_n_loss", "val_i_loss", "val_kid"}
 
 
+@slow_on_jax
 def test_the_script_runs_to_its_end_without_one_and_says_what_it_monitors(datasets, tmp_path):
     with pytest.warns(UserWarning, match=r"ModelCheckpoint monitors 'val_kid', but no metric named 'kid' was compiled"):
         run_script(make_model(), datasets, tmp_path / "diffusion_model.weights.h5")

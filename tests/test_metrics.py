@@ -463,6 +463,7 @@ def test_a_users_model_stays_trainable():
     assert model.trainable_weights
 
 
+@slow_on_jax
 def test_the_fashion_mnist_extractor_tells_clothes_apart():
     """Over 92 % of all 10,000 test images at training; here of the 1,000 that ship, at both sizes they come in."""
     extractor = metrics.get_extractor("fashion_mnist")
@@ -478,6 +479,7 @@ def test_metrics_given_a_name_share_one_extractor():
     assert metrics.FID("fashion_mnist").extractor is metrics.KID("fashion_mnist").extractor
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_inception_from_a_file(tmp_path):
     keras.utils.set_random_seed(0)

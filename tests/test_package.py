@@ -93,6 +93,7 @@ WITH_EXAMPLES = [
 ]
 
 
+@slow_on_jax
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_run(module):
     module = importlib.import_module(f"ddim_keras.{module}")
