@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_small_model, random_images
+from conftest import make_small_model, random_images, slow_on_jax
 
 import ddim_keras
 
@@ -54,6 +54,7 @@ FORMS = {
 }
 
 
+@slow_on_jax
 @pytest.mark.parametrize("kind", MESSAGES)
 @pytest.mark.parametrize(
     ("form", "adapted"),

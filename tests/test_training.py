@@ -125,6 +125,7 @@ def data_forms():
     }
 
 
+@slow_on_jax
 @pytest.mark.parametrize(
     "form", ["array", "uint8", "dataset", "dataset with labels", "PyDataset", "PyDataset with labels"]
 )
