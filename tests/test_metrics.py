@@ -251,6 +251,7 @@ def test_a_sample_is_fair_and_the_same_whatever_the_batches():
     assert abs(kept[0].mean() - 1999.5) < 4 * 4000 / np.sqrt(12 * 500)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="only TensorFlow copies the model to replicas")
 def test_states_merge_across_replicas():
     printed = run_python(

@@ -9,6 +9,7 @@ from conftest import make_trained_model, random_images, slow_on_jax
 from ddim_keras import DiffusionModel, presets
 
 
+@slow_on_jax
 def test_the_shipped_model_draws_clothes_in_one_line():
     """Scored by the classifier that ships: what it draws is told apart as surely as real clothes, and all classes occur."""
     from ddim_keras import metrics

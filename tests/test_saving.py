@@ -142,6 +142,7 @@ model.save({out!r})
 """
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_a_killed_fit_resumes_with_ema_optimizer_and_random_state(tmp_path):
     def script(name, kill):

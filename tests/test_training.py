@@ -214,6 +214,7 @@ def convolution_dtypes(model):
     return {layer.compute_dtype for layer in model.network.layers if isinstance(layer, keras.layers.Conv2D)}
 
 
+@slow_on_jax
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_with_float32_arithmetic_around_the_network(policy):
     model = compiled(make_small_model(dtype=policy))
