@@ -133,10 +133,16 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 @click.option("--precision", default=None, help="float32, mixed_bfloat16, mixed_float16 or auto.  [default: auto]")
 @click.option("--jit/--no-jit", default=None, help="Compile with XLA.  [default: where it is faster]")
 @click.option("--seed", type=int, default=None, help="Fixes everything.  [default: 0]")
-@click.option("--kid", default=None, help="Features for a KID at each validation: inception_v3, fashion_mnist, ...")
+@click.option(
+    "--kid",
+    default=None,
+    help="Features for the KID of each validation: inception_v3, fashion_mnist, or none for no KID.  [default: inception_v3 for "
+    "colour where its weights can be had, else fashion_mnist]",
+)
 @click.option(
     "--validate-every", type=int, default=None, help="Steps between validations.  [default: one pass, at least 100]"
 )
+@click.option("--validation-images", type=int, default=None, help="How many to validate on, about.  [default: 2000]")
 @click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints.  [default: 1000]")
 @click.option("--keep", type=int, default=None, help="Newest checkpoints to keep.  [default: 3]")
 @click.option("--samples", type=int, default=None, help="Images drawn at validations; 0 for none.  [default: 16]")
@@ -159,6 +165,8 @@ def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, .
         given["split"] = _split(given["split"])
     if "cache" in given:
         given["cache"] = {"memory": True, "no": False}.get(given["cache"], os.path.abspath(given["cache"]))
+    if given.get("kid") == "none":
+        given["kid"] = None
     for name in ("data", "data_dir", "preset"):  # found again from any folder
         if name in given and pathlib.Path(given[name]).expanduser().is_dir():
             given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
@@ -379,7 +387,11 @@ def inpaint(
 @click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
 @click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="[default: the run's, or crop]")
 @click.option("--num-images", "-n", default=1000, show_default=True, help="How many to generate.")
-@click.option("--features", default="inception_v3", show_default=True, help="Or fashion_mnist, inception_2015.")
+@click.option(
+    "--features",
+    default=None,
+    help="inception_v3, fashion_mnist, inception_2015.  [default: inception_v3 for colour, fashion_mnist for grey images]",
+)
 @click.option("--metric", "metrics", multiple=True, help="fid, kid, precision_recall, ...  [default: these three]")
 @click.option("--seed", default=0, show_default=True)
 @_sampling_options
@@ -390,7 +402,7 @@ def evaluate(
     data_dir: str | None,
     fit: str | None,
     num_images: int,
-    features: str,
+    features: str | None,
     metrics: tuple[str, ...],
     seed: int,
     **options: Any,
@@ -427,6 +439,7 @@ def evaluate(
     if validation is None:
         raise click.ClickException(f"{data} has no images kept for validation")
     chosen = metrics or ("fid", "kid", "precision_recall")
+    features = features or ("fashion_mnist" if channels == 1 else "inception_v3")
     for name, value in model.score(
         validation, num_images, metrics=chosen, extractor=features, seed=seed, **_sampling(**options)
     ).items():

@@ -27,7 +27,7 @@ from ddim_keras.model import DiffusionModel
 
 # What does not touch the weights.
 _MAY_CHANGE = {"cache", "keep", "checkpoint_every", "checkpoint_minutes", "samples", "samples_every", "tensorboard"}
-_FEATURES = ("inception_v3", "fashion_mnist", "inception_2015")
+_FEATURES = ("inception_v3", "fashion_mnist")  # what can run within a compiled step
 
 
 class DivergedError(ArithmeticError):
@@ -52,7 +52,9 @@ class RunConfig:
         seed: fixes weights, order, noises and sampled images.
         validate_every: steps between validations, sampled images and lines of the log; None for one pass over the data, but at
             least 100.
-        kid: features by which validation works out a KID: a name of `metrics.EXTRACTORS`, or None for no KID.
+        validation_images: how many images of the validation part to validate on, about, from all over it; None for all.
+        kid: features by which validation works out a KID: "inception_v3", "fashion_mnist", or None for no KID. "auto" becomes
+            the first for colour images where its weights can be had, and the second otherwise.
         samples: images generated after validations, to look at; 0 for none.
         samples_every: validations between them.
         tensorboard: whether to write a TensorBoard log.
@@ -79,7 +81,8 @@ class RunConfig:
     jit: bool | str = "auto"
     seed: int = 0
     validate_every: int | None = None
-    kid: str | None = None
+    validation_images: int | None = 2000
+    kid: str | None = "auto"
     samples: int = 16
     samples_every: int = 1
     tensorboard: bool = True
@@ -101,14 +104,15 @@ class RunConfig:
             positive_int(name, getattr(self, name))
         integer("samples", self.samples, minimum=0)
         integer("seed", self.seed, minimum=0, below=2**32)
-        if self.validate_every is not None:
-            positive_int("validate_every", self.validate_every)
+        for name in ("validate_every", "validation_images"):
+            if getattr(self, name) is not None:
+                positive_int(name, getattr(self, name))
         if not isinstance(self.cache, (bool, str)):
             raise ValueError(f"cache must be true, false or a folder, got {self.cache!r}")
         if not isinstance(self.checkpoint_minutes, (int, float)) or not self.checkpoint_minutes > 0.0:
             raise ValueError(f"checkpoint_minutes must be positive, got {self.checkpoint_minutes}")
-        if self.kid is not None and self.kid not in _FEATURES:
-            raise ValueError(f"kid must be one of {list(_FEATURES)}, or None, got {self.kid!r}")
+        if self.kid not in (None, "auto", *_FEATURES):
+            raise ValueError(f"kid must be one of {['auto', *_FEATURES]}, or None, got {self.kid!r}")
         self.recipe()
 
     def recipe(self) -> presets.Training:
@@ -297,7 +301,10 @@ def train(
     folder = pathlib.Path(folder)
     settings = folder / "config.yaml"
     if settings.is_file():
-        _refuse_other_config(config, RunConfig.read(settings), folder)
+        found = RunConfig.read(settings)
+        if config.kid == "auto":  # as it was found out then
+            config = dataclasses.replace(config, kid=found.kid)
+        _refuse_other_config(config, found, folder)
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{folder} holds something other than a run: choose another folder, or empty it")
 
@@ -315,6 +322,9 @@ def train(
         data_dir=config.data_dir,
         cache=config.cache,
     )
+    validation = _spread_over(validation, config.validation_images, recipe.batch_size)
+    if config.kid == "auto":
+        config = dataclasses.replace(config, kid=_features_for(validation, tell))
     model = _make_model(config, recipe, training_data)
     config.write(settings)  # now that it is known to work
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
@@ -384,6 +394,27 @@ def _catch_up(model: DiffusionModel, validation: Any, watchers: list[keras.callb
             watcher.on_train_end()
 
 
+def _spread_over(validation: Any, number: int | None, batch_size: int) -> Any:
+    """Return about as many images of a validation set: every so many batches, as it may be sorted by class."""
+    if validation is None or number is None:
+        return validation
+    stride = -(-int(validation.cardinality()) // -(-number // batch_size))
+    return validation.shard(stride, 0) if stride > 1 else validation
+
+
+def _features_for(validation: Any, tell: Callable[[str], None]) -> str | None:
+    """Choose the features of the validation's KID; None where there are too few images for one."""
+    if validation is None or len(first := next(iter(validation))) < 2:
+        return None
+    if first.shape[-1] != 1:
+        try:
+            metrics.get_extractor("inception_v3")
+            return "inception_v3"
+        except ConnectionError as error:
+            tell(f"The validation's KID is a rough one, by the features of fashion_mnist: {error}")
+    return "fashion_mnist"
+
+
 def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any) -> DiffusionModel:
     shape = training_data.element_spec.shape
     precision = backend.fastest_precision() if config.precision == "auto" else config.precision
@@ -398,7 +429,9 @@ def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any)
             **config.model,
         },
     )
-    own_metrics = [metrics.KID(config.kid)] if config.kid else None
+    # Of all images at once: subsets would only add a standard deviation, which is not logged.
+    capacity = {} if config.validation_images is None else {"capacity": config.validation_images + recipe.batch_size}
+    own_metrics = [metrics.KID(config.kid, subsets=0, **capacity)] if config.kid else None
     model.compile(
         **recipe.compile_arguments(config.steps), metrics=own_metrics, gradient_norm=True, jit_compile=config.jit
     )

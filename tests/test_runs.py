@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 import yaml
 from conftest import ROOT, make_trained_model, slow_on_jax
 
@@ -69,7 +71,7 @@ def whole_run(tmp_path_factory, photos):
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, photos):
-    config = small_config(photos, split=0.2, kid="fashion_mnist", samples=4, samples_every=2, tensorboard=True)
+    config = small_config(photos, split=0.2, samples=4, samples_every=2, tensorboard=True)
     result = runs.train(config, tmp_path / "run", verbose=0)
     assert (result.step, result.finished) == (12, True)
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -92,7 +94,34 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
     assert [step for _, step in [Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()]] == [12]
     assert len(Checkpoints(tmp_path / "run" / "checkpoints", 3).paths()) == 3
     assert ddim_keras.load_model(tmp_path / "run" / "model.keras").generate(2, 3).shape == (2, 8, 8, 1)
-    assert RunConfig.read(tmp_path / "run" / "config.yaml") == config
+    found = RunConfig.read(tmp_path / "run" / "config.yaml")
+    assert found == dataclasses.replace(config, kid="fashion_mnist")  # what grey images are judged by
+
+
+def batches_of(number, batch_size, channels):
+    images = np.arange(number, dtype="float32")[:, None, None, None] / number * np.ones((1, 8, 8, channels), "float32")
+    return tf.data.Dataset.from_tensor_slices(images).batch(batch_size)
+
+
+def test_validation_looks_all_over_a_large_validation_set():
+    some = runs._spread_over(batches_of(118, 4, 1), 20, 4)
+    assert [round(118 * float(batch[0, 0, 0, 0])) for batch in some] == [0, 24, 48, 72, 96]
+    for number in (None, 118, 500):
+        assert len(runs._spread_over(batches_of(118, 4, 1), number, 4)) == 30
+
+
+def test_the_kid_of_colour_images_is_rough_where_inception_cannot_be_had(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("ddim_keras.metrics.extractors.reachable", lambda url: False)
+    said = []
+    assert runs._features_for(batches_of(4, 4, 3), said.append) == "fashion_mnist"
+    assert "rough one, by the features of fashion_mnist: the weights of InceptionV3 are not in" in said[0]
+    monkeypatch.setattr("ddim_keras.metrics.get_extractor", lambda name: name)
+    assert runs._features_for(batches_of(4, 4, 3), said.append) == "inception_v3"
+    assert runs._features_for(batches_of(4, 4, 1), said.append) == "fashion_mnist"
+    assert runs._features_for(batches_of(1, 4, 1), said.append) is None  # a KID needs two images
+    assert runs._features_for(None, said.append) is None
+    assert len(said) == 1
 
 
 class KilledError(Exception):
@@ -280,6 +309,7 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         ("preset: mnist", "unknown preset 'mnist'"),
         ("checkpoint_minutes: 0", "checkpoint_minutes must be positive"),
         ("kid: vgg", "kid must be one of"),
+        ("validation_images: 0", "validation_images must be"),
         ("training: {learning_rate: 1e-4}", r"write 1.0e-4"),
         ("training: null", "training must hold settings by name"),
         ("model: {bogus: 3}", r"unknown model settings \['bogus'\]"),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-import socket
-import threading
 import urllib.parse
 from typing import Any
 
 from ddim_keras.data.loading import Source
+from ddim_keras.downloads import reachable
 
 # What the Keras DDIM example trains on: 80 % of everything, since the official training split is only 1,020 images.
 _OWN_SPLITS = {
@@ -18,7 +17,6 @@ _OWN_SPLITS = {
         "train[80%:]+validation[80%:]+test[80%:]",
     )
 }
-_NETWORK_TIMEOUT = 5.0  # seconds
 
 
 def from_name(name: str, split: Any, data_dir: Any, download: bool) -> Source:
@@ -42,7 +40,7 @@ def from_name(name: str, split: Any, data_dir: Any, download: bool) -> Source:
             )
         download_dir = os.path.join(builder._data_dir_root, "downloads")
         missing = _missing_downloads(builder, download_dir)
-        if missing and not _reachable(missing[0]):
+        if missing and not reachable(missing[0]):
             raise ConnectionError(
                 f"{name} is not on disk in {where}, and {urllib.parse.urlsplit(missing[0]).hostname} cannot be reached to "
                 f"download it. Connect to the internet, or prepare it on another machine with tfds.load({name!r}) and give "
@@ -145,25 +143,3 @@ def _missing_downloads(builder: Any, download_dir: str) -> list[str]:
     if not addresses:  # the data set keeps its addresses to itself
         return ["https://www.tensorflow.org/datasets"]
     return [url for url, file in addresses.items() if not os.path.exists(file)]
-
-
-def _reachable(url: str) -> bool:
-    """Whether the host of an address can be connected to. TFDS itself would retry for minutes."""
-    parts = urllib.parse.urlsplit(url)
-    if any(os.environ.get(name) for name in (f"{parts.scheme}_proxy", f"{parts.scheme.upper()}_PROXY")):
-        return True  # only the proxy can tell
-    result: list[bool] = []
-
-    def connect() -> None:
-        try:
-            port = parts.port or {"http": 80, "ftp": 21}.get(parts.scheme, 443)
-            socket.create_connection((parts.hostname, port), timeout=_NETWORK_TIMEOUT).close()
-            result.append(True)
-        except OSError:
-            result.append(False)
-
-    # In a thread, because looking up a name has no timeout of its own.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(2 * _NETWORK_TIMEOUT)
-    return bool(result and result[0])

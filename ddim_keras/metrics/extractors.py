@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import functools
+import os
 import pathlib
+import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +16,14 @@ from keras import ops
 
 from ddim_keras.arguments import positive_int
 from ddim_keras.configurable import Configurable, resolve
+from ddim_keras.downloads import reachable
 from ddim_keras.metrics import fashion_mnist_classifier
 
+# Where keras.applications downloads them from.
+_INCEPTION_V3 = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
+    "inception_v3_weights_tf_dim_ordering_tf_kernels.h5"
+)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -188,13 +196,18 @@ class InceptionV3Extractor(Extractor):
             whole = keras.applications.InceptionV3(weights=None)
             whole.load_weights(self.weights)
             return whole
+        # Keras goes to the second where it may not write to the first.
+        caches = [pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser(), pathlib.Path("/tmp/.keras")]
+        name = _INCEPTION_V3.rsplit("/", 1)[-1]
         try:
+            if not any((cache / "models" / name).is_file() for cache in caches) and not reachable(_INCEPTION_V3):
+                raise ConnectionError(f"{urllib.parse.urlsplit(_INCEPTION_V3).hostname} cannot be reached")
             return keras.applications.InceptionV3()
         except Exception as error:  # Keras raises a bare Exception when a download fails
             raise ConnectionError(
-                f"the weights of InceptionV3 are not in Keras's cache (~/.keras/models) and cannot be downloaded ({error}): "
-                "give InceptionV3Extractor(weights=path), or extractor='fashion_mnist', which ships with the package, or any "
-                "KerasExtractor(model)"
+                f"the weights of InceptionV3 are not in Keras's cache ({caches[0] / 'models'}) and cannot be downloaded "
+                f"({error}): give InceptionV3Extractor(weights=path), or extractor='fashion_mnist', which ships with the "
+                "package, or any KerasExtractor(model)"
             ) from error
 
 
