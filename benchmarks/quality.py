@@ -48,12 +48,22 @@ class Recipe:
         example: "published" for the Keras example as it is, "mended" for one whose EMA network starts equal to the network and
             whose decay warms up; None for the preset.
         samplings: ways to sample, by name: arguments of `generate`.
+        model_class: of the preset's model.
     """
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     example: str | None = None
     samplings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"default": {}})
+    model_class: type[ddim_keras.DiffusionModel] = ddim_keras.DiffusionModel
+
+
+@keras.saving.register_keras_serializable("quality")
+class IndependentTimes(ddim_keras.DiffusionModel):
+    """A model that draws each image's diffusion time by itself, not one in each part of [0, 1)."""
+
+    def _stratified_uniform(self, batch_size: Any) -> Any:
+        return keras.random.uniform((batch_size, 1, 1, 1), dtype="float32", seed=self.seed_generator)
 
 
 def changed(**changes: Any) -> Recipe:
@@ -100,6 +110,7 @@ RECIPES = {
     "cleaner_end_0.995": changed(noise_schedule=AngleSchedule(max_signal_rate=0.995)),
     "cosine_times": changed(noise_schedule="cosine_beta"),
     "log_snr_times": changed(noise_schedule="linear_log_snr"),
+    "independent_times": Recipe(model_class=IndependentTimes),
 }
 
 
@@ -136,7 +147,7 @@ def make(recipe: Recipe, images: Any, seed: int, steps: int) -> keras.Model:
     if recipe.example:
         return keras_example.make_example(images, mended=recipe.example == "mended")
     changes = {"dtype": backend.fastest_precision(), "seed": seed, **recipe.model}
-    model = ddim_keras.DiffusionModel.from_preset(PRESET, load_weights=False, **changes)
+    model = recipe.model_class.from_preset(PRESET, load_weights=False, **changes)
     model.normalizer.adapt(images)
     model.compile(**training_of(recipe).compile_arguments(steps))
     return model

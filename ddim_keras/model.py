@@ -404,8 +404,11 @@ class DiffusionModel(Generation, keras.Model):
         Returns:
             (pred_noises, pred_images), each shaped as `noisy_images`.
         """
-        rates = (noisy_images, noise_rates, signal_rates, self.schedule.conditions(signal_rates, noise_rates))
-        return self.predict_components(*rates, training=training)
+        noisy_images, noise_rates, signal_rates = (
+            ops.convert_to_tensor(part, dtype="float32") for part in (noisy_images, noise_rates, signal_rates)
+        )
+        conditions = self.schedule.conditions(signal_rates, noise_rates)
+        return self.predict_components(noisy_images, noise_rates, signal_rates, conditions, training=training)
 
     def predict_components(
         self, noisy_images: Any, noise_rates: Any, signal_rates: Any, conditions: Any, training: bool = False

@@ -429,9 +429,10 @@ def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any)
             **config.model,
         },
     )
-    # Of all images at once: subsets would only add a standard deviation, which is not logged.
-    capacity = {} if config.validation_images is None else {"capacity": config.validation_images + recipe.batch_size}
-    own_metrics = [metrics.KID(config.kid, subsets=0, **capacity)] if config.kid else None
+    own_metrics = []
+    if config.kid:  # of all images at once: subsets would only add a standard deviation, which is not logged
+        capacity = (config.validation_images or 10_000) + recipe.batch_size
+        own_metrics.append(metrics.KID(config.kid, subsets=0, capacity=capacity))
     model.compile(
         **recipe.compile_arguments(config.steps), metrics=own_metrics, gradient_norm=True, jit_compile=config.jit
     )

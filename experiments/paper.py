@@ -9,6 +9,8 @@ the file, each number beside the paper's own. What the file holds already, of as
 from __future__ import annotations
 
 import argparse
+import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -51,28 +53,42 @@ PAPER_TABLE_2 = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 50
 
 
 class Record:
-    """The figures found so far, kept in a file after each."""
+    """The figures found so far, kept in a file after each. Several processes may add to one file."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
-    def get(self, key: str, compute: Callable[[], Any], num_images: int = 0) -> Any:
-        """Return the figure, computed if it is not there, or there of fewer images."""
-        if key not in self.values or self.values[key].get("num_images", 0) < num_images:
-            self.values[key] = compute()
+    @property
+    def values(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    def add(self, key: str, compute: Callable[[], Any], num_images: int = 0) -> None:
+        """Compute a figure if it is not there, or there of fewer images."""
+        values = self.values
+        if key in values and values[key].get("num_images", 0) >= num_images:
+            return
+        figure = compute()
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            values = {**self.values, key: figure}
             with files.written_beside(self.path) as temporary:
-                temporary.write_text(json.dumps(self.values, indent=1, sort_keys=True) + "\n")
-            print(f"{key}: {self.values[key]}", flush=True)
-        return self.values[key]
+                temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+        finally:
+            os.close(folder)
+        print(f"{key}: {figure}", flush=True)
 
 
 def table_1(model, test, record, arguments) -> None:
     """FID by S, eta and spacing."""
+    share, shares = arguments.share
+    places = itertools.count()
     for steps in STEPS:
         number = arguments.long_images if steps > 100 else arguments.num_images
         for spacing in SPACINGS if steps <= 100 else ("linear",):  # a thousand steps are close together anyhow
             for name, sampling in SAMPLERS.items():
+                if next(places) % shares != share:
+                    continue
 
                 def score(steps=steps, number=number, spacing=spacing, sampling=sampling):
                     figures = model.score(
@@ -87,7 +103,7 @@ def table_1(model, test, record, arguments) -> None:
                     )
                     return {**{key: round(value, 5) for key, value in figures.items()}, "num_images": number}
 
-                record.get(f"table1/{spacing}/{name}/{steps}", score, number)
+                record.add(f"table1/{spacing}/{name}/{steps}", score, number)
 
 
 def table_2(model, test, record, arguments) -> None:
@@ -102,7 +118,7 @@ def table_2(model, test, record, arguments) -> None:
                 again = full.reconstruct(images[:number], steps, verbose=0)
                 return {"error": float(np.mean((again - images[:number]) ** 2)), "num_images": number}
 
-            record.get(f"table2/{what}/{steps}", error, number)
+            record.add(f"table2/{what}/{steps}", error, number)
 
 
 def figure_3(model, test, record, arguments) -> None:
@@ -113,7 +129,7 @@ def figure_3(model, test, record, arguments) -> None:
             rows.append(model.generate(12, steps, seed=11, verbose=0, **sampling))
             labels.append(f"S = {steps}, {'' if name == 'sigma-hat' else 'eta = '}{name}")
     plotting.save_figure(IMAGES / "paper_figure_3.png", plotting.plot_rows(np.stack(rows), labels))
-    record.get("figure3", lambda: {"rows": labels})
+    record.add("figure3", lambda: {"rows": labels})
 
 
 def figure_4(model, test, record, arguments) -> None:
@@ -132,7 +148,7 @@ def figure_4(model, test, record, arguments) -> None:
             seconds[str(number)] = round(float(np.median(times)), 3)
         return seconds
 
-    record.get("figure4", measure)
+    record.add("figure4", measure)
 
 
 def figure_5(model, test, record, arguments) -> None:
@@ -155,7 +171,7 @@ def figure_5(model, test, record, arguments) -> None:
         found["other noises"] = float(np.sqrt(np.mean((np.roll(reference, 1, axis=0) - reference) ** 2)))
         return {key: round(value, 4) for key, value in found.items()}
 
-    record.get("figure5", distances)
+    record.add("figure5", distances)
 
 
 def figure_6(model, test, record, arguments) -> None:
@@ -177,7 +193,7 @@ def figure_6(model, test, record, arguments) -> None:
             "largest_over_mean": round(float(steps.max() / steps.mean()), 2),
         }
 
-    record.get("figure6", smoothness)
+    record.add("figure6", smoothness)
 
 
 PARTS = {
@@ -315,6 +331,12 @@ def main() -> None:
     parser.add_argument("--long-images", type=int, default=2_000, help="the same for S = 1000")
     parser.add_argument(
         "--reconstructed", type=int, default=256, help="images for table 2; a quarter of them above S = 100"
+    )
+    parser.add_argument(
+        "--share",
+        type=lambda text: tuple(map(int, text.split("/"))),
+        default=(0, 1),
+        help="I/N: of table 1 only the I-th of N shares, from 0, for processes side by side",
     )
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none only writes the page anew")
     arguments = parser.parse_args()

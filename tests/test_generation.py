@@ -76,6 +76,15 @@ def test_given_noise_is_where_the_walk_starts(trained_model):
     np.testing.assert_allclose(ops.convert_to_numpy(trained_model.denormalize(normalized)), images, atol=1e-6)
 
 
+def test_denoise_takes_arrays_and_numbers_as_well_as_tensors(trained_model):
+    noisy_images = np.random.default_rng(1).normal(size=(2, 8, 8, 1))
+    rates = np.full((2, 1, 1, 1), 0.6), np.full((2, 1, 1, 1), 0.8)
+    of_tensors = trained_model.denoise(*(ops.convert_to_tensor(part, "float32") for part in (noisy_images, *rates)))
+    for others in (rates, (0.6, 0.8)):
+        for expected, found in zip(of_tensors, trained_model.denoise(noisy_images, *others)):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_the_compiled_loop_is_the_loop_of_the_paper(trained_model):
     """Equation 12 with sigma 0, step by step through the public `denoise`."""
     noise = np.random.default_rng(1).normal(size=(2, 8, 8, 1)).astype("float32")
