@@ -9,6 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import ast
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,12 @@ class _Commands(click.Group):
             if context.params.get("debug"):
                 raise
             text = " ".join(str(error).split())
-            if not isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):  # not made for users' eyes
+            from ddim_keras.inversion import ConvergenceError
+
+            if isinstance(error, OSError) and error.strerror and error.filename:
+                text = f"{error.filename}: {error.strerror}"
+            of_ours = (ValueError, OSError, ImportError, ArithmeticError, ConvergenceError)
+            if not isinstance(error, of_ours):  # not made for users' eyes
                 text = f"{type(error).__name__}: {text} (ddim-keras --debug ... shows where)"
             raise click.ClickException(text) from error
 
@@ -52,6 +58,14 @@ def main(debug: bool) -> None:
     ddim-keras train --data embedded --out runs/clothes
     ddim-keras generate --model runs/clothes/model.keras --num-images 64 --out images
     """
+    if not debug:
+        warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Show a warning to who uses the program: without the line of code that gave it; those for programmers not at all."""
+    if issubclass(category, UserWarning):
+        click.echo(f"Warning: {message}", err=True)
 
 
 def _model_option(command: Callable) -> Callable:
@@ -93,8 +107,12 @@ def _sampling_options(command: Callable) -> Callable:
         click.option("--steps", "-s", default=20, show_default=True, help="S, the number of sampling steps."),
         click.option("--sampler", default=None, help="ddim, ddpm, heun, dpm_solver_2m, unipc, ...  [default: unipc]"),
         click.option("--eta", type=float, default=None, help="DDIM's stochasticity, from 0 (DDIM) to 1 (DDPM)."),
-        click.option("--spacing", default=None, help="linear, quadratic, trailing, karras, ..."),
-        click.option("--clipping", default=None, help="none, static or dynamic."),
+        click.option(
+            "--spacing",
+            default=None,
+            help="linear, quadratic, trailing, karras, ...  [default: karras with unipc, else linear]",
+        ),
+        click.option("--clipping", default=None, help="none, static or dynamic.  [default: none]"),
     ]
     for option in reversed(options):
         command = option(command)
@@ -113,8 +131,16 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 )
 @click.option("--image-size", type=int, default=None, help="Side of the images in pixels.  [default: 32]")
 @click.option("--channels", type=int, default=None, help="1, 3 or 4.  [default: the data set's own]")
-@click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="How images are brought to size.")
+@click.option(
+    "--fit", type=click.Choice(["crop", "pad"]), default=None, help="How images are brought to size.  [default: crop]"
+)
 @_split_option
+@click.option(
+    "--unreadable",
+    type=click.Choice(["refuse", "skip"]),
+    default=None,
+    help="What to do with a folder's images that cannot be read.  [default: refuse]",
+)
 @click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
 @click.option(
     "--cache",
@@ -125,11 +151,16 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 @click.option("--preset", default=None, help="Whose network and recipe.  [default: fashion_mnist_32]")
 @click.option("--batch-size", type=int, default=None, help="Images in a step.  [default: the recipe's]")
 @click.option("--learning-rate", type=float, default=None, help="At its highest.  [default: the recipe's]")
-@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default=None, help="Of the learning rate.")
-@click.option("--clip-norm", type=float, default=None, help="Largest norm of the gradient.")
-@click.option("--accumulate", type=int, default=None, help="Batches whose gradients make one step.")
-@click.option("--flip/--no-flip", default=None, help="Mirror images at random.")
-@click.option("--ema-decay", type=float, default=None, help="Of the averaged weights.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["constant", "cosine"]),
+    default=None,
+    help="Of the learning rate.  [default: the recipe's]",
+)
+@click.option("--clip-norm", type=float, default=None, help="Largest norm of the gradient.  [default: the recipe's]")
+@click.option("--accumulate", type=int, default=None, help="Batches whose gradients make one step.  [default: 1]")
+@click.option("--flip/--no-flip", default=None, help="Mirror images at random.  [default: the recipe's]")
+@click.option("--ema-decay", type=float, default=None, help="Of the averaged weights.  [default: the preset's]")
 @click.option("--precision", default=None, help="float32, mixed_bfloat16, mixed_float16 or auto.  [default: auto]")
 @click.option("--jit/--no-jit", default=None, help="Compile with XLA.  [default: where it is faster]")
 @click.option("--seed", type=int, default=None, help="Fixes everything.  [default: 0]")
@@ -145,13 +176,21 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 @click.option("--validation-images", type=int, default=None, help="How many to validate on, about.  [default: 2000]")
 @click.option("--checkpoint-every", type=int, default=None, help="Steps between checkpoints.  [default: 1000]")
 @click.option("--keep", type=int, default=None, help="Newest checkpoints to keep.  [default: 3]")
-@click.option("--samples", type=int, default=None, help="Images drawn at validations; 0 for none.  [default: 16]")
-@click.option("--samples-every", type=int, default=None, help="Validations between them.  [default: 1]")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any argument of DiffusionModel.")
+@click.option("--samples", type=int, default=None, help="Images drawn after a validation; 0 for none.  [default: 16]")
+@click.option(
+    "--samples-every", type=int, default=None, help="Draw them after every so many validations.  [default: 1]"
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help='Any argument of DiffusionModel, such as parameterization=noise or "widths=(32, 64)".',
+)
 def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, ...], **flags: Any) -> None:
     """Train, or go on with an interrupted training.
 
-    The same command goes on, or the one with --out alone.
+    The same command goes on, or the one with --out alone; a new run needs --data or --config.
 
     \b
     ddim-keras train --data embedded --out runs/clothes
@@ -172,6 +211,8 @@ def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, .
             given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
     if config is None and (out / "config.yaml").is_file():
         config = out / "config.yaml"
+    if config is None and "data" not in given:
+        raise click.UsageError(f"there is no run in {out} to go on with: give --data, or --config, to start one")
     start = runs.dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
     training = {
         name: given.pop(name)
@@ -195,10 +236,23 @@ def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, .
 @_model_option
 @click.option("--num-images", "-n", default=16, show_default=True, help="How many, over all machines.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The images' folder.")
-@click.option("--format", "format_", type=click.Choice(["png", "npz", "tfrecord"]), default="png", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["png", "npz", "tfrecord"]),
+    default="png",
+    show_default=True,
+    help="Of a shard: a folder of PNGs, an array `images`, or examples with image/encoded and image/number.",
+)
 @click.option("--shard-size", default=1000, show_default=True, help="Images in a shard.")
-@click.option("--shard", default="0/1", show_default=True, metavar="I/N", help="The I-th of N machines, from 0.")
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--shard",
+    default="0/1",
+    show_default=True,
+    metavar="I/N",
+    help="This is machine I of N, counted from 0, and makes every N-th shard.",
+)
+@click.option("--seed", default=0, show_default=True, help="Fixes the images.")
 @click.option("--batch-size", type=int, default=None, help="Images made at a time.")
 @_sampling_options
 def generate(
@@ -214,7 +268,8 @@ def generate(
 ) -> None:
     """Generate images into a folder.
 
-    Each is fixed by the seed and its number alone. Started again after a kill, the same command goes on.
+    Each is fixed by the seed and its number alone. Started again after a kill, the same command goes on. The folder gets shards,
+    each whole or not there, a contact_sheet.png of the first 64, and a metadata.json that says what made them.
 
     \b
     ddim-keras generate --num-images 64 --out images
@@ -245,10 +300,17 @@ def generate(
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A .npy file of latents.")
 @click.option("--steps", "-s", default=100, show_default=True, help="Steps; decode with as many.")
-@click.option("--exact", is_flag=True, help="Solve each step, so that decoding gives just these images.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Solve each step, so that decoding gives just these images. For models whose schedule ends near the clean image, such "
+    "as linear_beta; few images have such latents with the angle schedule.",
+)
 @_fit_option
 def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, exact: bool, fit: str) -> None:
     """Find the noises that images come from.
+
+    They are an array (images, height, width, channels); in Python, model.decode(numpy.load("latents.npy"), 100) gives the images.
 
     \b
     ddim-keras encode shirt.png shoe.png --out latents.npy
@@ -298,7 +360,9 @@ def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path
 @click.option(
     "--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG, or an animated GIF or WebP."
 )
-@click.option("--num-images", "-n", default=9, show_default=True)
+@click.option(
+    "--num-images", "-n", type=click.IntRange(min=2), default=9, show_default=True, help="The two ends included."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the two noises, if no images are given.")
 @click.option("--steps", "-s", default=50, show_default=True)
 @_fit_option
@@ -322,6 +386,9 @@ def interpolate(
 
     from ddim_keras import plotting
 
+    animated = out.suffix.lower() in (".gif", ".webp")
+    if not animated and out.suffix.lower() != ".png":
+        raise click.BadParameter(f"must end in .png, .gif or .webp, got {str(out)!r}", param_hint="--out")
     if (start is None) != (end is None):
         raise click.UsageError("give two images, or none for two noises")
     model = _load(source)
@@ -332,7 +399,7 @@ def interpolate(
     path = model.interpolate(
         ends[0], ends[1], num_images=num_images, diffusion_steps=steps, from_images=start is not None
     )
-    if out.suffix.lower() in (".gif", ".webp"):
+    if animated:
         plotting.save_animation(out, list(path), scale=4)
     else:
         plotting.save_images(out, path, columns=num_images, scale=4)
@@ -344,7 +411,9 @@ def interpolate(
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
 @click.argument("mask", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG of the fillings.")
-@click.option("--num-images", "-n", default=4, show_default=True, help="Different fillings.")
+@click.option(
+    "--num-images", "-n", type=click.IntRange(min=1), default=4, show_default=True, help="Different fillings."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", "-s", default=50, show_default=True)
 @_fit_option
@@ -360,18 +429,27 @@ def inpaint(
 ) -> None:
     """Fill in a part of an image.
 
-    The part where the mask is black; where it is white the image stays.
+    The part where the mask, a picture of the same size, is black; where it is white the image stays.
 
     \b
     ddim-keras inpaint shirt.png mask.png --num-images 8 --out filled.png
     """
     import numpy as np
+    import PIL.Image
 
     from ddim_keras import plotting
     from ddim_keras.data import read_images
 
+    with PIL.Image.open(image) as whole, PIL.Image.open(mask) as part:
+        if whole.size != part.size:
+            raise ValueError(
+                f"the mask must be of the image's size: {mask} is {part.width} x {part.height} pixels, {image} {whole.width} x "
+                f"{whole.height}"
+            )
     model = _load(source)
     known = read_images((mask,), model.image_shape[:2], 1, fit=fit) > 0.5
+    if known.all():
+        raise ValueError(f"nothing is to be filled: {mask} is nowhere black")
     images = np.repeat(_read(model, (image,), fit), num_images, axis=0)
     filled = model.inpaint(images, np.repeat(known, num_images, axis=0), steps, seed=seed)
     plotting.save_images(out, filled, columns=num_images, scale=4)
@@ -439,10 +517,13 @@ def evaluate(
     if validation is None:
         raise click.ClickException(f"{data} has no images kept for validation")
     chosen = metrics or ("fid", "kid", "precision_recall")
-    features = features or ("fashion_mnist" if channels == 1 else "inception_v3")
-    for name, value in model.score(
-        validation, num_images, metrics=chosen, extractor=features, seed=seed, **_sampling(**options)
-    ).items():
+    try:
+        scores = model.score(
+            validation, num_images, metrics=chosen, extractor=features, seed=seed, **_sampling(**options)
+        )
+    except ConnectionError as error:
+        raise click.ClickException(f"{error}; here that is --features fashion_mnist, rough for colour") from error
+    for name, value in scores.items():
         click.echo(f"{name}: {value:.5f}")
 
 
@@ -457,7 +538,9 @@ def export(source: str, out: pathlib.Path, full: bool) -> None:
     ddim-keras export -m runs/photos photos-preset
     ddim-keras export -m photos-preset photos.keras
     """
-    model = _load(source)
+    if out.suffix not in ("", ".keras"):
+        raise click.BadParameter(f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT")
+    model = _load(source, compile=True)
     if out.suffix == ".keras":
         model.save(out)
     else:
@@ -514,18 +597,18 @@ _PICTURES = {
 }
 
 
-def _load(source: str) -> DiffusionModel:
-    """The model at a .keras file, in a run's folder, or of a preset."""
+def _load(source: str, compile: bool = False) -> DiffusionModel:
+    """The model at a .keras file, in a run's folder, or of a preset; `compile` brings the optimizer and metrics along."""
     import ddim_keras
     from ddim_keras import presets
 
     path = pathlib.Path(source)
     if path.suffix == ".keras" or path.is_file():
-        return ddim_keras.load_model(path)
+        return ddim_keras.load_model(path, compile=compile)
     if (path / "config.yaml").is_file():
         for name in ("model.keras", "best.keras"):
             if (path / name).is_file():
-                return ddim_keras.load_model(path / name)
+                return ddim_keras.load_model(path / name, compile=compile)
         raise ValueError(f"the run in {path} has no model yet: go on with ddim-keras train --out {path}")
     if not (path / "preset.json").is_file() and source not in presets.names():
         raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 
 from ddim_keras import backend, files, plotting
 from ddim_keras.arguments import integer, positive_int
+from ddim_keras.generation import chosen_sampling
 from ddim_keras.model import DiffusionModel
 
 FORMATS = ("png", "npz", "tfrecord")
@@ -70,7 +71,11 @@ def export_images(
         raise ValueError(
             f"there are only {len(starts)} shards of {shard_size} images for {machines} machines: lower the shard size"
         )
+    options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
+    model.generate(0, **options)  # refuses what cannot work before anything is written
     folder = pathlib.Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder for the images")
     folder.mkdir(parents=True, exist_ok=True)
     description = {
         "model_sha256": model_hash(model),
@@ -78,18 +83,17 @@ def export_images(
         "format": format,
         "shard_size": shard_size,
         "seed": seed,
-        "sampling": {name: repr(value) for name, value in sorted(sampling.items())},
+        "sampling": _described_sampling(sampling),
         "versions": _versions(),
     }
     _describe(folder, description)
 
     made = 0
-    options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
     for index in list(range(len(starts)))[machine::machines]:
         path = folder / (f"shard_{index:05d}" + ("" if format == "png" else f".{format}"))
-        if path.exists():
-            continue
         count = min(shard_size, num_images - starts[index])
+        if path.is_file() or len(list(path.glob("*.png"))) == count:
+            continue
         images = model.generate(count, first_image=starts[index], **options)
         if index == 0:
             plotting.save_images(folder / "contact_sheet.png", images[:_CONTACT_SHEET])
@@ -112,6 +116,15 @@ def model_hash(model: DiffusionModel) -> str:
     for weight in (normalizer.mean, normalizer.variance, *model.ema_network.weights):
         digest.update(keras.ops.convert_to_numpy(weight).astype("float32").tobytes())
     return digest.hexdigest()
+
+
+def _described_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `generate` that fix the images, the defaults that they stand for included, as JSON knows them."""
+    sampler, spacing = chosen_sampling(*(sampling.get(name) for name in ("sampler", "eta", "spacing")))
+    given = {name: value for name, value in sampling.items() if name not in ("sampler", "eta")}
+    described = {"diffusion_steps": 20, **given, "sampler": repr(sampler), "spacing": spacing}
+    plain = (bool, int, float, str, type(None))
+    return {name: value if isinstance(value, plain) else repr(value) for name, value in sorted(described.items())}
 
 
 def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:

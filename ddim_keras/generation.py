@@ -146,7 +146,7 @@ class Generation:
         Source: Song, Meng & Ermon (2021), eq. 12 and 16.
         """
         num_images = integer("num_images", num_images, minimum=0)
-        chosen, spacing = _sampler(sampler, eta, spacing)
+        chosen, spacing = chosen_sampling(sampler, eta, spacing)
         if network_evaluations is not None:
             if isinstance(diffusion_steps, (Sequence, np.ndarray)):
                 raise ValueError("give either network_evaluations or a list of times as diffusion_steps, not both")
@@ -397,7 +397,7 @@ class Generation:
             images[:] = ops.convert_to_numpy(self.denormalize(normalized))
             return images
         clip = resolve(clipping, Clipping, CLIPPINGS)
-        chosen, spacing = _sampler(sampler, eta, spacing)
+        chosen, spacing = chosen_sampling(sampler, eta, spacing)
         walk_schedule = self._walk_schedule(schedule)
         if walk_schedule.num_times is not None:  # no more than there are times on the way
             diffusion_steps = min(diffusion_steps, max(round(strength * walk_schedule.num_times), 1))
@@ -479,7 +479,7 @@ class Generation:
         diffusion_steps: int | Sequence[float] = 20,
         *,
         metrics: Sequence[Any] = ("fid", "kid", "precision_recall"),
-        extractor: Any = "inception_v3",
+        extractor: Any = None,
         per_class: bool = False,
         seed: int = 0,
         batch_size: int | None = None,
@@ -494,7 +494,8 @@ class Generation:
             metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage", or
                 `ddim_keras.metrics.ImageMetric` objects.
             extractor: features of the metrics given by name: "inception_v3", "fashion_mnist", "inception_2015" (comparable with
-                papers), an `Extractor` or a Keras model.
+                papers), an `Extractor` or a Keras model. None takes "fashion_mnist" for images of one channel, and otherwise
+                "inception_v3".
             per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of such arrays.
             seed, batch_size: as for `generate`.
             **sampling: as for `generate`: sampler, eta, spacing, ...
@@ -520,6 +521,8 @@ class Generation:
         for name in ("initial_noise", "return_trajectory", "first_image", "verbose"):
             if name in options:
                 raise ValueError(f"score cannot take {name}: it generates in batches, from noise that the seed fixes")
+        if extractor is None:
+            extractor = "fashion_mnist" if self.image_shape[-1] == 1 else "inception_v3"
         generated = scoring.generated_in_batches(self, num_images, batch_size, **options)
         names = getattr(dataset, "class_names", None)
         return scoring.score(generated, inputs.checked(dataset, self.image_shape), metrics, extractor, per_class, names)
@@ -816,10 +819,10 @@ class Generation:
             synchronize()
 
 
-def _sampler(
+def chosen_sampling(
     sampler: str | Sampler | None, eta: float | None, spacing: str | Spacing | None
 ) -> tuple[Sampler, str | Spacing]:
-    """What `generate` samples with, given its arguments."""
+    """Return the sampler and the spacing that `generate` takes, given its arguments."""
     if eta is not None:
         if sampler not in (None, "ddim"):
             raise ValueError(f"eta is DDIM's stochasticity, but the sampler is {sampler!r}: give one of the two")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -213,6 +214,8 @@ class DiffusionModel(Generation, keras.Model):
             name: keras.saving.deserialize_keras_object(value) for name, value in config.items() if name != "metrics"
         }
         metrics = []
+        if config.get("metrics"):
+            importlib.import_module("ddim_keras.metrics")  # Keras knows only what was imported
         for value in config.get("metrics", []):
             try:
                 metrics.append(keras.saving.deserialize_keras_object(value))

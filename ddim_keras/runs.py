@@ -43,7 +43,7 @@ class RunConfig:
         steps: batches in all.
         image_size: side in pixels, or [height, width].
         channels: 1, 3 or 4; None for the data set's own.
-        split, fit, data_dir, cache: as for `load_dataset`.
+        split, fit, unreadable, data_dir, cache: as for `load_dataset`.
         preset: whose network and recipe to take.
         model: arguments of `DiffusionModel` that differ from the preset's.
         training: settings of `presets.Training` that differ from the preset's.
@@ -72,6 +72,7 @@ class RunConfig:
     channels: int | None = None
     split: Any = None
     fit: str = "crop"
+    unreadable: str = "refuse"
     data_dir: str | None = None
     cache: bool | str = True
     preset: str = "fashion_mnist_32"
@@ -145,8 +146,9 @@ class RunConfig:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not set(values) <= known:
-            unknown = sorted(set(values) - known) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold settings as NAME: VALUE, a line each, got {values!r}")
+        if unknown := sorted(set(values) - known, key=str):
             raise ValueError(f"{path} has unknown settings {unknown}: expected some of {sorted(known)}")
         return cls(**values)
 
@@ -317,6 +319,7 @@ def train(
         split=tuple(config.split) if isinstance(config.split, list) else config.split,
         channels=config.channels,
         fit=config.fit,
+        unreadable=config.unreadable,
         flip=recipe.flip,
         seed=config.seed,
         data_dir=config.data_dir,
@@ -343,10 +346,16 @@ def train(
         model.normalizer.adapt(training_data)
 
     keeper = _KeepCheckpoints(checkpoints, config, step)
+    if step == config.steps and (folder / "model.keras").is_file():
+        tell(f"Nothing is left to do: trained for {config.steps} steps, {folder / 'model.keras'}")
+        return RunResult(model, step, True)
     watching = validation is not None
     every = config.validate_every or max(100, int(training_data.cardinality()))
-    _forget_epochs_from(folder / "log.csv", step // every)
-    if step and (step % every == 0 or step == config.steps):
+    finished = step == config.steps
+    _forget_epochs_from(
+        folder / "log.csv", -(-step // every) if finished else step // every
+    )  # the last may be a short one
+    if step and (step % every == 0 or finished):
         _catch_up(model, validation, _callbacks(config, recipe, folder, keeper, watching)[1:], (step - 1) // every)
     with _stopping_after_the_step(keeper):
         while keeper.step < config.steps and not keeper.stop_asked:

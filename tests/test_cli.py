@@ -1,11 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import make_trained_model, slow_on_jax
+from conftest import ROOT, make_trained_model, slow_on_jax
 
 import ddim_keras
 from ddim_keras import exporting
@@ -86,13 +89,15 @@ def test_bad_flags_are_refused(tmp_path, model_path):
     assert "there are only 1 shards" in run(
         "generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "1/2", code=1
     )
-    assert "bogus" in run("train", "-o", tmp_path / "a", "--set", "bogus=3", code=1)
-    assert "--debug" in run("train", "-o", tmp_path / "a", "--set", "widths=3", code=1)
-    assert not (tmp_path / "a" / "config.yaml").exists()
+    train = ["train", "-o", tmp_path / "a", "-d", "embedded"]
+    assert "bogus" in run(*train, "--set", "bogus=3", code=1)
+    assert "--debug" in run(*train, "--set", "widths=3", code=1)
+    assert "no run in" in run("train", "-o", tmp_path / "a", code=2)  # a misspelt folder must not train the clothes
+    assert not (tmp_path / "a").exists()
     assert "below 2" in run("generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "2/2", code=1)
-    assert "such as train[:90%],test" in run("train", "-o", tmp_path / "a", "--split", "train", code=2)
-    assert "must be a pair of split names" in run("train", "-o", tmp_path / "a", "--split", "0.1", code=1)
-    assert "expected NAME=VALUE" in run("train", "-o", tmp_path / "a", "--set", "widths", code=2)
+    assert "such as train[:90%],test" in run(*train, "--split", "train", code=2)
+    assert "must be a pair of split names" in run(*train, "--split", "0.1", code=1)
+    assert "expected NAME=VALUE" in run(*train, "--set", "widths", code=2)
 
 
 # Training
@@ -120,8 +125,10 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     assert config["training"] == {"batch_size": 4}
     assert (config["split"], config["cache"]) == (0.25, str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir())
-    assert "Going on from step 6" in run("train", "--out", out)
-    assert "Going on from step 6" in run("train", "--out", out, *data, *small)
+    log = (out / "log.csv").read_text()
+    assert "Nothing is left to do" in run("train", "--out", out)
+    assert "Nothing is left to do" in run("train", "--out", out, *data, *small)
+    assert (out / "log.csv").read_text() == log and len(log.split()) == 2  # though its epoch is a short one
     assert "n_loss" not in run(
         "evaluate", "-m", out, "--features", "fashion_mnist", "-n", 8, "--metric", "kid", "-s", 2
     )
@@ -131,6 +138,14 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
         np.testing.assert_array_equal(left, right)
     assert "steps: 6 there, 7 now" in run("train", "--config", out / "config.yaml", "--steps", 7, "--out", out, code=1)
     assert "predicts:   velocity" in run("info", "-m", out)
+    # In a new process, which knows of no metric yet: the run has a KID.
+    code = (
+        f"import keras, ddim_keras; model = keras.models.load_model({str(out / 'best.keras')!r}); print(model.metrics)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert "name=kid" in found.stdout, found.stderr
 
 
 # Generating
@@ -206,6 +221,25 @@ def test_tfrecords_hold_the_images(tmp_path, model_path):
         np.testing.assert_allclose(image, expected[number], atol=1)
 
 
+def test_what_cannot_be_generated_leaves_nothing_behind(tmp_path, model_path):
+    out = tmp_path / "images"
+    for wrong in (["--sampler", "foo"], ["--steps", 0], ["--spacing", "foo"], ["--eta", 3], ["--batch-size", 0]):
+        assert "Error: " in run("generate", "-m", model_path, "-o", out, *wrong, code=1)
+        assert not out.exists()
+    out.write_text("a file")
+    assert "is a file: give a folder" in run("generate", "-m", model_path, "-o", out, code=1)
+
+
+def test_metadata_names_what_the_defaults_stood_for(tmp_path, model_path):
+    run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
+    sampling = json.loads((tmp_path / "metadata.json").read_text())["sampling"]
+    assert sampling == {"diffusion_steps": 2, "sampler": "UniPC(predictor_order=2)", "spacing": "karras"}
+    same = ["--steps", 2, "--sampler", "unipc", "--spacing", "karras"]
+    assert "Nothing was left to do" in run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, *same)
+    (tmp_path / "shard_00000" / "000001.png").unlink()
+    assert "1 shards made" in run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, *same)
+
+
 def test_a_folder_of_other_images_is_refused(tmp_path, model_path):
     run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
     assert "Nothing was left to do" in run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
@@ -234,12 +268,19 @@ def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures
     run("interpolate", "-m", model_path, *pictures, "-o", tmp_path / "between.gif", "-n", 4, "--steps", 3)
     run("interpolate", "-m", model_path, "-o", tmp_path / "between.png", "-n", 4, "--steps", 3)
     mask = tmp_path / "mask.png"
-    PIL.Image.fromarray(np.pad(np.zeros((4, 4), "uint8"), 2, constant_values=255)).save(mask)
-    run("inpaint", "-m", model_path, pictures[0], mask, "-o", tmp_path / "filled.png", "-n", 3, "--steps", 4)
+    PIL.Image.fromarray(np.pad(np.zeros((6, 8), "uint8"), 2, constant_values=255)).save(mask)
+    inpaint = ["inpaint", "-m", model_path, pictures[0], mask, "-o", tmp_path / "filled.png", "--steps", 4]
+    run(*inpaint, "-n", 3)
+    run(*inpaint, "-n", 0, code=2)
+    PIL.Image.fromarray(np.full((10, 12), 255, "uint8")).save(mask)
+    assert "nowhere black" in run(*inpaint, code=1)
+    PIL.Image.fromarray(np.zeros((4, 4), "uint8")).save(mask)
+    assert "is 4 x 4 pixels" in run(*inpaint, code=1)
     assert size_of(tmp_path / "between.gif") == (32, 32)
     for name in ("again", "between", "filled"):
         assert size_of(tmp_path / f"{name}.png")[0] > 60
     assert "give two images, or none" in run("interpolate", "-m", model_path, pictures[0], "-o", "a.png", code=2)
+    assert "must end in .png" in run("interpolate", "-m", model_path, "-o", "a.xyz", code=2)
 
 
 def test_evaluate_prints_the_figures(model_path, photos):
@@ -247,7 +288,7 @@ def test_evaluate_prints_the_figures(model_path, photos):
         *("evaluate", "-m", model_path, "-d", photos, "--split", "0.5", "--features", "fashion_mnist"),
         *("-n", 8, "--metric", "kid", "-s", 2),
     )
-    assert said.startswith("kid: ")
+    assert "\nkid: " in said and said.startswith("Warning: KID of 6 images in subsets of 1000")
     assert "kid_standard_deviation: " in said
 
 
@@ -256,6 +297,7 @@ def test_export_turns_a_model_into_a_preset_and_back(tmp_path, model_path):
     run("export", "-m", tmp_path / "preset", tmp_path / "back.keras")
     one, other = (ddim_keras.load_model(path).generate(2, 3, seed=0) for path in (model_path, tmp_path / "back.keras"))
     np.testing.assert_allclose(one, other, atol=0.02)
+    assert "must end in .keras" in run("export", "-m", model_path, tmp_path / "model.h5", code=2)
 
 
 def test_datasets_are_listed():

@@ -315,7 +315,7 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         ("model: {bogus: 3}", r"unknown model settings \['bogus'\]"),
         ("checkpoint_minutes: ten", "checkpoint_minutes must be positive"),
         ("data: 3", "data must be a name or a folder"),
-        ("[1, 2]", "unknown settings"),
+        ("[1, 2]", "must hold settings as NAME: VALUE"),
         ("a: b: c", "is not YAML"),
     ],
 )
