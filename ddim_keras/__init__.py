@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
+
+# Before TensorFlow is imported: its log is not for the users of the command.
+if [os.path.basename(name) for name in getattr(sys, "argv", [])[:1]] == ["ddim-keras"]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from ddim_keras.model import DiffusionModel, load_model
 

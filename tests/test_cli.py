@@ -1,14 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import ROOT, make_trained_model, slow_on_jax
+from conftest import make_trained_model, run_python, slow_on_jax
 
 import ddim_keras
 from ddim_keras import exporting
@@ -65,6 +62,17 @@ def test_every_command_shows_an_example():
     }
     for name in commands:
         assert f"ddim-keras {name}" in run(name, "--help").split("Options:")[0]
+
+
+def test_the_command_keeps_the_log_of_tensorflow_to_errors():
+    code = """
+import os, sys
+os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
+sys.argv = ["/usr/bin/ddim-keras"]
+import ddim_keras
+print(os.environ["TF_CPP_MIN_LOG_LEVEL"])
+"""
+    assert run_python(code).split()[-1] == "2"
 
 
 # Errors
@@ -139,13 +147,8 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     assert "steps: 6 there, 7 now" in run("train", "--config", out / "config.yaml", "--steps", 7, "--out", out, code=1)
     assert "predicts:   velocity" in run("info", "-m", out)
     # In a new process, which knows of no metric yet: the run has a KID.
-    code = (
-        f"import keras, ddim_keras; model = keras.models.load_model({str(out / 'best.keras')!r}); print(model.metrics)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert "name=kid" in found.stdout, found.stderr
+    code = f"import keras, ddim_keras; print(keras.models.load_model({str(out / 'best.keras')!r}).metrics)"
+    assert "name=kid" in run_python(code)
 
 
 # Generating
