@@ -226,10 +226,15 @@ def page_of_table_1(values: dict[str, Any]) -> list[str]:
                 found = values.get(f"table1/{spacing}/{name}/{steps}")
                 row.append(f"{found['fid']:.2f}{paper}" if found else "")
             rows.append(row)
-        numbers = sorted({value["num_images"] for key, value in values.items() if key.startswith(f"table1/{spacing}/")})
-        number = " to ".join(f"{part:,}" for part in numbers[:: max(1, len(numbers) - 1)])
-        lines += ["", f"FID of {number} images with {spacing} steps; in brackets the paper's of CIFAR-10:"]
-        lines += table(["eta", *(f"S = {steps}" for steps in STEPS)], rows)
+        of_spacing = {key: value for key, value in values.items() if key.startswith(f"table1/{spacing}/")}
+        number = max(value["num_images"] for value in of_spacing.values())
+        header = ["eta"]
+        for steps in STEPS:
+            found = {value["num_images"] for key, value in of_spacing.items() if key.endswith(f"/{steps}")}
+            fewer = "" if found <= {number} else f", of {min(found):,}"
+            header.append(f"S = {steps}{fewer}")
+        lines += ["", f"FID of {number:,} images with {spacing} steps; in brackets the paper's of CIFAR-10:"]
+        lines += table(header, rows)
     return lines
 
 
