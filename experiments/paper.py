@@ -319,7 +319,8 @@ CLAIMS = {
     "factor of thirty here, probably because the angle schedule's last step leaps from a noise rate of 0.31 to the "
     "image and so takes its noise away. Quadratic steps, which the paper takes for CIFAR-10, are worse than linear "
     "ones up to S = 20 on this schedule, probably because they crowd at the image end, where it has no low noise "
-    "levels to resolve. At S = 1000, of 250 images, sigma-hat overtakes deterministic DDIM, as in the paper.",
+    "levels to resolve. At S = 1000, of 250 images, sigma-hat overtakes deterministic DDIM, as in the paper; here "
+    "all other eta do so too.",
     "table2": "The paper's claim holds up to S = 100: the error falls with S, at about the paper's own size. Beyond, it levels "
     "off, as encoding asks the network at the schedule's lowest noise rate, 0.31, and not at the clean image. Of 48 images each, "
     "12 from S = 200 on.",
