@@ -6,6 +6,7 @@ import abc
 import functools
 import os
 import pathlib
+import tempfile
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
@@ -197,7 +198,10 @@ class InceptionV3Extractor(Extractor):
             whole.load_weights(self.weights)
             return whole
         # Keras goes to the second where it may not write to the first.
-        caches = [pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser(), pathlib.Path("/tmp/.keras")]
+        caches = [
+            pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser(),
+            pathlib.Path(tempfile.gettempdir(), ".keras"),
+        ]
         name = _INCEPTION_V3.rsplit("/", 1)[-1]
         try:
             if not any((cache / "models" / name).is_file() for cache in caches) and not reachable(_INCEPTION_V3):
