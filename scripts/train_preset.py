@@ -52,7 +52,8 @@ def main() -> None:
         if not backup.exists():
             shutil.copy(folder / "training_log.csv", log)
 
-    keras.utils.set_random_seed(SEED + epochs_before)
+    seed = SEED + epochs_before  # a further leg sees other noises and another order
+    keras.utils.set_random_seed(seed)
     recipe = presets.training(PRESET)
     train, test = ddim_keras.data.load_dataset(
         "fashion_mnist",
@@ -60,14 +61,14 @@ def main() -> None:
         recipe.batch_size,
         fit="pad",
         flip=recipe.flip,
-        seed=epochs_before,
+        seed=seed,
         data_dir=arguments.data_dir,
     )
     model = ddim_keras.DiffusionModel.from_preset(
         PRESET,
         load_weights=arguments.further,
         dtype=backend.fastest_precision(),
-        seed=SEED + epochs_before,
+        seed=seed,
         ema_decay=EMA_DECAY,
     )
     model.normalizer.adapt(train)
