@@ -62,8 +62,10 @@ def main() -> None:
         run(f"import ddim_keras; {MODEL}.save({path!r}); print(0)")
         startup = statistics.median(run(START_UP.format(path=path)) for _ in range(5))
         print(f"import to first image, saved 64 x 64 model, 20 steps: {startup:.1f} s (median of 5)")
-        few, many = (run(PEAK.format(path=path, number=number)) for number in (64, 2000))
+        peaks = {number: [run(PEAK.format(path=path, number=number)) for _ in range(5)] for number in (64, 2000)}
+        few, many = (statistics.median(values) for values in peaks.values())
         print(f"peak memory: generate(64) {few:.0f} MiB, generate(2000) {many:.0f} MiB, ratio {many / few:.2f}")
+        print(f"  (medians of 5; of 2000 from {min(peaks[2000]):.0f} to {max(peaks[2000]):.0f} MiB)")
     few, many = (run(SCORING.format(number=number)) for number in (2000, 50_000))
     print(f"peak memory of FID and KID: 2,000 images {few:.0f} MiB, 50,000 {many:.0f} MiB, ratio {many / few:.2f}")
 

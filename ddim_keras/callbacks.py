@@ -85,8 +85,8 @@ class SampleImages(keras.callbacks.Callback):
     """Write generated images to a folder as the training goes on: always from the same noises, so that progress shows.
 
     Args:
-        folder: gets `epoch_0001.png`, ..., a grid of images, and with `trajectory` also `trajectory_0001.png`, ..., two noises on
-            their way.
+        folder: gets `samples_0001.png`, ..., a grid of images, and with `trajectory` also `trajectory_0001.png`, ..., two noises
+            on their way.
         every: epochs between them.
         num_images: images in a grid.
         diffusion_steps: S, as for `DiffusionModel.generate`.
@@ -125,7 +125,7 @@ class SampleImages(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if (epoch + 1) % self.every:
             return
-        grids = {"epoch": self.model.generate(self.num_images, **self.sampling)}
+        grids = {"samples": self.model.generate(self.num_images, **self.sampling)}
         if self.trajectory:
             _, walked = self.model.generate(2, return_trajectory=True, **self.sampling)
             grids["trajectory"] = plotting.trajectory_images(self.model, walked)

@@ -93,7 +93,7 @@ def _split(text: str) -> float | list[str | None]:
 
 
 def _fit_option(command: Callable) -> Callable:
-    about = "How images are brought to the model's size."
+    about = "How images are brought to the model's size; their colours become its channels."
     return click.option("--fit", type=click.Choice(["crop", "pad"]), default="crop", show_default=True, help=about)(
         command
     )

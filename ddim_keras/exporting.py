@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ def export_images(
     """Generate images into a folder, each fixed by the seed and its number alone, at constant memory.
 
     A shard is a part of the numbers. It is written beside and renamed, and skipped where it stands already: started again, a
-    killed export goes on. `metadata.json` says what made the images; a folder of other images is refused.
+    killed export goes on. A shard that has been damaged since is made again, with a warning. `metadata.json` says what made the
+    images; a folder of other images is refused.
 
     Args:
         model: a trained model.
@@ -92,7 +94,7 @@ def export_images(
     for index in list(range(len(starts)))[machine::machines]:
         path = folder / (f"shard_{index:05d}" + ("" if format == "png" else f".{format}"))
         count = min(shard_size, num_images - starts[index])
-        if path.is_file() or len(list(path.glob("*.png"))) == count:
+        if path.exists() and _is_whole(path, format, count):
             continue
         images = model.generate(count, first_image=starts[index], **options)
         if index == 0:
@@ -136,7 +138,10 @@ def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
         with files.written_beside(path) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n")
         return
-    found = json.loads(path.read_text())
+    try:
+        found = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): choose another folder") from error
     different = [name for name in description if name != "versions" and found.get(name) != description[name]]
     if different:
         changes = ", ".join(f"{name}: {found.get(name)!r} there, {description[name]!r} now" for name in different)
@@ -154,15 +159,42 @@ def _versions() -> dict[str, str]:
     }
 
 
+def _is_whole(path: pathlib.Path, format: str, count: int) -> bool:
+    """Whether all images of a shard that is there can be read; warns if not."""
+    try:
+        found = _COUNTERS[format](path)
+        problem = f"{found} images of {count}"
+    except Exception as error:  # decoders raise whatever they like on damaged files
+        found, problem = 0, f"{type(error).__name__}: {error}"
+    if found != count:
+        warnings.warn(f"{path} is damaged ({problem}): made again", stacklevel=3)
+    return found == count
+
+
 def _write_pngs(folder: pathlib.Path, images: np.ndarray, first: int) -> None:
     folder.mkdir()
     for number, image in enumerate(images, first):
         (folder / f"{number:06d}.png").write_bytes(_png(image))
 
 
+def _count_pngs(folder: pathlib.Path) -> int:
+    import PIL.Image
+
+    paths = list(folder.glob("*.png"))
+    for path in paths:
+        with PIL.Image.open(path) as image:
+            image.verify()
+    return len(paths)
+
+
 def _write_npz(path: pathlib.Path, images: np.ndarray, first: int) -> None:
     with open(path, "wb") as file:
         np.savez_compressed(file, images=images, first_image=first)
+
+
+def _count_npz(path: pathlib.Path) -> int:
+    with np.load(path) as arrays:
+        return len(arrays["images"])
 
 
 def _write_tfrecord(path: pathlib.Path, images: np.ndarray, first: int) -> None:
@@ -175,6 +207,12 @@ def _write_tfrecord(path: pathlib.Path, images: np.ndarray, first: int) -> None:
                 "image/number": tf.train.Feature(int64_list=tf.train.Int64List(value=[number])),
             }
             writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+
+
+def _count_tfrecord(path: pathlib.Path) -> int:
+    import tensorflow as tf
+
+    return sum(1 for _ in tf.data.TFRecordDataset(str(path)))
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -191,4 +229,9 @@ _WRITERS: dict[str, Callable[[pathlib.Path, np.ndarray, int], None]] = {
     "png": _write_pngs,
     "npz": _write_npz,
     "tfrecord": _write_tfrecord,
+}
+_COUNTERS: dict[str, Callable[[pathlib.Path], int]] = {
+    "png": _count_pngs,
+    "npz": _count_npz,
+    "tfrecord": _count_tfrecord,
 }

@@ -30,13 +30,13 @@ def test_sampled_images_are_those_of_the_epoch(tmp_path):
     model = make_small_model()
     fit(model, [SampleImages(tmp_path, every=2, num_images=6, diffusion_steps=3, seed=4, scale=1)], epochs=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "epoch_0002.png",
-        "epoch_0004.png",
+        "samples_0002.png",
+        "samples_0004.png",
         "trajectory_0002.png",
         "trajectory_0004.png",
     ]
     expected = ddim_keras.plotting.image_grid(model.generate(6, 3, seed=4))
-    with PIL.Image.open(tmp_path / "epoch_0004.png") as picture:
+    with PIL.Image.open(tmp_path / "samples_0004.png") as picture:
         np.testing.assert_allclose(np.asarray(picture).astype(int), expected.astype(int), atol=1)
 
 

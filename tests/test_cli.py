@@ -210,6 +210,27 @@ def test_a_killed_export_goes_on_and_leaves_nothing_half_written(tmp_path, model
     np.testing.assert_allclose(np.concatenate(shards).astype(int), expected, atol=1)
 
 
+@pytest.mark.parametrize("format", exporting.FORMATS)
+def test_a_damaged_shard_is_made_again_and_said(tmp_path, model_path, format):
+    model = ddim_keras.load_model(model_path)
+    options = {"diffusion_steps": 1, "format": format, "shard_size": 2, "tell": lambda line: None}
+    exporting.export_images(model, tmp_path, 4, **options)
+    shard = sorted(tmp_path.glob("shard_*"))[1]
+    damaged = sorted(shard.iterdir())[0] if format == "png" else shard
+    whole = damaged.read_bytes()
+    place = len(whole) // 4  # among the pixels in every format
+    for wrong in (whole[:place], whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]):
+        damaged.write_bytes(wrong)
+        with pytest.warns(UserWarning, match=f"{shard.name}.* is damaged"):
+            assert exporting.export_images(model, tmp_path, 4, **options) == 1
+        assert exporting.export_images(model, tmp_path, 4, **options) == 0
+
+
+def test_a_damaged_description_is_refused(tmp_path, model_path):
+    (tmp_path / "metadata.json").write_text('{"model_sha256": ')
+    assert "metadata.json is damaged" in run("generate", "-m", model_path, "-o", tmp_path, code=1)
+
+
 @pytest.mark.slow
 def test_tfrecords_hold_the_images(tmp_path, model_path):
     import tensorflow as tf

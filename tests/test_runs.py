@@ -57,6 +57,12 @@ def final_weights(folder):
     return [*model.network.get_weights(), *model.ema_network.get_weights(), *model.optimizer.variables]
 
 
+def tensorboard_tags(folder):
+    records = tf.data.TFRecordDataset([str(path) for path in folder.iterdir()])
+    events = [tf.compat.v1.Event.FromString(record.numpy()) for record in records]
+    return {value.tag for event in events for value in event.summary.value}
+
+
 def assert_equal_weights(one, other):
     for left, right in zip(final_weights(one), final_weights(other), strict=True):
         np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
@@ -85,7 +91,15 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
         "best.best.json",
         "model.keras",
     }
-    assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == {"epoch_0002.png", "trajectory_0002.png"}
+    assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == {
+        "samples_0002.png",
+        "trajectory_0002.png",
+    }
+    log = tmp_path / "run" / "tensorboard"
+    losses = {"epoch_n_loss", "epoch_i_loss", "epoch_learning_rate", "epoch_images_per_second", "epoch_gradient_norm"}
+    assert losses <= tensorboard_tags(log / "train")
+    assert {"epoch_n_loss", "epoch_i_loss", "epoch_kid"} <= tensorboard_tags(log / "validation")
+    assert tensorboard_tags(log / "samples") == {"samples", "trajectory"}
     header, *lines = (tmp_path / "run" / "log.csv").read_text().split()
     assert len(lines) == 3  # five steps, five, and the two that are left
     assert {"n_loss", "i_loss", "val_i_loss", "val_kid", "images_per_second", "gradient_norm", "learning_rate"} <= set(
@@ -293,10 +307,10 @@ def test_a_checkpoint_is_never_removed_for_a_damaged_newer_one(tmp_path):
 def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
     config = small_config(photos, split=0.2, samples=2, steps=5)
     runs.train(config, tmp_path / "run", verbose=0)
-    for lost in ("best.keras", "best.best.json", "model.keras", "samples/epoch_0001.png"):
+    for lost in ("best.keras", "best.best.json", "model.keras", "samples/samples_0001.png"):
         (tmp_path / "run" / lost).unlink()
     runs.train(config, tmp_path / "run", verbose=0)
-    for found in ("best.keras", "model.keras", "samples/epoch_0001.png"):
+    for found in ("best.keras", "model.keras", "samples/samples_0001.png"):
         assert (tmp_path / "run" / found).is_file()
 
 
