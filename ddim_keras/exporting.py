@@ -10,7 +10,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,7 +20,6 @@ from ddim_keras.arguments import integer, positive_int
 from ddim_keras.generation import chosen_sampling
 from ddim_keras.model import DiffusionModel
 
-FORMATS = ("png", "npz", "tfrecord")
 _CONTACT_SHEET = 64  # images
 
 
@@ -104,7 +103,7 @@ def export_images(
         ):  # of a killed process: this shard is this machine's alone
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         with files.written_beside(path) as temporary:
-            _WRITERS[format](temporary, np.rint(255.0 * images).astype("uint8"), starts[index])
+            FORMATS[format].write(temporary, np.rint(255.0 * images).astype("uint8"), starts[index])
         made += 1
         tell(f"{path.name}: images {starts[index]} to {starts[index] + count - 1} of {num_images}")
     return made
@@ -162,7 +161,7 @@ def _versions() -> dict[str, str]:
 def _is_whole(path: pathlib.Path, format: str, count: int) -> bool:
     """Whether all images of a shard that is there can be read; warns if not."""
     try:
-        found = _COUNTERS[format](path)
+        found = FORMATS[format].count(path)
         problem = f"{found} images of {count}"
     except Exception as error:  # decoders raise whatever they like on damaged files
         found, problem = 0, f"{type(error).__name__}: {error}"
@@ -225,13 +224,15 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-_WRITERS: dict[str, Callable[[pathlib.Path, np.ndarray, int], None]] = {
-    "png": _write_pngs,
-    "npz": _write_npz,
-    "tfrecord": _write_tfrecord,
-}
-_COUNTERS: dict[str, Callable[[pathlib.Path], int]] = {
-    "png": _count_pngs,
-    "npz": _count_npz,
-    "tfrecord": _count_tfrecord,
+class _Format(NamedTuple):
+    """How a shard is written, and how many images of one that is there can be read."""
+
+    write: Callable[[pathlib.Path, np.ndarray, int], None]
+    count: Callable[[pathlib.Path], int]
+
+
+FORMATS = {
+    "png": _Format(_write_pngs, _count_pngs),
+    "npz": _Format(_write_npz, _count_npz),
+    "tfrecord": _Format(_write_tfrecord, _count_tfrecord),
 }

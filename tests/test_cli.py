@@ -199,7 +199,7 @@ def test_a_killed_export_goes_on_and_leaves_nothing_half_written(tmp_path, model
     assert exporting.export_images(model, tmp_path / "whole", 8, **options) == 3
     (tmp_path / "whole" / "shard_00001.npz").unlink()
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setitem(exporting._WRITERS, "npz", fail)
+        patch.setitem(exporting.FORMATS, "npz", exporting.FORMATS["npz"]._replace(write=fail))
         exporting.export_images(model, tmp_path / "whole", 8, **options)
     assert not (tmp_path / "whole" / "shard_00001.npz").exists()
     kept = (tmp_path / "whole" / "shard_00000.npz").stat().st_mtime_ns
