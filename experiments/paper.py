@@ -1,9 +1,10 @@
 """Make the DDIM paper's tables and figures again, on the preset fashion_mnist_32, as docs/results.md.
 
-    python experiments/paper.py --data-dir TFDS_DATA_DIR [--num-images 2000] [--long-images 500] [--parts table1 ...]
+    python experiments/paper.py --data-dir TFDS_DATA_DIR [--num-images 10000] [--parts table1 ...]
 
 Each part writes its figures to docs/results.json as it goes, and pictures to docs/images; the page is then written anew from
-the file, each number beside the paper's own. What the file holds already, of as many images, is not computed again.
+the file, each number beside the paper's own. What the file holds already, of as many images, is not computed again: remove the
+file when the preset has new weights.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ PAGE = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
 PRESET = "fashion_mnist_32"
 
-STEPS = (5, 10, 20, 50, 100, 1000)
+# Generated images behind each figure of table 1, by S.
+IMAGES_BY_STEPS = {5: 10_000, 10: 10_000, 20: 10_000, 50: 1_000, 100: 1_000, 1000: 250}
 SAMPLERS: dict[str, dict[str, Any]] = {
     "0.0": {"eta": 0.0},
     "0.2": {"eta": 0.2},
@@ -90,9 +92,9 @@ def table_1(model, test, record, arguments) -> None:
     real = features(test)
     share, shares = arguments.share
     places = itertools.count()
-    for steps in STEPS:
-        number = arguments.long_images if steps > 100 else arguments.num_images
-        for spacing in SPACINGS if steps <= 100 else ("linear",):  # a thousand steps are close together anyhow
+    for steps, number in IMAGES_BY_STEPS.items():
+        number = arguments.num_images or number
+        for spacing in SPACINGS:
             for name, sampling in SAMPLERS.items():
                 if next(places) % shares != share:
                     continue
@@ -218,22 +220,28 @@ def table(header: list[Any], rows: list[list[Any]]) -> list[str]:
 def page_of_table_1(values: dict[str, Any]) -> list[str]:
     lines = []
     for spacing in SPACINGS:
-        rows = []
-        for name, theirs in PAPER_TABLE_1.items():
-            row = [name]
-            for steps, paper in zip(STEPS, ("", *(f" ({figure:.2f})" for figure in theirs))):
-                found = values.get(f"table1/{spacing}/{name}/{steps}")
-                row.append(f"{found['fid']:.2f}{paper}" if found else "")
-            rows.append(row)
         of_spacing = {key: value for key, value in values.items() if key.startswith(f"table1/{spacing}/")}
         number = max(value["num_images"] for value in of_spacing.values())
         header = ["eta"]
-        for steps in STEPS:
+        for steps in IMAGES_BY_STEPS:
             found = {value["num_images"] for key, value in of_spacing.items() if key.endswith(f"/{steps}")}
             fewer = "" if found <= {number} else f", of {min(found):,}"
             header.append(f"S = {steps}{fewer}")
+        distances, unbiased = [], []
+        for name, theirs in PAPER_TABLE_1.items():
+            cells = [of_spacing.get(f"table1/{spacing}/{name}/{steps}") for steps in IMAGES_BY_STEPS]
+            papers = ["", *(f" ({figure:.2f})" for figure in theirs)]
+            distances.append(
+                [name, *(f"{cell['fid']:.2f}{paper}" if cell else "" for cell, paper in zip(cells, papers))]
+            )
+            unbiased.append([name, *(f"{1000 * cell['kid']:.1f}" if cell else "" for cell in cells)])
         lines += ["", f"FID of {number:,} images with {spacing} steps; in brackets the paper's of CIFAR-10:"]
-        lines += table(header, rows)
+        lines += table(header, distances)
+        lines += [
+            "",
+            f"KID of the same, in thousandths, which does not depend on the number of images, {spacing} steps:",
+        ]
+        lines += table(header, unbiased)
     return lines
 
 
@@ -343,9 +351,10 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", help="where TFDS keeps its data")
     parser.add_argument(
-        "--num-images", type=int, default=10_000, help="generated for each figure of table 1 up to S = 100"
+        "--num-images",
+        type=int,
+        help=f"generated for each figure of table 1, whatever S; by S unless given: {IMAGES_BY_STEPS}",
     )
-    parser.add_argument("--long-images", type=int, default=2_000, help="the same for S = 1000")
     parser.add_argument(
         "--reconstructed", type=int, default=256, help="images for table 2; a quarter of them above S = 100"
     )
