@@ -24,6 +24,7 @@ _LAZY_MODULES = (
     "forward",
     "metrics",
     "networks",
+    "optimizers",
     "parameterizations",
     "plotting",
     "presets",

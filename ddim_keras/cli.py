@@ -147,6 +147,9 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 @click.option("--steps", type=int, default=None, help="Batches in all.  [default: 5000]")
 @click.option("--preset", default=None, help="Whose network and recipe.  [default: fashion_mnist_32]")
 @click.option("--batch-size", type=int, default=None, help="Images in a step.  [default: the recipe's]")
+@click.option(
+    "--optimizer", type=click.Choice(["adamw", "muon"]), default=None, help="Of the weights.  [default: the recipe's]"
+)
 @click.option("--learning-rate", type=float, default=None, help="At its highest.  [default: the recipe's]")
 @click.option(
     "--schedule",
@@ -213,7 +216,7 @@ def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, .
     start = runs.dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
     training = {
         name: given.pop(name)
-        for name in ("batch_size", "learning_rate", "schedule", "clip_norm", "accumulate", "flip")
+        for name in ("batch_size", "optimizer", "learning_rate", "schedule", "clip_norm", "accumulate", "flip")
         if name in given
     }
     model = {"ema_decay": given.pop("ema_decay")} if "ema_decay" in given else {}

@@ -210,12 +210,13 @@ class DiffusionModel(Generation, keras.Model):
         return {name: keras.saving.serialize_keras_object(value) for name, value in self._compile_arguments.items()}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
+        importlib.import_module("ddim_keras.optimizers")  # Keras knows only what was imported
         arguments = {
             name: keras.saving.deserialize_keras_object(value) for name, value in config.items() if name != "metrics"
         }
         metrics = []
         if config.get("metrics"):
-            importlib.import_module("ddim_keras.metrics")  # Keras knows only what was imported
+            importlib.import_module("ddim_keras.metrics")
         for value in config.get("metrics", []):
             try:
                 metrics.append(keras.saving.deserialize_keras_object(value))

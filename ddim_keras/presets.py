@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from ddim_keras import files
+from ddim_keras import files, optimizers
 from ddim_keras.arguments import positive_int
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _FORMAT = 1
 # What may be changed without making trained weights wrong.
 _FIT_ANY_WEIGHTS = {"seed", "dtype", "ema_decay", "loss_weighting", "name"}
 _LARGEST_HALF = 65504.0
+_OPTIMIZERS: dict[str, type[keras.optimizers.Optimizer]] = {"adamw": keras.optimizers.AdamW, "muon": optimizers.Muon}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +35,16 @@ class Training:
 
     Attributes:
         batch_size: images per step.
-        learning_rate: of AdamW, at its highest.
+        learning_rate: of the optimizer, at its highest.
         schedule: "constant", or "cosine": the learning rate rises from a twentieth over the first `warmup` of the steps, and then
             falls along a cosine to a hundredth.
         warmup: share of the steps, with "cosine".
-        weight_decay: of AdamW.
+        weight_decay: of the optimizer.
         clip_norm: largest norm of a step's gradient, over all weights together; None does not clip.
         loss: a Keras loss.
         flip: whether images are mirrored at random.
         accumulate: batches whose gradients make one step of the optimizer.
+        optimizer: "adamw", or "muon" for `ddim_keras.optimizers.Muon`.
     """
 
     batch_size: int = 64
@@ -54,8 +56,11 @@ class Training:
     loss: str = "mean_absolute_error"
     flip: bool = False
     accumulate: int = 1
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
+        if self.optimizer not in _OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {sorted(_OPTIMIZERS)}, got {self.optimizer!r}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
         if not isinstance(self.warmup, (int, float)) or not 0.0 <= self.warmup < 1.0:
@@ -82,7 +87,7 @@ class Training:
             rate = keras.optimizers.schedules.CosineDecay(
                 rate / 20, max(1, steps - warmup), alpha=0.01, warmup_target=rate, warmup_steps=warmup
             )
-        optimizer = keras.optimizers.AdamW(
+        optimizer = _OPTIMIZERS[self.optimizer](
             rate,
             weight_decay=self.weight_decay,
             global_clipnorm=self.clip_norm,

@@ -1,0 +1,121 @@
+"""Muon, for networks made of convolutions; the other optimizers are Keras's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from ddim_keras import backend
+from ddim_keras.arguments import positive_int
+
+# Odd polynomial whose iteration takes every singular value of a matrix of norm 1 to the neighbourhood of 1 (Jordan et al. 2024).
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# Root mean square of AdamW's updates; with it both optimizers take the same learning rate (Liu et al. 2025, section 2.2).
+_UPDATE_SIZE = 0.2
+_FEWEST_CHANNELS = 16
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class Muon(keras.optimizers.AdamW):
+    """AdamW whose steps of convolution kernels are made orthogonal: all directions of a kernel learn at one pace.
+
+    A kernel counts as the matrix of its outputs by all its inputs, (height * width * channels, filters). With its gradient G,
+
+        M <- momentum M + G
+        kernel <- kernel - learning_rate * 0.2 sqrt(max(rows, columns)) * U V^T,    U S V^T = G + momentum M
+
+    where the singular values are brought near 1 by a few matrix products (Newton-Schulz) instead of a decomposition. Biases,
+    scales, dense layers, and kernels of fewer than 16 rows or columns (the image's own channels) are trained as by AdamW.
+    `keras.optimizers.Muon` leaves kernels of convolutions to AdamW, which here are nearly all the weights.
+
+    Args:
+        learning_rate: float or a `keras.optimizers.schedules.LearningRateSchedule`; what suits AdamW suits Muon.
+        weight_decay: share of a weight that is taken off, times the learning rate, at each step.
+        momentum: of the kernels' gradients, in [0, 1).
+        newton_schulz_iterations: matrix iterations a step, at least 1.
+        **options: of `keras.optimizers.AdamW`: `beta_1`, `beta_2`, `epsilon`, `global_clipnorm` and so on.
+
+    Raises:
+        ValueError: a momentum outside [0, 1), or no iterations.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon is Scalable for
+    LLM Training" (the size of the update).
+
+    Examples:
+
+    >>> optimizer = Muon(4e-3, weight_decay=1e-4, global_clipnorm=1.0)
+    >>> optimizer.get_config()["momentum"]
+    0.95
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 1e-3,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.95,
+        newton_schulz_iterations: int = 5,
+        name: str = "muon",
+        **options: Any,
+    ):
+        if not isinstance(momentum, (int, float)) or not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}: 0.95 is usual")
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **options)
+        self.momentum = float(momentum)
+        self.newton_schulz_iterations = positive_int("newton_schulz_iterations", newton_schulz_iterations)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Change one variable by one step; Keras calls it for each."""
+        rows, columns = _as_matrix(variable.shape)
+        if min(rows, columns) < _FEWEST_CHANNELS:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        gradient = ops.cast(gradient, variable.dtype)
+        average = self._momentums[self._get_variable_index(variable)]
+        self.assign(average, self.momentum * average + gradient)
+        direction = ops.reshape(gradient + self.momentum * average, (rows, columns))
+        direction = nearly_orthogonal(direction, self.newton_schulz_iterations)
+        size = _UPDATE_SIZE * max(rows, columns) ** 0.5 * ops.cast(learning_rate, variable.dtype)
+        self.assign_sub(variable, size * ops.reshape(direction, variable.shape))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "newton_schulz_iterations": self.newton_schulz_iterations,
+        }
+
+
+def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
+    """Return U V^T of a matrix U S V^T, nearly: with singular values of about 0.7 to 1.2 instead of 1.
+
+    The smallest, below a hundredth of the root of the squares' sum, come less near to 1. Computes in bfloat16 where the hardware
+    does, as that much error does not matter.
+
+    Args:
+        matrix: float32 (rows, columns), not zero throughout.
+        iterations: of Newton and Schulz's method; five are enough for a gradient.
+
+    Returns:
+        float32 (rows, columns).
+    """
+    rows, columns = matrix.shape
+    wide = matrix if rows <= columns else ops.transpose(matrix)
+    wide = wide / (ops.norm(wide) + 1e-7)
+    if backend.fastest_precision() == "mixed_bfloat16":
+        wide = ops.cast(wide, "bfloat16")
+    linear, cubic, quintic = _COEFFICIENTS
+    for _ in range(iterations):
+        squares = ops.matmul(wide, ops.transpose(wide))
+        wide = linear * wide + ops.matmul(cubic * squares + quintic * ops.matmul(squares, squares), wide)
+    wide = ops.cast(wide, matrix.dtype)
+    return wide if rows <= columns else ops.transpose(wide)
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a convolution's kernel; none of other variables."""
+    if len(shape) != 4:
+        return 0, 0
+    height, width, channels, filters = shape
+    return height * width * channels, filters

@@ -1,0 +1,97 @@
+import keras
+import numpy as np
+import pytest
+from conftest import make_small_model, random_images, run_python
+
+import ddim_keras
+from ddim_keras import backend, presets
+from ddim_keras.optimizers import Muon, nearly_orthogonal
+
+
+def steps_of(optimizer, start, gradients):
+    """Where an optimizer takes a variable."""
+    variable = keras.Variable(start)
+    optimizer.build([variable])
+    for gradient in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+    return keras.ops.convert_to_numpy(variable)
+
+
+@pytest.mark.parametrize("shape", [(32, 300), (300, 32), (64, 128)])
+def test_singular_values_come_near_one_and_directions_stay(shape):
+    matrix = np.random.default_rng(0).normal(size=shape).astype("float32") * 1e-3
+    left, _, right = np.linalg.svd(matrix, full_matrices=False)
+    values = np.diag(
+        left.T @ keras.ops.convert_to_numpy(nearly_orthogonal(keras.ops.convert_to_tensor(matrix))) @ right.T
+    )
+    assert 0.6 < values.min() and values.max() < 1.3
+
+
+def test_a_kernel_moves_as_a_matrix_does_under_keras_own_muon():
+    random = np.random.default_rng(1)
+    gradients = random.normal(size=(3, 3, 3, 20, 24)).astype("float32")
+    start = np.zeros((3, 3, 20, 24), "float32")
+    ours = steps_of(Muon(0.1, weight_decay=0.0), start, gradients).reshape(180, 24)
+    matrices = [gradient.reshape(180, 24) for gradient in gradients]
+    theirs = steps_of(keras.optimizers.Muon(0.1, weight_decay=0.0), start.reshape(180, 24), matrices)
+    # Versions of Keras differ in the size of a step, not in its direction.
+    similarity = np.sum(ours * theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs))
+    assert similarity > (0.999 if backend.fastest_precision() == "mixed_bfloat16" else 0.999999)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 64, 64), (1, 1, 256, 32), (1, 1, 32, 256)])
+def test_a_step_is_as_large_as_adamw_makes_it(shape):
+    gradient = np.random.default_rng(1).normal(size=shape).astype("float32")
+    moved = steps_of(Muon(0.1, weight_decay=0.0), np.zeros(shape, "float32"), [gradient])
+    assert np.sqrt(np.mean(moved**2)) == pytest.approx(0.2 * 0.1, rel=0.3)
+
+
+@pytest.mark.parametrize("shape", [(24,), (40, 24), (3, 3, 1, 24), (3, 3, 24, 4)])
+def test_all_else_moves_as_under_adamw(shape):
+    random = np.random.default_rng(2)
+    start, gradients = random.normal(size=shape).astype("float32"), random.normal(size=(3, *shape)).astype("float32")
+    options = {"learning_rate": 0.1, "weight_decay": 0.01, "beta_2": 0.9}
+    np.testing.assert_array_equal(
+        steps_of(Muon(**options), start, gradients), steps_of(keras.optimizers.AdamW(**options), start, gradients)
+    )
+
+
+def test_a_kernel_without_a_gradient_stays():
+    start = np.ones((3, 3, 16, 16), "float32")
+    np.testing.assert_array_equal(steps_of(Muon(0.1, weight_decay=0.0), start, [np.zeros_like(start)]), start)
+
+
+def test_a_training_goes_on_from_its_file_in_a_new_process(tmp_path):
+    images = random_images()
+    model = make_small_model(widths=[16, 24])
+    model.compile(Muon(1e-2, momentum=0.9), "mean_squared_error")
+    model.fit(images, batch_size=8, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    run_python(
+        f"""
+import keras, numpy as np, ddim_keras
+model = keras.models.load_model({str(tmp_path / "model.keras")!r})
+assert model.optimizer.momentum == 0.9 and int(model.optimizer.iterations) > 0
+model.fit(np.load({str(tmp_path / "images.npy")!r}), batch_size=8, shuffle=False, verbose=0)
+np.save({str(tmp_path / "generated.npy")!r}, model.generate(2, 3, seed=0))
+"""
+    )
+    model.fit(images, batch_size=8, shuffle=False, verbose=0)
+    np.testing.assert_allclose(np.load(tmp_path / "generated.npy"), model.generate(2, 3, seed=0), atol=1e-3)
+
+
+def test_recipes_name_their_optimizer():
+    assert isinstance(presets.training("fashion_mnist_32").compile_arguments(10)["optimizer"], Muon)
+    with pytest.raises(ValueError, match="optimizer must be one of.*'sgd'"):
+        presets.Training(optimizer="sgd")
+    assert not isinstance(ddim_keras.presets.Training().compile_arguments(10)["optimizer"], Muon)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"momentum": 1.0}, "momentum must lie in"), ({"newton_schulz_iterations": 0}, "at least 1: got 0")],
+)
+def test_bad_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Muon(**arguments)
