@@ -59,7 +59,7 @@ class Training:
     optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
-        if self.optimizer not in _OPTIMIZERS:
+        if self.optimizer not in list(_OPTIMIZERS):
             raise ValueError(f"optimizer must be one of {sorted(_OPTIMIZERS)}, got {self.optimizer!r}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
@@ -80,7 +80,7 @@ class Training:
 
     def compile_arguments(self, steps: int) -> dict[str, Any]:
         """Return optimizer and loss for a training of that many batches: `model.compile(**training.compile_arguments(5000))`."""
-        steps = max(1, positive_int("steps", steps) // self.accumulate)
+        steps = positive_int("steps", steps)  # a schedule counts batches, even where several make one step
         rate: Any = self.learning_rate
         if self.schedule == "cosine":
             warmup = max(1, int(self.warmup * steps))

@@ -182,3 +182,18 @@ def test_the_learning_rate_rises_and_falls():
     )
     rates = [float(rate(step)) for step in (0, 10, 55, 100)]
     np.testing.assert_allclose(rates, [0.05, 1.0, 0.505, 0.01], rtol=0.02)
+
+
+@slow_on_jax
+def test_the_learning_rate_takes_as_many_batches_where_several_make_a_step():
+    rates = {}
+    for accumulate in (1, 4):
+        recipe = presets.Training(schedule="cosine", warmup=0.1, accumulate=accumulate)
+        optimizer = recipe.compile_arguments(40)["optimizer"]
+        variable = keras.Variable([1.0])
+        optimizer.build([variable])
+        rates[accumulate] = []
+        for _ in range(40):
+            rates[accumulate].append(float(optimizer.learning_rate))
+            optimizer.apply([keras.ops.ones(1)], [variable])
+    assert rates[4] == rates[1]
