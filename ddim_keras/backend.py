@@ -6,6 +6,7 @@ Everything else is written once in `keras.ops` and `keras.random`.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ if BACKEND not in SUPPORTED_BACKENDS:
     )
 
 
+@functools.cache
 def fastest_precision() -> str:
     """Return the dtype policy that trains fastest here: "mixed_bfloat16" where the hardware computes in it, or "float32".
 

@@ -147,9 +147,7 @@ def _sampling(steps: int, **options: Any) -> dict[str, Any]:
 @click.option("--steps", type=int, default=None, help="Batches in all.  [default: 5000]")
 @click.option("--preset", default=None, help="Whose network and recipe.  [default: fashion_mnist_32]")
 @click.option("--batch-size", type=int, default=None, help="Images in a step.  [default: the recipe's]")
-@click.option(
-    "--optimizer", type=click.Choice(["adamw", "muon"]), default=None, help="Of the weights.  [default: the recipe's]"
-)
+@click.option("--optimizer", default=None, help="adamw, or muon.  [default: the recipe's]")
 @click.option("--learning-rate", type=float, default=None, help="At its highest.  [default: the recipe's]")
 @click.option(
     "--schedule",

@@ -12,7 +12,7 @@ from ddim_keras.arguments import positive_int
 
 # Odd polynomial whose iteration takes every singular value of a matrix of norm 1 to the neighbourhood of 1 (Jordan et al. 2024).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Root mean square of AdamW's updates; with it both optimizers take the same learning rate (Liu et al. 2025, section 2.2).
+# Usual root mean square of AdamW's updates; with it both optimizers take the same learning rate (Liu et al. 2025, section 2.2).
 _UPDATE_SIZE = 0.2
 _FEWEST_CHANNELS = 16
 
@@ -21,14 +21,15 @@ _FEWEST_CHANNELS = 16
 class Muon(keras.optimizers.AdamW):
     """AdamW whose steps of convolution kernels are made orthogonal: all directions of a kernel learn at one pace.
 
-    A kernel counts as the matrix of its outputs by all its inputs, (height * width * channels, filters). With its gradient G,
+    A kernel counts as the matrix of all its inputs by its outputs, (height * width * channels, filters). With its gradient G,
 
         M <- momentum M + G
         kernel <- kernel - learning_rate * 0.2 sqrt(max(rows, columns)) * U V^T,    U S V^T = G + momentum M
 
     where the singular values are brought near 1 by a few matrix products (Newton-Schulz) instead of a decomposition. Biases,
-    scales, dense layers, and kernels of fewer than 16 rows or columns (the image's own channels) are trained as by AdamW.
-    `keras.optimizers.Muon` leaves kernels of convolutions to AdamW, which here are nearly all the weights.
+    scales, dense layers, and kernels of fewer than 16 rows or columns, as those at grey or RGB images, are trained as by AdamW.
+    `keras.optimizers.Muon`, which Keras takes for the name "muon", leaves all kernels of convolutions to AdamW, and those are
+    nearly all of a U-Net's weights.
 
     Args:
         learning_rate: float or a `keras.optimizers.schedules.LearningRateSchedule`; what suits AdamW suits Muon.
@@ -90,11 +91,11 @@ class Muon(keras.optimizers.AdamW):
 def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
     """Return U V^T of a matrix U S V^T, nearly: with singular values of about 0.7 to 1.2 instead of 1.
 
-    The smallest, below a hundredth of the root of the squares' sum, come less near to 1. Computes in bfloat16 where the hardware
-    does, as that much error does not matter.
+    The smallest, below a six hundredth of the root of the squares' sum, come less near to 1, and zeros stay zeros. Computes in
+    bfloat16 where the hardware does, as that much error does not matter.
 
     Args:
-        matrix: float32 (rows, columns), not zero throughout.
+        matrix: float32 (rows, columns).
         iterations: of Newton and Schulz's method; five are enough for a gradient.
 
     Returns:

@@ -5,7 +5,7 @@ from conftest import make_small_model, random_images, run_python
 
 import ddim_keras
 from ddim_keras import backend, presets
-from ddim_keras.optimizers import Muon, nearly_orthogonal
+from ddim_keras.optimizers import Muon, _as_matrix, nearly_orthogonal
 
 
 def steps_of(optimizer, start, gradients):
@@ -33,14 +33,15 @@ def test_a_kernel_moves_as_a_matrix_does_under_keras_own_muon():
     start = np.zeros((3, 3, 20, 24), "float32")
     ours = steps_of(Muon(0.1, weight_decay=0.0), start, gradients).reshape(180, 24)
     matrices = [gradient.reshape(180, 24) for gradient in gradients]
-    theirs = steps_of(keras.optimizers.Muon(0.1, weight_decay=0.0), start.reshape(180, 24), matrices)
+    same = keras.optimizers.Muon(0.1, weight_decay=0.0, momentum=0.95, ns_steps=5)
+    theirs = steps_of(same, start.reshape(180, 24), matrices)
     # Versions of Keras differ in the size of a step, not in its direction.
     similarity = np.sum(ours * theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs))
     assert similarity > (0.999 if backend.fastest_precision() == "mixed_bfloat16" else 0.999999)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 64, 64), (1, 1, 256, 32), (1, 1, 32, 256)])
-def test_a_step_is_as_large_as_adamw_makes_it(shape):
+def test_a_step_has_the_same_size_whatever_the_shape(shape):
     gradient = np.random.default_rng(1).normal(size=shape).astype("float32")
     moved = steps_of(Muon(0.1, weight_decay=0.0), np.zeros(shape, "float32"), [gradient])
     assert np.sqrt(np.mean(moved**2)) == pytest.approx(0.2 * 0.1, rel=0.3)
@@ -79,6 +80,31 @@ np.save({str(tmp_path / "generated.npy")!r}, model.generate(2, 3, seed=0))
     )
     model.fit(images, batch_size=8, shuffle=False, verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "generated.npy"), model.generate(2, 3, seed=0), atol=1e-3)
+
+
+def a_kernel(model):
+    kernel = next(weight for weight in model.network.trainable_weights if min(_as_matrix(weight.shape)) >= 16)
+    return keras.ops.convert_to_numpy(kernel).copy()
+
+
+def test_kernels_learn_in_half_precision():
+    model = make_small_model(widths=[16, 24], dtype="mixed_float16")
+    before = a_kernel(model)
+    model.compile(Muon(1e-2, weight_decay=0.0), "mean_squared_error")
+    model.fit(random_images(), batch_size=8, epochs=2, verbose=0)
+    assert np.isfinite(a_kernel(model)).all() and np.abs(a_kernel(model) - before).max() > 1e-3
+
+
+def test_kernels_learn_of_several_batches():
+    model = make_small_model(widths=[16, 24])
+    model.compile(Muon(1e-2, weight_decay=0.0, gradient_accumulation_steps=2), "mean_squared_error")
+    kernels = []
+    for _ in range(6):
+        model.train_on_batch(random_images()[:8])
+        kernels.append(a_kernel(model))
+    moved = [float(np.abs(after - before).max()) for before, after in zip(kernels, kernels[1:])]
+    # The first step is that of the last layer, which starts at zero.
+    assert moved[1] == moved[3] == 0.0 and min(moved[2], moved[4]) > 1e-4
 
 
 def test_recipes_name_their_optimizer():

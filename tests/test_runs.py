@@ -144,7 +144,9 @@ class KilledError(Exception):
 
 @pytest.mark.slow
 def test_accumulated_and_mirrored_batches_are_gone_on_with_too(tmp_path, photos, monkeypatch):
-    config = small_config(photos, training={"accumulate": 3, "flip": True})
+    # Wide enough for Muon to train the kernels.
+    model = {**SMALL, "widths": [16, 24]}
+    config = small_config(photos, model=model, training={"accumulate": 3, "flip": True})
     runs.train(config, tmp_path / "whole", verbose=0)
     interrupt_and_go_on(config, tmp_path / "cut", 9, monkeypatch)
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
