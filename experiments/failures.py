@@ -90,7 +90,7 @@ def broken(model: ddim_keras.DiffusionModel) -> None:
 
 
 def diverging() -> None:
-    """The recipe's learning rate, and two and eight times as much without clipping."""
+    """AdamW at 4e-3 with clipping, and at two and eight times as much without."""
     recipe = presets.training(PRESET)
     train, _ = ddim_keras.data.load_dataset("embedded", 32, recipe.batch_size, fit="pad")
     figure = Figure(figsize=(7, 3.2), layout="constrained")
