@@ -7,7 +7,8 @@ The 60,000 training images, padded to 32 x 32, come through TFDS (see scripts/pl
 network). Scores are against the 10,000 test images, with the features of the package's own classifier, by S = 5, 20 and
 50 network evaluations for each image. "published" and "mended" are the Keras example, sampled as it samples; "ours" is the
 preset fashion_mnist_32, sampled by the package's default, by a stochastic solver and as the example is; the other names each
-change one thing of ours, and are sampled by the default, but for "paper_schedule", which is sampled as in the paper's table 1.
+change one thing of ours, and are sampled by the default, but for "paper_schedule", which is sampled as two rows of the paper's
+table 1 are. Changes can be joined: "adamw+flips".
 
 A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first. All are trained before any is
 scored, as only the training needs the machine to itself. The models stay in the output folder and are not trained again; each
@@ -75,7 +76,7 @@ def changed(**changes: Any) -> Recipe:
 
 
 DDIM = {"ddim": {"sampler": "ddim"}}
-# The paper's: its schedule, DDIM and sigma-hat, both spacings.
+# Two rows of the paper's table 1, with both spacings.
 PAPER = {
     f"{name}, {spacing}": {"sampler": sampler, "spacing": spacing}
     for name, sampler in (("ddim", "ddim"), ("sigma-hat", "ddpm_large"))
@@ -120,6 +121,26 @@ RECIPES = {
     "paper_schedule": dataclasses.replace(changed(noise_schedule="linear_beta"), samplings=PAPER),
     "independent_times": Recipe(model_class=IndependentTimes),
 }
+
+
+def recipe_of(name: str) -> Recipe:
+    """A recipe by its name, or several changes of ours joined by "+"."""
+    names = name.split("+")
+    if unknown := [part for part in names if part not in RECIPES]:
+        raise argparse.ArgumentTypeError(f"no recipe {unknown}: expected some of {', '.join(RECIPES)}")
+    parts = [RECIPES[part] for part in names]
+    if len(parts) == 1:
+        return parts[0]
+    if any(part.example for part in parts):
+        raise argparse.ArgumentTypeError(f"{name}: only changes of ours can be joined")
+    return Recipe(
+        model={key: value for part in parts for key, value in part.model.items()},
+        training={key: value for part in parts for key, value in part.training.items()},
+        samplings=parts[-1].samplings,
+        model_class=next(
+            (part.model_class for part in parts if part.model_class != Recipe.model_class), Recipe.model_class
+        ),
+    )
 
 
 class StopInTime(keras.callbacks.Callback):
@@ -199,7 +220,7 @@ def train(
     name: str, data_dir: str | None, minutes: float, fixed_steps: int | None, seed: int, path: pathlib.Path
 ) -> None:
     """Train a recipe, and keep the model that samples from it at `path`, with what it took in a .json beside it."""
-    recipe = RECIPES[name]
+    recipe = recipe_of(name)
     training = training_of(recipe)
     images, _ = load_images(data_dir, training.batch_size, training.flip, seed)
     steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, images)))
@@ -228,7 +249,7 @@ def score(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Score a model that `train` made; return the figures, and a row of its images for each sampling."""
     result = json.loads(path.with_suffix(".json").read_text())
-    samplings = RECIPES[result["recipe"]].samplings
+    samplings = recipe_of(result["recipe"]).samplings
     model = keras.models.load_model(path)
     _, test = load_images(data_dir)
     result |= {"num_images": num_images, "scores": {}}
@@ -267,7 +288,12 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", help="where TFDS keeps its data")
     parser.add_argument(
-        "--recipes", nargs="+", choices=RECIPES, default=["published", "mended", "ours"], metavar="NAME"
+        "--recipes",
+        nargs="+",
+        type=lambda name: recipe_of(name) and name,
+        default=["published", "mended", "ours"],
+        metavar="NAME",
+        help=f"names, or changes of ours joined as in adamw+flips: {', '.join(RECIPES)}",
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each recipe and seed")
     parser.add_argument(
