@@ -27,6 +27,7 @@ def test_singular_values_come_near_one_and_directions_stay(shape):
     assert 0.6 < values.min() and values.max() < 1.3
 
 
+@pytest.mark.skipif(keras.__version__ < "3.13", reason="Keras's Muon could not be applied to variables alone")
 def test_a_kernel_moves_as_a_matrix_does_under_keras_own_muon():
     random = np.random.default_rng(1)
     gradients = random.normal(size=(3, 3, 3, 20, 24)).astype("float32")

@@ -108,7 +108,7 @@ def test_untrained_models_and_foreign_networks_are_no_presets(tmp_path):
     with pytest.raises(ValueError, match="never trained"):
         DiffusionModel(8, [4], 1).save_to_preset(tmp_path / "mine")
     image, variance = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
-    network = keras.Model([image, variance], keras.layers.Conv2D(1, 1)(image))
+    network = keras.Model([image, variance], keras.layers.Conv2D(1, 1)(image + variance))
     model = DiffusionModel(8, channels=1, network=network)
     model.normalizer.adapt(random_images())
     with pytest.raises(ValueError, match="network of your own"):
