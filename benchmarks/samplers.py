@@ -1,6 +1,6 @@
 """Measure every sampler: its order, its error against a known solution, its time, and its images of the model that ships.
 
-    python benchmarks/samplers.py [--parts oracle model] [--images 1000] [--docs docs/samplers.md]
+    python benchmarks/samplers.py [--parts oracle model] [--images 500] [--docs docs/samplers.md]
 
 Replaces the tables in docs/samplers.md, between its comments, and the picture beside the first.
 """
@@ -178,7 +178,7 @@ def model_part(number: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=("oracle", "model"), default=["oracle", "model"])
-    parser.add_argument("--images", type=int, default=1000, help="images for each distance (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=500, help="images for each distance (default: %(default)s)")
     parser.add_argument(
         "--docs", type=pathlib.Path, default=pathlib.Path("docs/samplers.md"), help="default: %(default)s"
     )

@@ -320,7 +320,7 @@ HEAD = """# The paper's evidence, on Fashion-MNIST
 
 Made by `python experiments/paper.py` from the preset `fashion_mnist_32`, in half precision where not said otherwise. The paper's
 numbers are of CIFAR-10, with Inception features and 50,000 images: only the trends compare. Here FID is of the features of the
-package's own classifier, against the 10,000 test images. It is the larger, the fewer images it is of; KID is not.
+package's own classifier, against the 10,000 test images. Its expectation grows as the images get fewer; that of KID does not.
 """
 # Whether what the paper claims holds here; looked at, and written by hand, after the figures were made.
 CLAIMS = {

@@ -5,7 +5,7 @@ from conftest import make_small_model, random_images, run_python, slow_on_jax
 
 import ddim_keras
 from ddim_keras import backend, presets
-from ddim_keras.optimizers import Muon, _as_matrix, nearly_orthogonal
+from ddim_keras.optimizers import Muon, nearly_orthogonal
 
 
 def steps_of(optimizer, start, gradients):
@@ -84,7 +84,8 @@ np.save({str(tmp_path / "generated.npy")!r}, model.generate(2, 3, seed=0))
 
 
 def a_kernel(model):
-    kernel = next(weight for weight in model.network.trainable_weights if min(_as_matrix(weight.shape)) >= 16)
+    """Values of the first convolution between features."""
+    kernel = next(one for one in model.network.trainable_weights if len(one.shape) == 4 and min(one.shape[2:]) >= 16)
     return keras.ops.convert_to_numpy(kernel).copy()
 
 
