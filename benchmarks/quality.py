@@ -32,7 +32,8 @@ import keras_example
 import numpy as np
 
 import ddim_keras
-from ddim_keras import backend, plotting, presets
+from ddim_keras import plotting, presets
+from ddim_keras.support import backend
 from ddim_keras.schedules import AngleSchedule
 
 PRESET = "fashion_mnist_32"

@@ -20,7 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ddim_keras
-from ddim_keras import backend, files, plotting
+from ddim_keras import plotting
+from ddim_keras.support import backend, files
 from ddim_keras.samplers import (
     DDIM,
     DDPM,

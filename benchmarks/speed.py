@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 import ddim_keras
-from ddim_keras.backend import BACKEND, on_accelerator
+from ddim_keras.support.backend import BACKEND, on_accelerator
 
 CASES = ((32, 1), (64, 3))  # image size, channels
 PRECISIONS = ("float32", "mixed_bfloat16")

@@ -12,8 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddim_keras import files, plotting
-from ddim_keras.arguments import positive_int
+from ddim_keras import plotting
+from ddim_keras.support import files
+from ddim_keras.support.arguments import positive_int
 
 
 class TrainingProgress(keras.callbacks.Callback):

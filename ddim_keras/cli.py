@@ -35,7 +35,7 @@ class _Commands(click.Group):
             if context.params.get("debug"):
                 raise
             text = " ".join(str(error).split())
-            from ddim_keras.inversion import ConvergenceError
+            from ddim_keras.sampling.inversion import ConvergenceError
 
             if isinstance(error, OSError) and error.strerror and error.filename:
                 text = f"{error.filename}: {error.strerror}"
@@ -315,7 +315,7 @@ def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, ste
     """
     import numpy as np
 
-    from ddim_keras import files
+    from ddim_keras.support import files
 
     model = _load(source)
     latents = model.encode(_read(model, images, fit), steps, exact=exact)

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from ddim_keras import backend, files, plotting
-from ddim_keras.arguments import integer, positive_int
-from ddim_keras.generation import chosen_sampling
+from ddim_keras import plotting
+from ddim_keras.support import backend, files
+from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.sampling.choices import sampler_and_spacing
 from ddim_keras.model import DiffusionModel
 
 _CONTACT_SHEET = 64  # images
@@ -121,7 +122,7 @@ def model_hash(model: DiffusionModel) -> str:
 
 def _described_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `generate` that fix the images, the defaults that they stand for included, as JSON knows them."""
-    sampler, spacing = chosen_sampling(*(sampling.get(name) for name in ("sampler", "eta", "spacing")))
+    sampler, spacing = sampler_and_spacing(*(sampling.get(name) for name in ("sampler", "eta", "spacing")))
     given = {name: value for name, value in sampling.items() if name not in ("sampler", "eta")}
     described = {"diffusion_steps": 20, **given, "sampler": repr(sampler), "spacing": spacing}
     plain = (bool, int, float, str, type(None))

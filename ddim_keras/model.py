@@ -16,24 +16,29 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import backend, files, inputs, random
-from ddim_keras.arguments import height_and_width, integer, positive_int, refuse_equal_names
-from ddim_keras.clipping import NoClipping
-from ddim_keras.configurable import resolve
-from ddim_keras.generation import Generation, check_noise_end
+from ddim_keras.data import inputs
+from ddim_keras.support import backend, files, random
+from ddim_keras.support.arguments import height_and_width, integer, positive_int, refuse_equal_names
+from ddim_keras.support.configurable import resolve
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.networks.unet import residual_unet
-from ddim_keras.parameterizations import PARAMETERIZATIONS, Parameterization
-from ddim_keras.samplers import DDIM
-from ddim_keras.schedules import SCHEDULES, Schedule
-from ddim_keras.weightings import WEIGHTINGS, Weighting
+from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameterization
+from ddim_keras import sampling
+from ddim_keras.metrics import scoring
+from ddim_keras.samplers import DDIM, Conditions
+from ddim_keras.sampling.choices import EVEN_TIMES, check_noise_end
+from ddim_keras.sampling.denoisers import network_denoiser, predict
+from ddim_keras.sampling.engine import Engine
+from ddim_keras.sampling.verbs import verb
+from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
+from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 
 _GOLDEN_RATIO = 0.6180339887498949
 _LARGEST_SIGNAL_AT_NOISE_END = 0.25
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
-class DiffusionModel(Generation, keras.Model):
+class DiffusionModel(keras.Model):
     """A denoising diffusion implicit model (Song, Meng & Ermon, ICLR 2021).
 
     The defaults are the values of the Keras DDIM example.
@@ -153,8 +158,29 @@ class DiffusionModel(Generation, keras.Model):
         self.gradient_norm_tracker: keras.metrics.Metric | None = None
         self.image_metrics: list[keras.metrics.Metric] = []
         self.metric_diffusion_steps = 5
-        self._compiled_functions: dict[str, Callable] = {}
+        self.engine = Engine(
+            self.ema_network,
+            image_shape=self.image_shape,
+            schedule=self.schedule,
+            parameterization=self.parameterization,
+            normalizer=self.normalizer,
+            seeds=self.sampling_seed_generator,
+            compute_dtype=self.compute_dtype,
+            jit_compile=lambda: self.jit_compile,
+            before_use=self.synchronize,
+        )
         self.built = True
+
+    generate = verb(sampling.generate)
+    encode = verb(sampling.encode)
+    decode = verb(sampling.decode)
+    reconstruct = verb(sampling.reconstruct)
+    interpolate = verb(sampling.interpolate)
+    interpolate_grid = verb(sampling.interpolate_grid)
+    variations = verb(sampling.variations)
+    inpaint = verb(sampling.inpaint)
+    score = verb(scoring.score_generated)
+    reverse_diffusion = verb(sampling.reverse_diffusion)
 
     # Training
 
@@ -200,7 +226,6 @@ class DiffusionModel(Generation, keras.Model):
             "jit_compile": jit_compile,
             **kwargs,
         }
-        self._compiled_functions = {}
         # Built here, its state can be loaded before the first step.
         self.optimizer.build(self.trainable_variables)
 
@@ -324,8 +349,8 @@ class DiffusionModel(Generation, keras.Model):
         diffusion_times = self.schedule.training_times(self._stratified_uniform(ops.shape(images)[0]))
         noise_rates, signal_rates = self.diffusion_schedule(diffusion_times)
         noisy_images = signal_rates * images + noise_rates * noises
-        conditions = self.schedule.conditions(signal_rates, noise_rates)
-        prediction = self._predict(self.network, noisy_images, conditions, training=True)
+        noise_levels = self.schedule.conditions(signal_rates, noise_rates)
+        prediction = predict(self.network, noisy_images, noise_levels, training=True)
         pred_noises, pred_images = self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
         target = self.parameterization.target(images, noises, signal_rates, noise_rates)
         losses = self._image_losses(target, prediction)
@@ -371,14 +396,22 @@ class DiffusionModel(Generation, keras.Model):
         pred_noises, pred_images = self.denoise(noisy_images, noise_rates, signal_rates, training=False)
         self._track_losses(images, noises, pred_images, pred_noises)
         if self.image_metrics:
-            _, planned = self._plan(DDIM(), self.metric_diffusion_steps, "linear", None)
             noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
-            walk = self._walk_whole(NoClipping())
-            generated = walk(noises, planned.table, self.metric_diffusion_steps, self._evaluation_seed, places)
+            steps, memory = self.metric_diffusion_steps, self.engine.no_memory(noises)
+            _, planned = self.engine.plan(DDIM(), steps, EVEN_TIMES, None)
+            generated, _, _ = self.engine.walk_on_device(
+                (), noises, memory, planned.table, 0, steps, self._evaluation_seed, places
+            )
             generated = self.denormalize(generated)
             for metric in self.image_metrics:
                 metric.update_state(unit_images, generated)
         return self.evaluation_losses()
+
+    def synchronize(self) -> None:
+        """On JAX, `fit` holds the weights outside the model: bring them back, as is needed in a callback."""
+        if self.compiled and keras.backend.backend() == "jax":
+            with self.engine.lock:
+                self.jax_state_sync()
 
     def update_ema(self) -> None:
         """Move the EMA network's weights, normalisation statistics included, towards the network's."""
@@ -411,16 +444,11 @@ class DiffusionModel(Generation, keras.Model):
         noisy_images, noise_rates, signal_rates = (
             ops.convert_to_tensor(part, dtype="float32") for part in (noisy_images, noise_rates, signal_rates)
         )
-        conditions = self.schedule.conditions(signal_rates, noise_rates)
-        return self.predict_components(noisy_images, noise_rates, signal_rates, conditions, training=training)
-
-    def predict_components(
-        self, noisy_images: Any, noise_rates: Any, signal_rates: Any, conditions: Any, training: bool = False
-    ) -> tuple[Any, Any]:
-        """As `denoise`, for who knows what the network is told: `conditions`, from `schedule.conditions`."""
-        network = self.network if training else self.ema_network
-        prediction = self._predict(network, noisy_images, conditions, training)
-        return self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
+        noise_levels = self.schedule.conditions(signal_rates, noise_rates)
+        if not training:
+            return self.engine.denoise(noisy_images, noise_rates, signal_rates, Conditions(noise_levels))
+        denoise = network_denoiser(self.network, self.parameterization, training=True)
+        return denoise(noisy_images, noise_rates, signal_rates, Conditions(noise_levels))
 
     def denormalize(self, images: Any) -> Any:
         """Return images of zero mean and unit variance to [0, 1], clipped."""
@@ -557,10 +585,6 @@ class DiffusionModel(Generation, keras.Model):
             self.dtype_policy,
             name,
         )
-
-    def _predict(self, network: keras.Model, noisy_images: Any, conditions: Any, training: bool) -> Any:
-        conditions = ops.broadcast_to(conditions, (ops.shape(noisy_images)[0], 1, 1, 1))
-        return ops.cast(network([noisy_images, conditions], training=training), "float32")
 
     def _stratified_uniform(self, batch_size: Any) -> Any:
         """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts (Kingma et al. 2021)."""

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from ddim_keras import backend
-from ddim_keras.arguments import positive_int
+from ddim_keras.support import backend
+from ddim_keras.support.arguments import positive_int
 
 # Odd polynomial whose iteration takes every singular value of a matrix of norm 1 to the neighbourhood of 1 (Jordan et al. 2024).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from ddim_keras import files
+from ddim_keras.support import files
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-    from ddim_keras.generation import Trajectory
+    from ddim_keras.sampling.generate import Trajectory
     from ddim_keras.model import DiffusionModel
-    from ddim_keras.schedules import Schedule
+    from ddim_keras.diffusion.schedules import Schedule
 
 
 def image_grid(images: Any, columns: int | None = None, padding: int = 1, scale: int = 1) -> np.ndarray:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from ddim_keras import files, optimizers
-from ddim_keras.arguments import positive_int
+from ddim_keras import optimizers
+from ddim_keras.support import files
+from ddim_keras.support.arguments import positive_int
 
 if TYPE_CHECKING:
     from ddim_keras.model import DiffusionModel
@@ -155,7 +156,7 @@ def load(
 
 def save(model: DiffusionModel, folder: pathlib.Path, half: bool, training: Training | None) -> None:
     """As `DiffusionModel.save_to_preset`."""
-    model._synchronize()
+    model.synchronize()
     config = model.get_config()
     if not model.normalizer.adapted:
         raise ValueError("the model was never trained: fit it, or load its weights, before it is saved as a preset")

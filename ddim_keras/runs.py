@@ -21,8 +21,9 @@ import keras
 import numpy as np
 import yaml
 
-from ddim_keras import backend, callbacks, data, files, metrics, presets
-from ddim_keras.arguments import integer, positive_int
+from ddim_keras import callbacks, data, metrics, presets
+from ddim_keras.support import backend, files
+from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.model import DiffusionModel
 
 # What does not touch the weights.
@@ -171,7 +172,7 @@ class Checkpoints:
             DivergedError: a weight is not finite; nothing is written.
             OSError: the disk is full, say; the older checkpoints stay.
         """
-        model._synchronize()
+        model.synchronize()
         if not all(np.isfinite(keras.ops.convert_to_numpy(weight)).all() for weight in model.ema_network.weights):
             raise DivergedError(f"the weights hold NaN or infinity at step {step}. {self.advice()}")
         path = self.folder / f"step_{step:09d}.weights.h5"
@@ -374,7 +375,7 @@ def train(
                     callbacks=watchers,
                 )
             except _Stopped:
-                model._synchronize()
+                model.synchronize()
                 for watcher in watchers:  # they close their files
                     watcher.on_train_end()
     finished = keeper.step >= config.steps

@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ddim_keras
-from ddim_keras import backend, plotting, presets
+from ddim_keras import plotting, presets
+from ddim_keras.support import backend
 from ddim_keras.schedules import AngleSchedule
 
 IMAGES = pathlib.Path(__file__).resolve().parent.parent / "docs" / "images"

@@ -24,7 +24,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 import ddim_keras
-from ddim_keras import backend, files, metrics, plotting
+from ddim_keras import metrics, plotting
+from ddim_keras.support import backend, files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results.json"

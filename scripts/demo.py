@@ -16,7 +16,8 @@ import time
 import keras
 
 import ddim_keras
-from ddim_keras import backend, plotting, presets
+from ddim_keras import plotting, presets
+from ddim_keras.support import backend
 
 PRESET = "fashion_mnist_32"  # its recipe; the weights that ship with it are not used
 EPOCHS = 12

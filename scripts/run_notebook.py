@@ -11,7 +11,7 @@ import sys
 import nbclient
 import nbformat
 
-from ddim_keras import files
+from ddim_keras.support import files
 
 DEFAULT = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "ddim_walkthrough.ipynb"
 

@@ -21,7 +21,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 import ddim_keras
-from ddim_keras import backend, metrics, plotting, presets
+from ddim_keras import metrics, plotting, presets
+from ddim_keras.support import backend
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PRESET = "fashion_mnist_32"

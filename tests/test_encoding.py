@@ -5,8 +5,8 @@ import pytest
 from conftest import make_oracle_model, make_small_model, random_images
 
 from ddim_keras.generation import ConvergenceError
-from ddim_keras.interpolation import slerp, slerp_grid
-from ddim_keras.inversion import invert_step
+from ddim_keras.sampling.interpolation import slerp, slerp_grid
+from ddim_keras.sampling.inversion import invert_step
 from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule
 
 # Down to nearly no noise, where images are.

@@ -7,7 +7,8 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
 import ddim_keras
-from ddim_keras import backend, metrics, random
+from ddim_keras import metrics
+from ddim_keras.support import backend, random
 from ddim_keras.metrics.extractors import resized
 
 

@@ -4,7 +4,8 @@ import pytest
 from conftest import make_small_model, random_images, run_python, slow_on_jax
 
 import ddim_keras
-from ddim_keras import backend, presets
+from ddim_keras import presets
+from ddim_keras.support import backend
 from ddim_keras.optimizers import Muon, nearly_orthogonal
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from ddim_keras import random
+from ddim_keras.support import random
 
 
 def uint32(value):

@@ -4,8 +4,9 @@ import pytest
 from conftest import GaussianOracle, MixtureOracle
 from keras import ops
 
-from ddim_keras import forward, random, samplers
-from ddim_keras.configurable import resolve
+from ddim_keras import forward, samplers
+from ddim_keras.support import random
+from ddim_keras.support.configurable import resolve
 from ddim_keras.samplers import (
     DDIM,
     DDPM,

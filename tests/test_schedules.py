@@ -6,7 +6,7 @@ import pytest
 from conftest import make_small_model, random_images, slow_on_jax
 from keras import ops
 
-from ddim_keras.configurable import resolve
+from ddim_keras.support.configurable import resolve
 from ddim_keras.schedules import (
     SCHEDULES,
     AngleSchedule,

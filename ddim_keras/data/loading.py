@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ddim_keras import files
-from ddim_keras.arguments import height_and_width
+from ddim_keras.support import files
+from ddim_keras.support.arguments import height_and_width
 
 if TYPE_CHECKING:
     import tensorflow as tf

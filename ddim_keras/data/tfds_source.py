@@ -8,7 +8,7 @@ import urllib.parse
 from typing import Any
 
 from ddim_keras.data.loading import Source
-from ddim_keras.downloads import reachable
+from ddim_keras.support.downloads import reachable
 
 # What the Keras DDIM example trains on: 80 % of everything, since the official training split is only 1,020 images.
 _OWN_SPLITS = {

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import inputs
+from ddim_keras.data import inputs
 from ddim_keras.metrics.extractors import Extractor, KerasExtractor, get_extractor
 
 _BATCH = 256

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import inputs
-from ddim_keras.arguments import positive_int
+from ddim_keras.data import inputs
+from ddim_keras.support.arguments import positive_int
 from ddim_keras.metrics.base import ImageMetric, checked_features, require
 from ddim_keras.metrics.states import Sums
 

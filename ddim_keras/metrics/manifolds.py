@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from ddim_keras.arguments import integer, positive_int
+from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require
 from ddim_keras.metrics.states import Sample
 

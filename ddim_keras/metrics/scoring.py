@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import inputs
-from ddim_keras.arguments import refuse_equal_names
+from ddim_keras.data import inputs
+from ddim_keras.support.arguments import positive_int, refuse_equal_names
 from ddim_keras.metrics.base import ImageMetric, checked_batches, require
 from ddim_keras.metrics.extractors import Extractor, get_extractor
 from ddim_keras.metrics.fid import FID
@@ -18,6 +18,8 @@ from ddim_keras.metrics.inception_score import InceptionScore
 from ddim_keras.metrics.kid import KID
 from ddim_keras.metrics.manifolds import DensityCoverage, PrecisionRecall, distances, is_within, neighbour_radii
 from ddim_keras.metrics.states import Sample
+from ddim_keras.sampling.engine import Engine
+from ddim_keras.sampling.generate import generate
 
 METRICS: dict[str, Callable[..., ImageMetric]] = {
     "fid": FID,
@@ -38,7 +40,7 @@ def score(
     per_class: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Score batches of generated images against a data set; see `DiffusionModel.score`, which generates them.
+    """Score batches of generated images against a data set; see `score_generated`, which generates them.
 
     Args:
         generated: batches of images (batch, height, width, channels), in [0, 1] or uint8.
@@ -131,12 +133,69 @@ class _Classes:
         }
 
 
-def generated_in_batches(model: Any, num_images: int, batch_size: int, **options: Any) -> Iterable[np.ndarray]:
-    """Yield a model's images batch by batch, so that they need not all be held."""
+def score_generated(
+    engine: Engine,
+    dataset: Any,
+    num_images: int = 10_000,
+    diffusion_steps: int | Sequence[float] = 20,
+    *,
+    metrics: Sequence[Any] = ("fid", "kid", "precision_recall"),
+    extractor: Any = None,
+    per_class: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Generate images and score them against real ones, at constant memory.
+
+    Args:
+        dataset: real images as for `fit`, in a data set that ends; compare with images that the model was not trained on.
+        num_images: how many to generate. All metrics but KID depend on it: compare figures of equal numbers.
+        diffusion_steps: S, as for `generate`.
+        metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage", or
+            `ddim_keras.metrics.ImageMetric` objects.
+        extractor: features of the metrics given by name: "inception_v3", "fashion_mnist", "inception_2015" (comparable with
+            papers), an `Extractor` or a Keras model. None takes "fashion_mnist" for images of one channel, and otherwise
+            "inception_v3".
+        per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of such arrays.
+        seed, batch_size: as for `generate`.
+        **sampling: as for `generate`: sampler, eta, spacing, ...
+
+    Returns:
+        Figures by name: "fid", "kid" and "kid_standard_deviation", "precision", "recall", ...; with `per_class` also
+        "per_class", for each class its share of the real and of the generated images, precision, recall and coverage.
+
+    Raises:
+        ValueError: an argument out of its range, or images of a wrong shape or range.
+
+    Examples:
+
+    >>> model = DiffusionModel(image_size=28, widths=[8], block_depth=1, channels=1)
+    >>> real = np.random.default_rng(0).uniform(size=(20, 28, 28, 1))
+    >>> sorted(model.score(real, 20, 2, metrics=["precision_recall"], extractor="fashion_mnist"))
+    ['precision', 'recall']
+    """
+    batch_size = min(engine.batch_size(batch_size), positive_int("num_images", num_images))
+    options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
+    for name in ("initial_noise", "return_trajectory", "first_image", "verbose"):
+        if name in options:
+            raise ValueError(f"score cannot take {name}: it generates in batches, from noise that the seed fixes")
+    if extractor is None:
+        extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
+    generated = _generated_in_batches(engine, num_images, batch_size, **options)
+    names = getattr(dataset, "class_names", None)
+    return score(generated, inputs.checked(dataset, engine.image_shape), metrics, extractor, per_class, names)
+
+
+def _generated_in_batches(
+    engine: Engine, num_images: int, batch_size: int, **options: Any
+) -> Iterable[np.ndarray]:
+    """Yield images batch by batch, so that they need not all be held."""
     for start in range(0, num_images, batch_size):
         count = min(batch_size, num_images - start)
         # Whole batches, so that one compiled loop serves; image i is the same in any.
-        yield model.generate(batch_size, first_image=start, batch_size=batch_size, verbose=0, **options)[:count]
+        images = generate(engine, batch_size, first_image=start, batch_size=batch_size, verbose=0, **options)
+        yield images[:count]
 
 
 def _metric(metric: str | ImageMetric, extractor: Any) -> ImageMetric:

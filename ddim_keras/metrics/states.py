@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import backend, random
+from ddim_keras.support import backend, random
 
 _OWN_COUNTER = 1 << 31
 

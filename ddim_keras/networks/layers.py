@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import backend, inputs
+from ddim_keras.data import inputs
+from ddim_keras.support import backend
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

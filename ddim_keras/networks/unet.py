@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from ddim_keras.arguments import positive_int
+from ddim_keras.support.arguments import positive_int
 from ddim_keras.networks.layers import (
     BatchNormalization,
     ConditionedConv2D,

@@ -3,12 +3,15 @@
 import functools
 from collections.abc import Callable
 
+from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.adams_bashforth import AdamsBashforth
-from ddim_keras.samplers.base import MEMORY, Evaluation, Levels, Plan, Sampler, plan, table_of, walk
+from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
 from ddim_keras.samplers.ddim import DDIM, DDPM
 from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep
 from ddim_keras.samplers.heun import Heun
+from ddim_keras.samplers.planning import Plan, plan, table_of
 from ddim_keras.samplers.unipc import UniPC
+from ddim_keras.samplers.walking import Conditions, Denoiser, walk
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "ddim": DDIM,
@@ -28,8 +31,10 @@ __all__ = [
     "MEMORY",
     "SAMPLERS",
     "AdamsBashforth",
+    "Conditions",
     "DPMSolverMultistep",
     "DPMSolverSinglestep",
+    "Denoiser",
     "Evaluation",
     "Heun",
     "Levels",

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddim_keras.samplers.base import MEMORY, Evaluation, Levels, Sampler
+from ddim_keras.diffusion.levels import Levels
+from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
 
 # The sum of the noises' weights in the next noisy image. Small steps are far below.
 _LARGEST_WEIGHTS = 4.0

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddim_keras.forward import added_variance, posterior_deviation
-from ddim_keras.samplers.base import Evaluation, Levels, Sampler
+from ddim_keras.diffusion.forward import added_variance, posterior_deviation
+from ddim_keras.diffusion.levels import Levels
+from ddim_keras.samplers.base import Evaluation, Sampler
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

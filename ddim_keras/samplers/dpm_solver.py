@@ -14,7 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddim_keras.samplers.base import Evaluation, Levels, Sampler
+from ddim_keras.diffusion.levels import Levels
+from ddim_keras.samplers.base import Evaluation, Sampler
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import keras
 
-from ddim_keras.samplers.base import Evaluation, Levels, Sampler
+from ddim_keras.diffusion.levels import Levels
+from ddim_keras.samplers.base import Evaluation, Sampler
 
 # Of a difference of predicted noises in the next noisy image. Small steps are far below.
 _LARGEST_WEIGHT = 2.0

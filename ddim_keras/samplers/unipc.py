@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddim_keras.samplers.base import MEMORY, Evaluation, Levels, Sampler
+from ddim_keras.diffusion.levels import Levels
+from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
 
 # The sum of the images' weights in a step. Small steps are below 2; where steps grow fast, the order is lowered.
 _LARGEST_WEIGHTS = 3.0

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from ddim_keras.configurable import Configurable
+from ddim_keras.sampling.denoisers import Wrapper
+from ddim_keras.support.configurable import Configurable, resolve
 
 
 class Clipping(Configurable, abc.ABC):
@@ -72,3 +73,32 @@ CLIPPINGS: dict[str, Callable[[], Clipping]] = {
     "static": StaticClipping,
     "dynamic": DynamicClipping,
 }
+
+
+class Clipped(Wrapper):
+    """A denoiser with the predicted images clipped, and the predicted noises made to fit them.
+
+    Args:
+        clipping: of images from -1 to 1.
+        normalizer: says which images those are.
+    """
+
+    def __init__(self, clipping: Clipping, normalizer: Any):
+        self.clipping, self.normalizer = clipping, normalizer
+        self.key = ("clipped", type(clipping), repr(clipping))
+
+    def wrap(self, denoise, arrays, draw_noises):
+        def clipped(noisy_images, noise_rates, signal_rates, conditions):
+            _, pred_images = denoise(noisy_images, noise_rates, signal_rates, conditions)
+            deviation, mean = self.normalizer.standard_deviation(), self.normalizer.mean
+            pred_images = self.clipping(2.0 * (mean + pred_images * deviation) - 1.0)
+            pred_images = ((pred_images + 1.0) / 2.0 - mean) / deviation
+            return (noisy_images - signal_rates * pred_images) / noise_rates, pred_images
+
+        return clipped
+
+
+def clipped(clipping: str | Clipping, normalizer: Any) -> list[Wrapper]:
+    """Return what clips a denoiser as a user says: nothing for "none"."""
+    chosen = resolve(clipping, Clipping, CLIPPINGS)
+    return [] if isinstance(chosen, NoClipping) else [Clipped(chosen, normalizer)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddim_keras.schedules import Schedule
+from ddim_keras.diffusion.schedules import Schedule
 
 
 def posterior_deviation(
@@ -45,7 +45,7 @@ def marginal(schedule: Schedule, images: Any, diffusion_times: Any) -> tuple[Any
 
     Examples:
 
-    >>> from ddim_keras.schedules import AngleSchedule
+    >>> from ddim_keras.diffusion.schedules import AngleSchedule
     >>> mean, deviation = marginal(AngleSchedule(), np.ones((1, 2, 2, 1)), 1.0)
     >>> round(float(mean[0, 0, 0, 0]), 4), round(float(deviation), 4)
     (0.02, 0.9998)
@@ -82,7 +82,7 @@ def posterior(
 
     Examples:
 
-    >>> from ddim_keras.schedules import AngleSchedule
+    >>> from ddim_keras.diffusion.schedules import AngleSchedule
     >>> mean, deviation = posterior(AngleSchedule(), np.zeros((1, 2, 2, 1)), np.ones((1, 2, 2, 1)), 1.0, 0.5, eta=0.0)
     >>> float(deviation)
     0.0
@@ -126,7 +126,7 @@ def forward_step(
 
     Examples:
 
-    >>> from ddim_keras.schedules import LinearBetaSchedule
+    >>> from ddim_keras.diffusion.schedules import LinearBetaSchedule
     >>> x = np.ones((1, 2, 2, 1))
     >>> mean, deviation = forward_step(LinearBetaSchedule(), x, 0 * x, 1.0, 0.999, eta=1.0)
     >>> round(float(deviation**2), 6)  # beta_T

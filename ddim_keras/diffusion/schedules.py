@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras.configurable import Configurable, resolve
+from ddim_keras.support.configurable import Configurable, resolve
 
 # Stands for a rate of zero where a logarithm is taken.
 _TINY_RATE = 1e-12

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from ddim_keras.configurable import Configurable
+from ddim_keras.support.configurable import Configurable
 
 
 class Parameterization(Configurable, abc.ABC):

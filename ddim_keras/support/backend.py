@@ -6,9 +6,10 @@ Everything else is written once in `keras.ops` and `keras.random`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -49,12 +50,12 @@ def on_accelerator() -> bool:
     return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
 
 
-def compile_function(function: Callable, variables: Callable[[], list], jit_compile: bool) -> Callable:
-    """Return `function` compiled for the backend.
+def compile_function(function: Callable, variables: list, jit_compile: bool) -> Callable:
+    """Return `function` compiled for the backend, as a function of (values of the variables, *arguments).
 
     Args:
         function: takes and returns arrays; may read `variables` but must not assign to them.
-        variables: returns the Keras variables that `function` reads.
+        variables: the Keras variables that `function` reads.
         jit_compile: whether to use XLA. On TensorFlow False means a plain graph, on JAX it means no compilation.
     """
     if BACKEND == "tensorflow":
@@ -62,17 +63,41 @@ def compile_function(function: Callable, variables: Callable[[], list], jit_comp
 
         compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
         compiled._omit_frequent_tracing_warning = True  # batches of several shapes are no mistake
-        return compiled
-    if not jit_compile:
-        return function
-    import jax
+        return lambda values, *arguments: compiled(*arguments)
 
-    @jax.jit
     def pure_function(values: list, *arguments: Any) -> Any:
-        with keras.StatelessScope(state_mapping=list(zip(variables(), values))):
+        with values_used(variables, values):
             return function(*arguments)
 
-    return lambda *arguments: pure_function([variable.value for variable in variables()], *arguments)
+    if not jit_compile:
+        return pure_function
+    import jax
+
+    return jax.jit(pure_function)
+
+
+def values_of(variables: list, copied: bool) -> list:
+    """Return what compiled functions are given of the variables they read: on TensorFlow nothing, as a graph reads them itself.
+
+    Args:
+        variables: Keras variables.
+        copied: whether a training may meanwhile overwrite their memory, as JAX's does.
+    """
+    if BACKEND == "tensorflow":
+        return []
+    import jax.numpy as jnp
+
+    return [jnp.array(variable.value, copy=True) if copied else variable.value for variable in variables]
+
+
+@contextlib.contextmanager
+def values_used(variables: list, values: list) -> Iterator[None]:
+    """Within, the variables have the values that `values_of` returned."""
+    if BACKEND == "tensorflow":
+        yield
+        return
+    with keras.StatelessScope(state_mapping=list(zip(variables, values))):
+        yield
 
 
 def train_step(model: Any, *arguments: Any) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from ddim_keras.configurable import Configurable
-from ddim_keras.parameterizations import Parameterization
+from ddim_keras.support.configurable import Configurable
+from ddim_keras.diffusion.parameterizations import Parameterization
 
 
 class Weighting(Configurable, abc.ABC):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import backend
+from ddim_keras.support import backend
 
 # Resizing may overshoot [0, 1] by a rounding error; more than this is another range.
 _RANGE_TOLERANCE = 1e-3

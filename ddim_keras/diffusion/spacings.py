@@ -14,9 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from ddim_keras.configurable import Configurable, resolve
-from ddim_keras.samplers.base import Levels
-from ddim_keras.schedules import Schedule
+from ddim_keras.support.configurable import Configurable, resolve
+from ddim_keras.diffusion.schedules import Schedule
 
 
 class Spacing(Configurable, abc.ABC):
@@ -67,7 +66,7 @@ class LinearSpacing(Spacing):
 
     Examples:
 
-    >>> from ddim_keras.schedules import AngleSchedule
+    >>> from ddim_keras.diffusion.schedules import AngleSchedule
     >>> LinearSpacing()(4, AngleSchedule()).tolist()
     [1.0, 0.75, 0.5, 0.25]
     """
@@ -102,7 +101,7 @@ class QuadraticSpacing(LinearSpacing):
 
     Examples:
 
-    >>> from ddim_keras.schedules import AngleSchedule
+    >>> from ddim_keras.diffusion.schedules import AngleSchedule
     >>> QuadraticSpacing()(4, AngleSchedule()).tolist()
     [1.0, 0.5625, 0.25, 0.0625]
     """
@@ -118,7 +117,7 @@ class TrailingSpacing(Spacing):
 
     Examples:
 
-    >>> from ddim_keras.schedules import LinearBetaSchedule
+    >>> from ddim_keras.diffusion.schedules import LinearBetaSchedule
     >>> (1000 * TrailingSpacing()(3, LinearBetaSchedule())).round().tolist()
     [1000.0, 667.0, 333.0]
     """
@@ -138,7 +137,7 @@ class LeadingSpacing(Spacing):
 
     Examples:
 
-    >>> from ddim_keras.schedules import LinearBetaSchedule
+    >>> from ddim_keras.diffusion.schedules import LinearBetaSchedule
     >>> (1000 * LeadingSpacing()(4, LinearBetaSchedule())).round().tolist()
     [751.0, 501.0, 251.0, 1.0]
     """
@@ -163,7 +162,7 @@ class KarrasSpacing(Spacing):
 
     Examples:
 
-    >>> from ddim_keras.schedules import AngleSchedule
+    >>> from ddim_keras.diffusion.schedules import AngleSchedule
     >>> KarrasSpacing()(3, AngleSchedule()).round(2).tolist()
     [1.0, 0.89, 0.0]
     """
@@ -205,7 +204,7 @@ class LogSNRSpacing(KarrasSpacing):
 
     Examples:
 
-    >>> from ddim_keras.schedules import LinearLogSNRSchedule
+    >>> from ddim_keras.diffusion.schedules import LinearLogSNRSchedule
     >>> LogSNRSpacing()(3, LinearLogSNRSchedule()).round(6).tolist()
     [1.0, 0.5, 0.0]
     """
@@ -276,9 +275,3 @@ def diffusion_times(
     if len(np.unique(times)) != len(times):
         raise ValueError(f"the times to walk over must differ from each other; {given}")
     return np.append(times, 0.0)
-
-
-def levels_of(schedule: Schedule, times: np.ndarray) -> Levels:
-    """Return the noise levels of the times of a walk to the image, the last of which is the clean image."""
-    signal_rates, noise_rates = schedule(times)
-    return Levels(np.append(signal_rates[:-1], 1.0), np.append(noise_rates[:-1], 0.0))

@@ -1,0 +1,74 @@
+"""The one loop that takes all walks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from keras import ops
+
+from ddim_keras.samplers.base import MEMORY
+from ddim_keras.support.types import Images, Rates, Tensor
+
+
+class Conditions(NamedTuple):
+    """What a denoiser is told besides the noisy images and their rates.
+
+    Attributes:
+        noise_level: what the network is told of the noise: `Schedule.conditions` of the rates, a number or broadcasting
+            against (batch, 1, 1, 1).
+        evaluation: how many evaluations of the walk came before, an int32 scalar.
+    """
+
+    noise_level: Tensor
+    evaluation: Tensor = 0
+
+
+# (noisy images, noise rates, signal rates, conditions) -> (predicted noises, predicted images)
+Denoiser: TypeAlias = Callable[[Images, Rates, Rates, Conditions], tuple[Images, Images]]
+
+
+def walk(
+    denoise: Denoiser,
+    noisy_images: Images,
+    memory: Tensor,
+    table: Tensor,
+    first: Tensor,
+    last: Tensor,
+    draw_noises: Callable[[Tensor], Images],
+) -> tuple[Images, Tensor, Images]:
+    """Make the evaluations first, ..., last - 1 of a plan's table.
+
+    Args:
+        denoise: (noisy_images, noise_rate, signal_rate, `Conditions`) -> (pred_noises, pred_images); the rates are scalars.
+        noisy_images: (batch, height, width, channels), the state at the first evaluation.
+        memory: (MEMORY, batch, height, width, channels), earlier predictions, the latest first; zeros at the start.
+        table: `Plan.table`, as a tensor.
+        first, last: int32 scalars; their values are not compiled in.
+        draw_noises: number -> standard normal noises shaped as `noisy_images`. Only called where noise is added, with the
+            evaluation's number, counted from 1.
+
+    Returns:
+        (noisy images, memory, predicted images) after the last evaluation.
+    """
+
+    def evaluate(index, noisy_images, memory, _):
+        noise_level, noise_rate, signal_rate, image, noise, fresh, *others = ops.unstack(
+            ops.take(table, index, axis=0), num=6 + MEMORY + 2
+        )
+        conditions = Conditions(noise_level, index)
+        pred_noises, pred_images = denoise(noisy_images, noise_rate, signal_rate, conditions)
+        noisy_images = image * pred_images + noise * pred_noises
+        for weight, earlier in zip(others[:MEMORY], ops.unstack(memory, num=MEMORY)):
+            noisy_images = noisy_images + weight * earlier
+        noisy_images = ops.cond(
+            fresh > 0.0, lambda: noisy_images + fresh * draw_noises(index + 1), lambda: noisy_images
+        )
+        keep_image, keep_noise = others[MEMORY:]
+        kept = keep_image * pred_images + keep_noise * pred_noises
+        return index + 1, noisy_images, ops.concatenate([kept[None], memory[:-1]]), pred_images
+
+    _, noisy_images, memory, pred_images = ops.while_loop(
+        lambda index, *_: index < last, evaluate, (first, noisy_images, memory, ops.zeros_like(noisy_images))
+    )
+    return noisy_images, memory, pred_images

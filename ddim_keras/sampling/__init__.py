@@ -1,0 +1,24 @@
+"""What a trained model is used for: functions of an `Engine`, which `DiffusionModel` has as methods."""
+
+from ddim_keras.sampling.edit import inpaint, variations
+from ddim_keras.sampling.encode import encode, reconstruct
+from ddim_keras.sampling.engine import Engine
+from ddim_keras.sampling.generate import Trajectory, decode, generate, reverse_diffusion
+from ddim_keras.sampling.interpolate import interpolate, interpolate_grid
+from ddim_keras.sampling.inversion import ConvergenceError, InversionReport
+
+__all__ = [
+    "ConvergenceError",
+    "Engine",
+    "InversionReport",
+    "Trajectory",
+    "decode",
+    "encode",
+    "generate",
+    "inpaint",
+    "interpolate",
+    "interpolate_grid",
+    "reconstruct",
+    "reverse_diffusion",
+    "variations",
+]

@@ -1,0 +1,297 @@
+"""The engine: takes walks on the device, compiled once; images come and go in batches, random numbers by seed and place."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ddim_keras.data import inputs
+from ddim_keras.diffusion.levels import levels_of
+from ddim_keras.diffusion.parameterizations import Parameterization
+from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.diffusion.spacings import Spacing, diffusion_times
+from ddim_keras.samplers import MEMORY, Denoiser, Plan, Sampler, plan, walk
+from ddim_keras.sampling.choices import schedule_of_walk
+from ddim_keras.sampling.denoisers import Wrapper, network_denoiser
+from ddim_keras.support import backend, random
+from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.types import Array, ImageArray, Images, ImageShape, Tensor
+
+# Images per batch where the user does not say, and the pixels of that many 64 x 64 images: larger images are made fewer
+# at a time.
+_DEFAULT_BATCH_SIZE = 64
+_DEFAULT_BATCH_PIXELS = 64 * 64 * 64
+# Fewer images than a batch are filled up to one of these numbers, so that few shapes are compiled.
+_SMALL_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+_GOLDEN_RATIO_BITS = 0x9E3779B1
+
+
+class Batch(NamedTuple):
+    """Images start, ..., stop - 1. `indices` goes on beyond them, so that the compiled loop sees one shape."""
+
+    start: int
+    stop: int
+    indices: np.ndarray
+
+    def of(self, images: np.ndarray) -> np.ndarray:
+        """These of all the images, the last repeated where the batch goes on."""
+        return images[np.minimum(self.indices, len(images) - 1)]
+
+    def store(self, images: np.ndarray, values: Images) -> None:
+        """Write the batch's images in their places among all, without those that filled it up."""
+        images[self.start : self.stop] = ops.convert_to_numpy(values)[: self.stop - self.start]
+
+
+class Engine:
+    """Runs the walks of a trained network. The verbs in `ddim_keras.sampling` are functions of an engine.
+
+    Args:
+        network: maps [noisy images, noise levels] to what the parameterization says, as `DiffusionModel.ema_network` does.
+        image_shape: (height, width, channels).
+        schedule: what the network was trained on.
+        parameterization: what it predicts.
+        normalizer: turns images in [0, 1] into zero mean and unit variance, and back by its `denormalize`.
+        seeds: a `keras.random.SeedGenerator`, whose next seed an unseeded walk takes.
+        compute_dtype: what the network computes in.
+        jit_compile: asked before a walk is compiled: whether to use XLA.
+        before_use: called before the weights are read; brings those back that a training holds elsewhere.
+
+    Attributes:
+        denoise: the network's predictions, a `Denoiser`.
+        variables: all that a walk reads.
+        lock: held while a training changes the weights, or while they are read.
+        training_thread: the thread that trains the network now, or None.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        image_shape: ImageShape,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        normalizer: Any,
+        seeds: keras.random.SeedGenerator,
+        compute_dtype: str,
+        jit_compile: Callable[[], bool],
+        before_use: Callable[[], None],
+    ):
+        self.image_shape = image_shape
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.normalizer = normalizer
+        self.compute_dtype = compute_dtype
+        self.denoise: Denoiser = network_denoiser(network, parameterization)
+        self.variables: list[Any] = [*network.variables, *normalizer.variables]
+        self.lock = threading.RLock()
+        self.training_thread: int | None = None
+        self._weights_of_network = network.weights
+        self._seeds = seeds
+        self._jit_compile = jit_compile
+        self._before_use = before_use
+        self._compiled: dict[Any, Callable] = {}
+        self._held = threading.local()
+
+    # The weights
+
+    @contextlib.contextmanager
+    def weights_held(self) -> Iterator[None]:
+        """Within, this thread's walks use the weights as they are now, whatever a training in another thread does to them."""
+        if getattr(self._held, "values", None) is not None:
+            yield
+            return
+        with self.lock:
+            self._before_use()
+            elsewhere = self.training_thread not in (None, threading.get_ident())
+            self._held.values = backend.values_of(self.variables, copied=elsewhere)
+        try:
+            yield
+        finally:
+            self._held.values = None
+
+    def normalize(self, images: Any) -> ImageArray:
+        """Check images as a user gives them, and return them with zero mean and unit variance.
+
+        Raises:
+            ValueError: images of a wrong shape or range.
+        """
+        images = np.asarray(images)
+        inputs.check_images(images, self.image_shape)
+        with backend.values_used(self.variables, self._held.values):
+            return ops.convert_to_numpy(self.normalizer(images))
+
+    def denormalize(self, images: Images) -> Images:
+        """Return images of zero mean and unit variance to [0, 1].
+
+        Raises:
+            FloatingPointError: they hold NaN or infinity; says whether the weights are at fault.
+        """
+        self.checked(images)
+        with backend.values_used(self.variables, self._held.values):
+            return self.normalizer.denormalize(images)
+
+    def checked(self, images: Images) -> Images:
+        """Return what a walk led to, or raise FloatingPointError if it holds NaN or infinity."""
+        if not np.isfinite(ops.convert_to_numpy(images)).all():
+            raise FloatingPointError(self._why_not_finite())
+        return images
+
+    def _why_not_finite(self) -> str:
+        with backend.values_used(self.variables, self._held.values):
+            weights = [ops.convert_to_numpy(ops.cast(weight, "float32")) for weight in self._weights_of_network]
+        broken = sum(not np.isfinite(weight).all() for weight in weights)
+        if broken:
+            return (
+                f"the network's weights hold NaN or infinity, {broken} of its {len(weights)} arrays: the training has diverged. "
+                "Load the best or an earlier checkpoint, and train with a lower learning rate or clipped gradients"
+            )
+        return (
+            f"the walk led to NaN or infinity, though the weights are finite: the network computes in {self.compute_dtype}. Give "
+            "its weights to a model with dtype='float32', take more steps, or clipping='static'"
+        )
+
+    # Walks
+
+    def plan(
+        self,
+        sampler: Sampler,
+        diffusion_steps: int | Sequence[float],
+        spacing: str | Spacing,
+        schedule: str | Schedule | None,
+        start: float = 1.0,
+    ) -> tuple[Array, Plan]:
+        """Return the times of a walk from `start`, the last being that of the images, and its plan."""
+        schedule = schedule_of_walk(schedule, self.schedule, self.parameterization)
+        times = diffusion_times(diffusion_steps, spacing, schedule, start)
+        return times, plan(sampler, levels_of(schedule, times), self.schedule.conditions)
+
+    def draw(self, seed: int, indices: np.ndarray) -> Images:
+        """Return the initial noises of images number `indices`."""
+        draw = self._compile("draw", lambda seed, indices: random.normal(seed, 0, indices, self.image_shape))
+        return draw(self._values(), np.uint32(seed), indices)
+
+    def walk(
+        self, noisy_images: Images, planned: Plan, seed: int, indices: np.ndarray, wrappers: Sequence[Wrapper] = ()
+    ) -> Images:
+        """Take a whole walk, and return where it led."""
+        memory = self.no_memory(noisy_images)
+        return self.walk_part(noisy_images, memory, planned, 0, planned.ends[-1], seed, indices, wrappers)[0]
+
+    def walk_part(
+        self,
+        noisy_images: Images,
+        memory: Tensor,
+        planned: Plan,
+        first: int,
+        last: int,
+        seed: int,
+        indices: np.ndarray,
+        wrappers: Sequence[Wrapper] = (),
+    ) -> tuple[Images, Tensor, Images]:
+        """Make the evaluations first, ..., last - 1 of a plan; returns what `samplers.walk` does.
+
+        Args:
+            noisy_images: (batch, height, width, channels).
+            memory: what the part before returned, or `no_memory`.
+            planned: the plan.
+            first, last: numbers of evaluations.
+            seed: fixes the noises that are added on the way, together with
+            indices: (batch,), int32, the images' numbers.
+            wrappers: what is put around the network's denoiser, the innermost first.
+        """
+        key = ("walk", *(wrapper.key for wrapper in wrappers))
+        compiled = self._compile(key, lambda *arguments: self.walk_on_device(wrappers, *arguments))
+        arrays = tuple(wrapper.arrays for wrapper in wrappers)
+        numbers = (np.int32(first), np.int32(last), np.uint32(seed), indices)
+        return compiled(self._values(), noisy_images, memory, planned.table, *numbers, arrays)
+
+    def walk_on_device(
+        self,
+        wrappers: Sequence[Wrapper],
+        noisy_images: Images,
+        memory: Tensor,
+        table: Tensor,
+        first: Tensor,
+        last: Tensor,
+        seed: Tensor,
+        indices: Tensor,
+        arrays: Sequence[Any] = (),
+    ) -> tuple[Images, Tensor, Images]:
+        """As `walk_part`, to be compiled as a part of something else. `arrays` are those of the wrappers."""
+
+        def draw_noises(number: Tensor) -> Images:
+            return random.normal(seed, number, indices, self.image_shape)
+
+        denoise = self.denoise
+        for wrapper, own in zip(wrappers, arrays):
+            denoise = wrapper.wrap(denoise, own, draw_noises)
+        noisy_images = ops.convert_to_tensor(noisy_images, dtype="float32")
+        memory = ops.convert_to_tensor(memory, dtype="float32")
+        return walk(denoise, noisy_images, memory, ops.convert_to_tensor(table), first, last, draw_noises)
+
+    @staticmethod
+    def no_memory(noisy_images: Images) -> Tensor:
+        """What a walk remembers at its start."""
+        return ops.zeros((MEMORY, *noisy_images.shape), "float32")
+
+    def _values(self) -> Any:
+        if getattr(self._held, "values", None) is None:
+            raise RuntimeError("a walk needs `with engine.weights_held():` around it")
+        return self._held.values
+
+    def _compile(self, key: Any, function: Callable) -> Callable:
+        jit_compile = self._jit_compile()
+        with self.lock:
+            if (key, jit_compile) not in self._compiled:
+                self._compiled[key, jit_compile] = backend.compile_function(function, self.variables, jit_compile)
+            return self._compiled[key, jit_compile]
+
+    # Arguments
+
+    def seed(self, seed: int | None) -> int:
+        """Return a user's seed, checked, or the next of the model's own."""
+        if seed is not None:
+            return integer("seed", seed, minimum=0, below=2**32)
+        with self.lock:
+            self._before_use()
+            seed, count = (int(part) for part in ops.convert_to_numpy(self._seeds.next()))
+        return (seed + count * _GOLDEN_RATIO_BITS) % 2**32
+
+    def latents(self, latents: Any, name: str) -> ImageArray:
+        """Return latents as a user gives them, checked.
+
+        Raises:
+            ValueError: a wrong shape, or NaN or infinity.
+        """
+        latents = np.asarray(latents, "float32")
+        inputs.check_shape(latents.shape, self.image_shape, name)
+        if not np.isfinite(latents).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        return latents
+
+    def batch_size(self, batch_size: int | None) -> int:
+        """Return a user's batch size, checked, or the default, which is smaller for large images."""
+        if batch_size is not None:
+            return positive_int("batch_size", batch_size)
+        pixels = self.image_shape[0] * self.image_shape[1]
+        return max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
+
+    def batches(self, num_images: int, batch_size: int | None, verbose: str | int) -> Iterator[Batch]:
+        """Yield the batches that `num_images` images are made in, showing a progress bar if asked."""
+        size = self.batch_size(batch_size)
+        if num_images < size:
+            size = min([size, *(small for small in _SMALL_BATCHES if small >= num_images)])
+        starts = range(0, num_images, size)
+        show = verbose == 1 or (verbose == "auto" and len(starts) > 1)
+        bar = keras.utils.Progbar(num_images, unit_name="image") if show else None
+        for start in starts:
+            stop = min(start + size, num_images)
+            yield Batch(start, stop, np.arange(start, start + size, dtype="int32"))
+            if bar is not None:
+                bar.update(stop)

@@ -1,0 +1,1 @@
+"""What every room uses: the backend, random numbers, files, arguments, configurable objects."""
