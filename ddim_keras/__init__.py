@@ -1,27 +1,79 @@
-"""Denoising Diffusion Implicit Models for Keras: train, sample, save and reload as one `keras.Model`."""
+"""Denoising Diffusion Implicit Models for Keras: train, sample, save and reload as one `keras.Model`.
+
+Nothing is imported until it is used: neither Keras nor a backend.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Before TensorFlow is imported: its log is not for the users of the command.
-if [os.path.basename(name) for name in getattr(sys, "argv", [])[:1]] == ["ddim-keras"]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from ddim_keras.support import importing
 
-from ddim_keras.model import DiffusionModel, load_model
+if TYPE_CHECKING:
+    from ddim_keras import data, metrics, networks, optimizers, plotting, presets, runs, samplers, sampling
+    from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
+    from ddim_keras.model import DiffusionModel, load_model
+    from ddim_keras.runs import callbacks, exporting
+    from ddim_keras.sampling import clipping
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# Imported on first use, so that `import ddim_keras` stays quick and needs neither TensorFlow nor matplotlib.
-_LAZY_MODULES = (
+# Public names that stand elsewhere. The modules can be imported by them too.
+_MOVED = {
+    "callbacks": "ddim_keras.runs.callbacks",
+    "clipping": "ddim_keras.sampling.clipping",
+    "exporting": "ddim_keras.runs.exporting",
+    "forward": "ddim_keras.diffusion.forward",
+    "interpolation": "ddim_keras.sampling.interpolate",
+    "inversion": "ddim_keras.sampling.inversion",
+    "parameterizations": "ddim_keras.diffusion.parameterizations",
+    "random": "ddim_keras.support.random",
+    "schedules": "ddim_keras.diffusion.schedules",
+    "spacings": "ddim_keras.diffusion.spacings",
+    "weightings": "ddim_keras.diffusion.weightings",
+}
+
+# What is registered with Keras; a test compares.
+_REGISTERED = {
+    "ddim_keras.diffusion.parameterizations": (
+        *("ImageParameterization", "NoiseParameterization", "VelocityParameterization"),
+    ),
+    "ddim_keras.diffusion.schedules": (
+        *("AngleSchedule", "CosineBetaSchedule", "LinearBetaSchedule", "LinearLogSNRSchedule"),
+        *("LinearNoisePowerSchedule", "ScaledLinearBetaSchedule", "ZeroTerminalSNRSchedule"),
+    ),
+    "ddim_keras.diffusion.spacings": (
+        *("KarrasSpacing", "LeadingSpacing", "LinearSpacing", "LogSNRSpacing", "QuadraticSpacing", "TrailingSpacing"),
+    ),
+    "ddim_keras.diffusion.weightings": ("MinSNRWeighting", "SigmoidWeighting", "UniformWeighting"),
+    "ddim_keras.metrics": ("DensityCoverage", "FID", "InceptionScore", "KID", "PrecisionRecall"),
+    "ddim_keras.metrics.extractors": (
+        *("FashionMNISTExtractor", "Inception2015Extractor", "InceptionV3Extractor", "KerasExtractor"),
+    ),
+    "ddim_keras.model": ("DiffusionModel",),
+    "ddim_keras.networks.layers": (
+        *("BatchNormalization", "ConditionedConv2D", "GroupNormalization", "ImageNormalization"),
+        "SinusoidalEmbedding",
+    ),
+    "ddim_keras.optimizers": ("Muon",),
+    "ddim_keras.samplers": (
+        *("AdamsBashforth", "DDIM", "DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "Heun", "UniPC"),
+    ),
+    "ddim_keras.sampling.clipping": ("DynamicClipping", "NoClipping", "StaticClipping"),
+}
+
+__all__ = [
+    "DiffusionModel",
+    "__version__",
     "callbacks",
     "clipping",
     "data",
     "exporting",
     "forward",
+    "load_model",
     "metrics",
     "networks",
     "optimizers",
@@ -30,16 +82,20 @@ _LAZY_MODULES = (
     "presets",
     "runs",
     "samplers",
+    "sampling",
     "schedules",
     "spacings",
     "weightings",
-)
+]
 
-__all__ = ["DiffusionModel", "__version__", "load_model", *_LAZY_MODULES]
+sys.meta_path.insert(0, importing.Aliases({f"{__name__}.{name}": module for name, module in _MOVED.items()}))
+importing.when_imported("keras", functools.partial(importing.register_by_name, __name__, _REGISTERED))
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
+    if name in ("DiffusionModel", "load_model"):
+        return getattr(importlib.import_module("ddim_keras.model"), name)
+    if name in __all__ or name in _MOVED:
         return importlib.import_module(f"ddim_keras.{name}")
     raise AttributeError(f"module 'ddim_keras' has no attribute {name!r}")
 

@@ -172,7 +172,7 @@ class KnownPart(Wrapper):
 
         def denoise_shown(noisy_images, noise_rates, signal_rates, conditions):
             index = conditions.evaluation
-            noisy_images = ops.cond(index > 0, lambda: shown(noisy_images, index), lambda: noisy_images)
+            noisy_images = ops.where(index > 0, shown(noisy_images, index), noisy_images)
             return denoise(noisy_images, noise_rates, signal_rates, conditions)
 
         return denoise_shown
