@@ -16,10 +16,10 @@ import keras
 import numpy as np
 
 from ddim_keras import plotting
+from ddim_keras.model import DiffusionModel
+from ddim_keras.sampling.choices import sampler_and_spacing
 from ddim_keras.support import backend, files
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.sampling.choices import sampler_and_spacing
-from ddim_keras.model import DiffusionModel
 
 _CONTACT_SHEET = 64  # images
 

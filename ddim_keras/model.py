@@ -16,22 +16,22 @@ import keras
 import numpy as np
 from keras import ops
 
+from ddim_keras import sampling
 from ddim_keras.data import inputs
-from ddim_keras.support import backend, files, random
-from ddim_keras.support.arguments import height_and_width, integer, positive_int, refuse_equal_names
-from ddim_keras.support.configurable import resolve
+from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameterization
+from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
+from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
+from ddim_keras.metrics import scoring
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.networks.unet import residual_unet
-from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameterization
-from ddim_keras import sampling
-from ddim_keras.metrics import scoring
 from ddim_keras.samplers import DDIM, Conditions
 from ddim_keras.sampling.choices import EVEN_TIMES, check_noise_end
 from ddim_keras.sampling.denoisers import network_denoiser, predict
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.verbs import verb
-from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
-from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
+from ddim_keras.support import backend, files, random
+from ddim_keras.support.arguments import height_and_width, integer, positive_int, refuse_equal_names
+from ddim_keras.support.configurable import resolve
 
 _GOLDEN_RATIO = 0.6180339887498949
 _LARGEST_SIGNAL_AT_NOISE_END = 0.25
@@ -409,7 +409,7 @@ class DiffusionModel(keras.Model):
 
     def synchronize(self) -> None:
         """On JAX, `fit` holds the weights outside the model: bring them back, as is needed in a callback."""
-        if self.compiled and keras.backend.backend() == "jax":
+        if self.compiled and backend.BACKEND_HOLDS_WEIGHTS:
             with self.engine.lock:
                 self.jax_state_sync()
 
@@ -444,11 +444,15 @@ class DiffusionModel(keras.Model):
         noisy_images, noise_rates, signal_rates = (
             ops.convert_to_tensor(part, dtype="float32") for part in (noisy_images, noise_rates, signal_rates)
         )
-        noise_levels = self.schedule.conditions(signal_rates, noise_rates)
-        if not training:
-            return self.engine.denoise(noisy_images, noise_rates, signal_rates, Conditions(noise_levels))
-        denoise = network_denoiser(self.network, self.parameterization, training=True)
-        return denoise(noisy_images, noise_rates, signal_rates, Conditions(noise_levels))
+        conditions = self.schedule.conditions(signal_rates, noise_rates)
+        return self.predict_components(noisy_images, noise_rates, signal_rates, conditions, training=training)
+
+    def predict_components(
+        self, noisy_images: Any, noise_rates: Any, signal_rates: Any, conditions: Any, training: bool = False
+    ) -> tuple[Any, Any]:
+        """As `denoise`, for who knows what the network is told: `conditions`, from `schedule.conditions`."""
+        denoise = network_denoiser(self.network, self.parameterization, True) if training else self.engine.denoise
+        return denoise(noisy_images, noise_rates, signal_rates, Conditions(conditions))
 
     def denormalize(self, images: Any) -> Any:
         """Return images of zero mean and unit variance to [0, 1], clipped."""

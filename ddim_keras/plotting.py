@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
 
+from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.sampling.generate import Trajectory
 from ddim_keras.support import files
+from ddim_keras.support.types import Images
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-    from ddim_keras.sampling.generate import Trajectory
-    from ddim_keras.model import DiffusionModel
-    from ddim_keras.diffusion.schedules import Schedule
+
+
+class Generator(Protocol):
+    """What makes images: a `DiffusionModel`, or what has its methods."""
+
+    def generate(self, num_images: int, diffusion_steps: int = 20, **options: Any) -> Any: ...
+
+    def denormalize(self, images: Images) -> Images: ...
 
 
 def image_grid(images: Any, columns: int | None = None, padding: int = 1, scale: int = 1) -> np.ndarray:
@@ -78,7 +86,7 @@ def show_images(images: Any, columns: int | None = None, title: str | None = Non
     plt.close(figure)
 
 
-def trajectory_images(model: DiffusionModel, trajectory: Trajectory, columns: int = 10) -> np.ndarray:
+def trajectory_images(model: Generator, trajectory: Trajectory, columns: int = 10) -> np.ndarray:
     """Arrange a walk for a grid: for each image a row of noisy images above a row of the images predicted in them.
 
     Args:
@@ -96,7 +104,7 @@ def trajectory_images(model: DiffusionModel, trajectory: Trajectory, columns: in
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def trajectory_frames(model: DiffusionModel, trajectory: Trajectory, columns: int | None = None) -> list[np.ndarray]:
+def trajectory_frames(model: Generator, trajectory: Trajectory, columns: int | None = None) -> list[np.ndarray]:
     """Draw each step of a walk as a grid of all its images: the frames of an animation.
 
     Args:
@@ -186,7 +194,7 @@ def plot_rows(images: Any, labels: Sequence[str], title: str | None = None) -> m
 
 
 def plot_consistency(
-    model: DiffusionModel,
+    model: Generator,
     steps: Sequence[int] = (5, 10, 20, 50, 100),
     num_images: int = 10,
     seed: int = 0,

@@ -22,9 +22,9 @@ import numpy as np
 import yaml
 
 from ddim_keras import callbacks, data, metrics, presets
+from ddim_keras.model import DiffusionModel
 from ddim_keras.support import backend, files
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.model import DiffusionModel
 
 # What does not touch the weights.
 _MAY_CHANGE = {"cache", "keep", "checkpoint_every", "checkpoint_minutes", "samples", "samples_every", "tensorboard"}

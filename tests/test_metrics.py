@@ -8,8 +8,8 @@ from sklearn.neighbors import NearestNeighbors
 
 import ddim_keras
 from ddim_keras import metrics
-from ddim_keras.support import backend, random
 from ddim_keras.metrics.extractors import resized
+from ddim_keras.support import backend, random
 
 
 def features_of(number, dims=6, seed=0, shift=0.0):

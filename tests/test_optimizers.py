@@ -5,8 +5,8 @@ from conftest import make_small_model, random_images, run_python, slow_on_jax
 
 import ddim_keras
 from ddim_keras import presets
-from ddim_keras.support import backend
 from ddim_keras.optimizers import Muon, nearly_orthogonal
+from ddim_keras.support import backend
 
 
 def steps_of(optimizer, start, gradients):

@@ -2,11 +2,17 @@ import keras
 import numpy as np
 import pytest
 from conftest import GaussianOracle, MixtureOracle
+from ddim_keras.schedules import (
+    AngleSchedule,
+    CosineBetaSchedule,
+    LinearBetaSchedule,
+    LinearLogSNRSchedule,
+    ZeroTerminalSNRSchedule,
+)
+from ddim_keras.spacings import diffusion_times, levels_of
 from keras import ops
 
 from ddim_keras import forward, samplers
-from ddim_keras.support import random
-from ddim_keras.support.configurable import resolve
 from ddim_keras.samplers import (
     DDIM,
     DDPM,
@@ -23,14 +29,8 @@ from ddim_keras.samplers import (
     table_of,
     walk,
 )
-from ddim_keras.schedules import (
-    AngleSchedule,
-    CosineBetaSchedule,
-    LinearBetaSchedule,
-    LinearLogSNRSchedule,
-    ZeroTerminalSNRSchedule,
-)
-from ddim_keras.spacings import diffusion_times, levels_of
+from ddim_keras.support import random
+from ddim_keras.support.configurable import resolve
 
 SCHEDULE = AngleSchedule()
 SHAPE = (4, 4, 1)

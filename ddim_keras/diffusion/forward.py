@@ -6,16 +6,15 @@ sigma changes is how the noisy images of one image hang together: at sigma = 0 o
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.support.types import Array, Images, Rates, Times
 
 
 def posterior_deviation(
-    signal_rates: Any, noise_rates: Any, next_signal_rates: Any, next_noise_rates: Any, eta: float
-) -> Any:
+    signal_rates: Rates, noise_rates: Rates, next_signal_rates: Rates, next_noise_rates: Rates, eta: float
+) -> Array:
     """Return sigma of eq. 16, eta (b'/b) sqrt(1 - a^2/a'^2), in float64.
 
     Args:
@@ -26,12 +25,12 @@ def posterior_deviation(
     return eta * next_noise_rates / noise_rates * np.sqrt(added_variance(signal_rates, next_signal_rates))
 
 
-def added_variance(signal_rates: Any, next_signal_rates: Any) -> Any:
+def added_variance(signal_rates: Rates, next_signal_rates: Rates) -> Array:
     """Return 1 - a^2/a'^2, the variance that the Markovian process adds on its way from s to t; DDPM's beta."""
     return np.clip(1.0 - (np.asarray(signal_rates, "float64") / next_signal_rates) ** 2, 0.0, 1.0)
 
 
-def marginal(schedule: Schedule, images: Any, diffusion_times: Any) -> tuple[Any, Any]:
+def marginal(schedule: Schedule, images: Images, diffusion_times: Times) -> tuple[Images, Array]:
     """Return mean and standard deviation of q(x_t | x_0).
 
     Args:
@@ -56,12 +55,12 @@ def marginal(schedule: Schedule, images: Any, diffusion_times: Any) -> tuple[Any
 
 def posterior(
     schedule: Schedule,
-    noisy_images: Any,
-    images: Any,
-    diffusion_times: Any,
-    next_diffusion_times: Any,
+    noisy_images: Images,
+    images: Images,
+    diffusion_times: Times,
+    next_diffusion_times: Times,
     eta: float = 1.0,
-) -> tuple[Any, Any]:
+) -> tuple[Images, Array]:
     """Return mean and standard deviation of q(x_s | x_t, x_0), eq. 7: a step back when the image is known.
 
         mean = a_s x_0 + sqrt(b_s^2 - sigma^2) (x_t - a_t x_0) / b_t
@@ -97,12 +96,12 @@ def posterior(
 
 def forward_step(
     schedule: Schedule,
-    noisy_images: Any,
-    images: Any,
-    diffusion_times: Any,
-    next_diffusion_times: Any,
+    noisy_images: Images,
+    images: Images,
+    diffusion_times: Times,
+    next_diffusion_times: Times,
     eta: float = 1.0,
-) -> tuple[Any, Any]:
+) -> tuple[Images, Array]:
     """Return mean and standard deviation of q(x_t | x_s, x_0): a step forward, by Bayes' rule from eq. 7.
 
     At eta = 1 it does not depend on x_0: the process is DDPM's Markov chain. Below, each step looks at x_0 again, and at
@@ -141,7 +140,7 @@ def forward_step(
     return mean, noise * sigma / next_noise
 
 
-def _rates(schedule: Schedule, times: Any) -> tuple[np.ndarray, np.ndarray]:
+def _rates(schedule: Schedule, times: Times) -> tuple[Array, Array]:
     given = times
     times = np.asarray(times)
     if schedule.num_times is not None and np.issubdtype(times.dtype, np.integer):
@@ -153,8 +152,8 @@ def _rates(schedule: Schedule, times: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rates_of_both(
-    schedule: Schedule, diffusion_times: Any, next_diffusion_times: Any, eta: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    schedule: Schedule, diffusion_times: Times, next_diffusion_times: Times, eta: float
+) -> tuple[Array, Array, Array, Array]:
     """Return (a, b, a', b') at t and s, given that they and eta are in order."""
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}: 0 is deterministic DDIM, 1 is DDPM")

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.support.types import Array
 
 
@@ -31,9 +30,3 @@ class Levels(NamedTuple):
         """lambda = log(a / b), the time of DPM-Solver; infinite at the clean image."""
         with np.errstate(divide="ignore"):
             return np.log(self.signal_rates) - np.log(self.noise_rates)
-
-
-def levels_of(schedule: Schedule, diffusion_times: Array) -> Levels:
-    """Return the noise levels at the times of a walk to the image, the last of which is the clean image."""
-    signal_rates, noise_rates = schedule(diffusion_times)
-    return Levels(np.append(signal_rates[:-1], 1.0), np.append(noise_rates[:-1], 0.0))

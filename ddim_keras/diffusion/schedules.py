@@ -12,9 +12,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from ddim_keras.support.configurable import Configurable, resolve
+from ddim_keras.support.types import Array, Config, Rates, Tensor, Times
 
 # Stands for a rate of zero where a logarithm is taken.
 _TINY_RATE = 1e-12
@@ -35,7 +37,7 @@ class Schedule(Configurable, abc.ABC):
     max_condition: float = 1.0
 
     @abc.abstractmethod
-    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+    def __call__(self, diffusion_times: Times) -> tuple[Rates, Rates]:
         """Return (signal_rates, noise_rates), each shaped as `diffusion_times`.
 
         Args:
@@ -47,11 +49,11 @@ class Schedule(Configurable, abc.ABC):
         """The time nearest to the clean image at which the network is trained: 0, or 1 / T."""
         return 0.0 if self.num_times is None else 1.0 / self.num_times
 
-    def log_snr(self, diffusion_times: Any) -> np.ndarray:
+    def log_snr(self, diffusion_times: Times) -> Array:
         """Return log(signal_rate**2 / noise_rate**2), float64, shaped as `diffusion_times`; it falls with time."""
         return _log_snr(*self(np.asarray(diffusion_times, "float64")))
 
-    def times_at(self, log_snr: Any) -> np.ndarray:
+    def times_at(self, log_snr: npt.ArrayLike) -> Array:
         """Return the diffusion times, float64 in [0, 1], of given log signal-to-noise ratios: the inverse of `log_snr`.
 
         Levels that the schedule never reaches give its nearest end.
@@ -64,11 +66,11 @@ class Schedule(Configurable, abc.ABC):
             low, high = np.where(is_cleaner, middle, low), np.where(is_cleaner, high, middle)
         return high
 
-    def training_times(self, uniform: Any) -> Any:
+    def training_times(self, uniform: Times) -> Times:
         """Return the diffusion times to train at, given numbers in [0, 1)."""
         return uniform
 
-    def conditions(self, signal_rates: Any, noise_rates: Any) -> Any:
+    def conditions(self, signal_rates: Rates, noise_rates: Rates) -> Tensor:
         """Return what the network is told of the noise level: the noise variance, or the time if times are discrete.
 
         Depends on the noise level alone, so that a walk may follow another schedule than the training did.
@@ -101,14 +103,14 @@ class ContinuousSchedule(Schedule):
         self.min_signal_rate = float(min_signal_rate)
         self.max_signal_rate = float(max_signal_rate)
 
-    def _between(self, diffusion_times: Any, of_signal_rate: Any) -> Any:
+    def _between(self, diffusion_times: Times, of_signal_rate: Rates) -> Any:
         """What grows linearly from its value at the largest signal rate to that at the smallest."""
         if _numeric(diffusion_times) is np:
             diffusion_times = np.asarray(diffusion_times)
         start, end = of_signal_rate(self.max_signal_rate), of_signal_rate(self.min_signal_rate)
         return (1.0 - diffusion_times) * start + diffusion_times * end  # exact at both ends
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"min_signal_rate": self.min_signal_rate, "max_signal_rate": self.max_signal_rate}
 
 
@@ -130,7 +132,7 @@ class AngleSchedule(ContinuousSchedule):
     [0.95, 0.02]
     """
 
-    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+    def __call__(self, diffusion_times: Times) -> tuple[Rates, Rates]:
         angles = self._between(diffusion_times, math.acos)
         numeric = _numeric(diffusion_times)
         return numeric.cos(angles), numeric.sin(angles)
@@ -149,7 +151,7 @@ class LinearNoisePowerSchedule(ContinuousSchedule):
     [0.19, 0.59, 0.99]
     """
 
-    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+    def __call__(self, diffusion_times: Times) -> tuple[Rates, Rates]:
         signal_power = self._between(diffusion_times, lambda rate: rate**2)
         numeric = _numeric(diffusion_times)
         return numeric.sqrt(signal_power), numeric.sqrt(1.0 - signal_power)
@@ -169,7 +171,7 @@ class LinearLogSNRSchedule(ContinuousSchedule):
     [1.45, -1.57, -4.6]
     """
 
-    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+    def __call__(self, diffusion_times: Times) -> tuple[Rates, Rates]:
         half_log_snr = self._between(diffusion_times, lambda rate: math.log(rate) - 0.5 * math.log1p(-(rate**2)))
         numeric = _numeric(diffusion_times)
         scale = numeric.sqrt(1.0 + numeric.exp(-2.0 * numeric.absolute(half_log_snr)))
@@ -193,7 +195,7 @@ class DiscreteSchedule(Schedule):
 
     num_times: int
 
-    def __init__(self, betas: np.ndarray):
+    def __init__(self, betas: Array):
         # alpha_n and 1 - alpha_n by themselves, so that neither loses its digits where it is small.
         with np.errstate(divide="ignore"):
             log_alphas = np.cumsum(np.log1p(-betas))
@@ -201,14 +203,14 @@ class DiscreteSchedule(Schedule):
         self.max_condition = float(self.num_times)
         self._set_rates(np.exp(0.5 * log_alphas), np.sqrt(-np.expm1(log_alphas)))
 
-    def _set_rates(self, signal_rates: np.ndarray, noise_rates: np.ndarray) -> None:
+    def _set_rates(self, signal_rates: Array, noise_rates: Array) -> None:
         """Take the rates of the times 1 to T."""
         self._signal_rates = np.concatenate([[1.0], signal_rates])
         self._noise_rates = np.concatenate([[0.0], noise_rates])
         # Rising, as interpolation wants it: from T down to 1.
         self._rising_log_snr = _log_snr(signal_rates, noise_rates)[::-1]
 
-    def __call__(self, diffusion_times: Any) -> tuple[Any, Any]:
+    def __call__(self, diffusion_times: Times) -> tuple[Rates, Rates]:
         if _numeric(diffusion_times) is np:
             numbers = np.clip(np.rint(np.asarray(diffusion_times) * self.num_times), 0, self.num_times).astype(int)
             return self._signal_rates[numbers], self._noise_rates[numbers]
@@ -216,14 +218,14 @@ class DiscreteSchedule(Schedule):
         rates = ops.convert_to_tensor(np.stack([self._signal_rates, self._noise_rates]).astype("float32"))
         return ops.take(rates[0], numbers), ops.take(rates[1], numbers)
 
-    def times_at(self, log_snr: Any) -> np.ndarray:
+    def times_at(self, log_snr: npt.ArrayLike) -> Array:
         """Return the times n / T whose log signal-to-noise ratios are nearest to the given ones, n from 1 to T."""
         return np.rint(self._numbers_at(np.asarray(log_snr, "float64"))) / self.num_times
 
-    def training_times(self, uniform: Any) -> Any:
+    def training_times(self, uniform: Times) -> Times:
         return (_numeric(uniform).floor(uniform * self.num_times) + 1.0) / self.num_times
 
-    def conditions(self, signal_rates: Any, noise_rates: Any) -> Any:
+    def conditions(self, signal_rates: Rates, noise_rates: Rates) -> Tensor:
         if _numeric(signal_rates) is np:
             return self._numbers_at(_log_snr(signal_rates, noise_rates))
         # The same interpolation in float32, where a training time comes back as the integer it is.
@@ -237,7 +239,7 @@ class DiscreteSchedule(Schedule):
         nearest = ops.round(numbers)
         return ops.where(ops.absolute(numbers - nearest) < 0.02, nearest, numbers)
 
-    def _numbers_at(self, log_snr: Any) -> np.ndarray:
+    def _numbers_at(self, log_snr: Array) -> Array:
         return np.asarray(np.interp(log_snr, self._rising_log_snr, np.arange(self.num_times, 0.0, -1.0)))
 
 
@@ -266,10 +268,10 @@ class LinearBetaSchedule(DiscreteSchedule):
         self.min_beta, self.max_beta = float(min_beta), float(max_beta)
         super().__init__(self._betas(num_times))
 
-    def _betas(self, num_times: int) -> np.ndarray:
+    def _betas(self, num_times: int) -> Array:
         return np.linspace(self.min_beta, self.max_beta, num_times)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"num_times": self.num_times, "min_beta": self.min_beta, "max_beta": self.max_beta}
 
 
@@ -290,7 +292,7 @@ class ScaledLinearBetaSchedule(LinearBetaSchedule):
     def __init__(self, num_times: int = 1000, min_beta: float = 0.00085, max_beta: float = 0.012):
         super().__init__(num_times, min_beta, max_beta)
 
-    def _betas(self, num_times: int) -> np.ndarray:
+    def _betas(self, num_times: int) -> Array:
         return np.linspace(math.sqrt(self.min_beta), math.sqrt(self.max_beta), num_times) ** 2
 
 
@@ -325,7 +327,7 @@ class CosineBetaSchedule(DiscreteSchedule):
         alphas = np.cos(0.5 * np.pi * (np.arange(num_times + 1) / num_times + offset) / (1 + offset)) ** 2
         super().__init__(np.minimum(1.0 - alphas[1:] / alphas[:-1], max_beta))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"num_times": self.num_times, "offset": self.offset, "max_beta": self.max_beta}
 
 
@@ -353,7 +355,7 @@ class ZeroTerminalSNRSchedule(DiscreteSchedule):
     ([0.0], [1.0])
     """
 
-    def __init__(self, schedule: str | DiscreteSchedule | dict = "linear_beta"):
+    def __init__(self, schedule: str | DiscreteSchedule | Config = "linear_beta"):
         inner = resolve(schedule, Schedule, SCHEDULES)
         if not isinstance(inner, DiscreteSchedule):
             raise ValueError(f"expected a schedule with discrete times, such as LinearBetaSchedule(), got {inner!r}")
@@ -363,7 +365,7 @@ class ZeroTerminalSNRSchedule(DiscreteSchedule):
         signal_rates = (old - old[-1]) * (old[0] / (old[0] - old[-1]))
         self._set_rates(signal_rates, np.sqrt((1.0 - signal_rates) * (1.0 + signal_rates)))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
 
     def __repr__(self) -> str:
@@ -375,7 +377,7 @@ def _numeric(values: Any) -> Any:
     return np if isinstance(values, (np.ndarray, np.generic, float, int, list, tuple)) else ops
 
 
-def _log_snr(signal_rates: Any, noise_rates: Any) -> np.ndarray:
+def _log_snr(signal_rates: Rates, noise_rates: Rates) -> Array:
     return 2.0 * (np.log(np.maximum(signal_rates, _TINY_RATE)) - np.log(np.maximum(noise_rates, _TINY_RATE)))
 
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import numpy as np
 
-from ddim_keras.support.configurable import Configurable, resolve
+from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.support.configurable import Configurable, resolve
+from ddim_keras.support.types import Array, Config, Numbers
 
 
 class Spacing(Configurable, abc.ABC):
     """Base class. A spacing places S times between 0 and the start; on a schedule of T times, on S of those."""
 
-    def __call__(self, diffusion_steps: int, schedule: Schedule, start: float = 1.0) -> np.ndarray:
+    def __call__(self, diffusion_steps: int, schedule: Schedule, start: float = 1.0) -> Array:
         """Return the times to ask the network at, float64 (diffusion_steps,), falling.
 
         Args:
@@ -47,11 +48,11 @@ class Spacing(Configurable, abc.ABC):
         return (np.minimum(numbers, highest) / schedule.num_times)[::-1]
 
     @abc.abstractmethod
-    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         """Return the falling times in [0, start] of a continuous schedule."""
 
     @abc.abstractmethod
-    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> np.ndarray:
+    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
         """Return rising integers from 1 to `last`, the training times of a discrete schedule."""
 
 
@@ -78,15 +79,15 @@ class LinearSpacing(Spacing):
             raise ValueError(f"reach must lie in (0, 1], got {reach}")
         self.reach = float(reach)
 
-    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         return start * self.reach * (np.arange(diffusion_steps, 0, -1) / diffusion_steps) ** self.power
 
-    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> np.ndarray:
+    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
         # In integers where c is 1, so that no rounding drops a time.
         parts, whole = np.arange(1, diffusion_steps + 1) ** self.power, diffusion_steps**self.power
         return parts * last // whole if self.reach == 1.0 else np.floor(parts * (last * self.reach / whole)).astype(int)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"reach": self.reach}
 
 
@@ -122,10 +123,10 @@ class TrailingSpacing(Spacing):
     [1000.0, 667.0, 333.0]
     """
 
-    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         return start * np.arange(diffusion_steps, 0, -1) / diffusion_steps
 
-    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> np.ndarray:
+    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
         return np.rint(last * np.arange(1, diffusion_steps + 1) / diffusion_steps).astype(int)
 
 
@@ -142,10 +143,10 @@ class LeadingSpacing(Spacing):
     [751.0, 501.0, 251.0, 1.0]
     """
 
-    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         return start * np.arange(diffusion_steps - 1, -1, -1) / diffusion_steps
 
-    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> np.ndarray:
+    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
         return 1 + np.arange(diffusion_steps) * (last // diffusion_steps)
 
 
@@ -172,10 +173,10 @@ class KarrasSpacing(Spacing):
             raise ValueError(f"rho must be positive, got {rho}")
         self.rho = float(rho)
 
-    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         return self._times_from(diffusion_steps, schedule, start)
 
-    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> np.ndarray:
+    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
         count = schedule.num_times or 0
         starts_at_pure_noise = schedule(np.array([last / count]))[0][0] == 0.0
         if not starts_at_pure_noise or diffusion_steps == 1:
@@ -185,14 +186,14 @@ class KarrasSpacing(Spacing):
             times = np.concatenate([[last / count], times])
         return np.rint(times * count).astype(int)[::-1]
 
-    def _times_from(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+    def _times_from(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         high, low = np.exp(-0.5 * schedule.log_snr([start, schedule.first_time]) / self.rho)
         parts = np.arange(diffusion_steps) / max(diffusion_steps - 1, 1)
         times = schedule.times_at(-2.0 * self.rho * np.log(high + parts * (low - high)))
         times[0] = start  # not to rounding
         return times
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"rho": self.rho}
 
 
@@ -209,16 +210,16 @@ class LogSNRSpacing(KarrasSpacing):
     [1.0, 0.5, 0.0]
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         pass
 
-    def _times_from(self, diffusion_steps: int, schedule: Schedule, start: float) -> np.ndarray:
+    def _times_from(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         high, low = schedule.log_snr([start, schedule.first_time])
         times = schedule.times_at(high + np.arange(diffusion_steps) / max(diffusion_steps - 1, 1) * (low - high))
         times[0] = start
         return times
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {}
 
 
@@ -235,7 +236,7 @@ SPACINGS: dict[str, Callable[[], Spacing]] = {
 
 def diffusion_times(
     diffusion_steps: int | Sequence[float], spacing: str | Spacing, schedule: Schedule, start: float = 1.0
-) -> np.ndarray:
+) -> Array:
     """Return the times of a walk, falling from noise to image: those to ask the network at, then 0.
 
     Args:
@@ -275,3 +276,9 @@ def diffusion_times(
     if len(np.unique(times)) != len(times):
         raise ValueError(f"the times to walk over must differ from each other; {given}")
     return np.append(times, 0.0)
+
+
+def levels_of(schedule: Schedule, diffusion_times: Array) -> Levels:
+    """Return the noise levels at the times of a walk to the image, the last of which is the clean image."""
+    signal_rates, noise_rates = schedule(diffusion_times)
+    return Levels(np.append(signal_rates[:-1], 1.0), np.append(noise_rates[:-1], 0.0))

@@ -7,32 +7,32 @@ parameterization's `image_error_scale`, so that a weighting means the same thing
 from __future__ import annotations
 
 import abc
-from typing import Any
 
 import keras
 from keras import ops
 
-from ddim_keras.support.configurable import Configurable
 from ddim_keras.diffusion.parameterizations import Parameterization
+from ddim_keras.support.configurable import Configurable
+from ddim_keras.support.types import Config, Rates
 
 
 class Weighting(Configurable, abc.ABC):
     """Base class: `weighting(signal_rates, noise_rates, parameterization)` multiplies each image's loss."""
 
     @abc.abstractmethod
-    def __call__(self, signal_rates: Any, noise_rates: Any, parameterization: Parameterization) -> Any:
+    def __call__(self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization) -> Rates:
         """Return weights on the loss of the network's own prediction, shaped as the rates."""
 
 
 class ImageErrorWeighting(Weighting):
     """Base class of the weightings that say how much the squared error of the predicted image counts."""
 
-    def __call__(self, signal_rates: Any, noise_rates: Any, parameterization: Parameterization) -> Any:
+    def __call__(self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization) -> Rates:
         weights = self.image_weights((signal_rates / noise_rates) ** 2)
         return weights / parameterization.image_error_scale(signal_rates, noise_rates)
 
     @abc.abstractmethod
-    def image_weights(self, signal_to_noise: Any) -> Any:
+    def image_weights(self, signal_to_noise: Rates) -> Rates:
         """Return the weight of the squared image error at a signal-to-noise ratio signal_rate^2 / noise_rate^2."""
 
 
@@ -40,7 +40,7 @@ class ImageErrorWeighting(Weighting):
 class UniformWeighting(Weighting):
     """No weighting: the loss of the network's own prediction counts the same at every noise level (DDPM's L_simple)."""
 
-    def __call__(self, signal_rates, noise_rates, parameterization):
+    def __call__(self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization) -> Rates:
         return ops.ones_like(signal_rates)
 
 
@@ -59,10 +59,10 @@ class MinSNRWeighting(ImageErrorWeighting):
             raise ValueError(f"gamma must be positive, got {gamma}")
         self.gamma = float(gamma)
 
-    def image_weights(self, signal_to_noise):
+    def image_weights(self, signal_to_noise: Rates) -> Rates:
         return ops.minimum(signal_to_noise, self.gamma)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"gamma": self.gamma}
 
 
@@ -79,10 +79,10 @@ class SigmoidWeighting(ImageErrorWeighting):
     def __init__(self, bias: float = 2.0):
         self.bias = float(bias)
 
-    def image_weights(self, signal_to_noise):
+    def image_weights(self, signal_to_noise: Rates) -> Rates:
         return signal_to_noise * ops.sigmoid(self.bias - ops.log(signal_to_noise))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"bias": self.bias}
 
 

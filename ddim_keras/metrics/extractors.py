@@ -15,10 +15,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from ddim_keras.metrics import fashion_mnist_classifier
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.downloads import reachable
-from ddim_keras.metrics import fashion_mnist_classifier
 
 # Where keras.applications downloads them from.
 _INCEPTION_V3 = (

@@ -9,9 +9,9 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.data import inputs
-from ddim_keras.support.arguments import positive_int
 from ddim_keras.metrics.base import ImageMetric, checked_features, require
 from ddim_keras.metrics.states import Sums
+from ddim_keras.support.arguments import positive_int
 
 
 class InceptionScoreResult(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from ddim_keras.support.arguments import integer
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require, warn_of_few
 from ddim_keras.metrics.states import Sample
+from ddim_keras.support.arguments import integer
 
 
 class KIDResult(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require
 from ddim_keras.metrics.states import Sample
+from ddim_keras.support.arguments import integer, positive_int
 
 _BLOCK = 1024  # rows of distances held at a time
 

@@ -10,7 +10,6 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.data import inputs
-from ddim_keras.support.arguments import positive_int, refuse_equal_names
 from ddim_keras.metrics.base import ImageMetric, checked_batches, require
 from ddim_keras.metrics.extractors import Extractor, get_extractor
 from ddim_keras.metrics.fid import FID
@@ -20,6 +19,7 @@ from ddim_keras.metrics.manifolds import DensityCoverage, PrecisionRecall, dista
 from ddim_keras.metrics.states import Sample
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import generate
+from ddim_keras.support.arguments import positive_int, refuse_equal_names
 
 METRICS: dict[str, Callable[..., ImageMetric]] = {
     "fid": FID,

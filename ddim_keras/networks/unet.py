@@ -9,13 +9,13 @@ from typing import Any
 import keras
 from keras import layers
 
-from ddim_keras.support.arguments import positive_int
 from ddim_keras.networks.layers import (
     BatchNormalization,
     ConditionedConv2D,
     GroupNormalization,
     SinusoidalEmbedding,
 )
+from ddim_keras.support.arguments import positive_int
 
 CONDITIONINGS = ("input", "every_block")
 NORMALIZATIONS = ("batch", "group")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
+from ddim_keras.support.types import Array, Config
 
 # The sum of the noises' weights in the next noisy image. Small steps are far below.
 _LARGEST_WEIGHTS = 4.0
@@ -126,11 +126,11 @@ class AdamsBashforth(Sampler):
             before = np.array(weights)
         return evaluations
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"order": self.num_noises, "warm_up": self.warm_up}
 
 
-def integral_weights(nodes: Sequence[float] | np.ndarray, start: float, end: float) -> np.ndarray:
+def integral_weights(nodes: Sequence[float] | Array, start: float, end: float) -> Array:
     """Return the weights w for which sum w_j f(nodes_j) integrates the polynomial through f from start to end.
 
     Args:
@@ -145,7 +145,7 @@ def integral_weights(nodes: Sequence[float] | np.ndarray, start: float, end: flo
     return np.array(weights)
 
 
-def _quadrature(start: float, end: float) -> tuple[np.ndarray, np.ndarray]:
+def _quadrature(start: float, end: float) -> tuple[Array, Array]:
     """Angles and weights that integrate over r = tan(angle) from start to end; smooth in asinh(r), near pi / 2 too."""
     points, weights = _QUADRATURE
     low, high = np.arcsinh(np.tan([start, end]))

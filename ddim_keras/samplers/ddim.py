@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
 from ddim_keras.diffusion.forward import added_variance, posterior_deviation
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import Evaluation, Sampler
+from ddim_keras.support.types import Config
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -53,12 +52,12 @@ class DDIM(Sampler):
         (signal, next_signal), (noise, next_noise) = (rates[index : index + 2] for rates in levels)
         sigma = posterior_deviation(signal, noise, next_signal, next_noise, self.eta) if self.eta else 0.0
         direction = np.sqrt(max(next_noise**2 - sigma**2, 0.0))
-        fresh = sigma
+        fresh = float(sigma)
         if self.variance == "large" and next_noise > 0.0:  # the last step adds no noise
-            fresh = self.eta * np.sqrt(added_variance(signal, next_signal))
+            fresh = float(self.eta * np.sqrt(added_variance(signal, next_signal)))
         return [Evaluation(signal, noise, image=next_signal, noise=direction, fresh=fresh)]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"eta": self.eta, "variance": self.variance}
 
 
@@ -80,5 +79,5 @@ class DDPM(DDIM):
     def __init__(self, variance: str = "posterior"):
         super().__init__(eta=1.0, variance=variance)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"variance": self.variance}

@@ -9,13 +9,12 @@ exactly, if the predicted image D does not change in the step. DDIM takes D = pr
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import Evaluation, Sampler
+from ddim_keras.support.types import Config
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -65,7 +64,7 @@ class DPMSolverMultistep(Sampler):
             )
         ]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"stochastic": self.stochastic}
 
 

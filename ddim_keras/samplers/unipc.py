@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
+from ddim_keras.support.types import Array, Config
 
 # The sum of the images' weights in a step. Small steps are below 2; where steps grow fast, the order is lowered.
 _LARGEST_WEIGHTS = 3.0
@@ -59,7 +58,7 @@ class UniPC(Sampler):
         images[0] += weight_of_x * signal
         return [Evaluation(signal, noise, image=images[0], noise=weight_of_x * noise, remembered=images[1:])]
 
-    def _weights(self, levels: Levels, index: int, corrector: bool = False) -> np.ndarray:
+    def _weights(self, levels: Levels, index: int, corrector: bool = False) -> Array:
         """Return the weights of the predicted images in step `index`, the latest first; x_t's own is (b'/b).
 
         The corrector's first is the weight of the image predicted at the end of the step.
@@ -74,7 +73,7 @@ class UniPC(Sampler):
             order -= 1
 
     @classmethod
-    def _weights_of_order(cls, order: int, levels: Levels, index: int, corrector: bool) -> np.ndarray:
+    def _weights_of_order(cls, order: int, levels: Levels, index: int, corrector: bool) -> Array:
         (signal, next_signal), (noise, next_noise) = (rates[index : index + 2] for rates in levels)
         whole = next_signal - next_noise * signal / noise  # a' (1 - exp(-h))
         weights = np.zeros(MEMORY + 1)
@@ -98,7 +97,7 @@ class UniPC(Sampler):
         return weights
 
     @staticmethod
-    def _solve(places: np.ndarray, length: float) -> np.ndarray:
+    def _solve(places: Array, length: float) -> Array:
         """Return the rho for which the step is exact where the image is a polynomial in lambda."""
         scale = np.expm1(-length)
         phi = scale / -length - 1.0
@@ -110,5 +109,5 @@ class UniPC(Sampler):
             phi = phi / -length - 1.0 / (factorial * (power + 1))
         return np.linalg.solve(np.vander(places, increasing=True).T, np.array(moments))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"predictor_order": self.predictor_order}

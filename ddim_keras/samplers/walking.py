@@ -52,7 +52,7 @@ def walk(
         (noisy images, memory, predicted images) after the last evaluation.
     """
 
-    def evaluate(index, noisy_images, memory, _):
+    def evaluate(index: Tensor, noisy_images: Images, memory: Tensor, _: Images) -> tuple[Tensor, ...]:
         noise_level, noise_rate, signal_rate, image, noise, fresh, *others = ops.unstack(
             ops.take(table, index, axis=0), num=6 + MEMORY + 2
         )

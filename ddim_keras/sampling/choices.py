@@ -3,8 +3,8 @@
 | verb | sampler and spacing | why |
 |---|---|---|
 | `generate`, `variations`, `score` | UniPC over Karras's levels | the best images at any number of steps, measured |
-| `encode`, `decode`, `reconstruct`, `interpolate` | deterministic DDIM over even times | encoding is DDIM's ODE walked backwards, \
-and only the same steps walked forwards lead back |
+| `encode`, `decode`, `reconstruct`, `interpolate` | deterministic DDIM over even times | only the steps that were walked \
+backwards, walked forwards again, lead back to the image |
 | `inpaint` | DDPM over even times | RePaint needs the noise of each step to bring the two parts together |
 | `reverse_diffusion`, a compiled metric's images | deterministic DDIM over even times | the Keras example's |
 
@@ -59,7 +59,7 @@ def schedule_of_walk(
         warnings.warn(
             f"{chosen!r} goes down to a noise rate of {lowest:.3g}, but the model was trained down to {trained_lowest:.3g}: "
             "what it draws below may be wrong. Give a schedule, or times, that end there",
-            stacklevel=3,
+            stacklevel=4,
         )
     return chosen
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import keras
 from keras import ops
 
+from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.support.configurable import Configurable, resolve
+from ddim_keras.support.types import Config, Images
 
 
 class Clipping(Configurable, abc.ABC):
     """Base class: a function of predicted images (batch, height, width, channels) with pixels from -1 to 1."""
 
     @abc.abstractmethod
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Images) -> Images:
         """Return the images brought into [-1, 1]."""
 
 
@@ -25,7 +26,7 @@ class Clipping(Configurable, abc.ABC):
 class NoClipping(Clipping):
     """Leaves the predicted images as they are."""
 
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Images) -> Images:
         return images
 
 
@@ -33,7 +34,7 @@ class NoClipping(Clipping):
 class StaticClipping(Clipping):
     """Cuts each pixel off at -1 and 1. Source: Ho, Jain & Abbeel 2020 (their code)."""
 
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Images) -> Images:
         return ops.clip(images, -1.0, 1.0)
 
 
@@ -58,13 +59,13 @@ class DynamicClipping(Clipping):
             raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
         self.quantile = float(quantile)
 
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Images) -> Images:
         magnitudes = ops.reshape(ops.absolute(images), (ops.shape(images)[0], -1))
         limits = ops.maximum(ops.quantile(magnitudes, self.quantile, axis=1), 1.0)
         limits = ops.reshape(limits, (-1, 1, 1, 1))
         return ops.clip(images, -limits, limits) / limits
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"quantile": self.quantile}
 
 
@@ -83,7 +84,7 @@ class Clipped(Wrapper):
         normalizer: says which images those are.
     """
 
-    def __init__(self, clipping: Clipping, normalizer: Any):
+    def __init__(self, clipping: Clipping, normalizer: ImageNormalization):
         self.clipping, self.normalizer = clipping, normalizer
         self.key = ("clipped", type(clipping), repr(clipping))
 
@@ -98,7 +99,7 @@ class Clipped(Wrapper):
         return clipped
 
 
-def clipped(clipping: str | Clipping, normalizer: Any) -> list[Wrapper]:
+def clipped(clipping: str | Clipping, normalizer: ImageNormalization) -> list[Wrapper]:
     """Return what clips a denoiser as a user says: nothing for "none"."""
     chosen = resolve(clipping, Clipping, CLIPPINGS)
     return [] if isinstance(chosen, NoClipping) else [Clipped(chosen, normalizer)]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import keras
 from keras import ops
 
 from ddim_keras.diffusion.parameterizations import Parameterization
 from ddim_keras.samplers import Denoiser
-from ddim_keras.support.types import Images, Tensor
+from ddim_keras.support.types import ImageArray, Images, Tensor
 
 
 class Wrapper(abc.ABC):
@@ -27,7 +26,7 @@ class Wrapper(abc.ABC):
     """
 
     key: Hashable
-    arrays: Sequence[Any] = ()
+    arrays: Sequence[ImageArray] = ()
 
     @abc.abstractmethod
     def wrap(self, denoise: Denoiser, arrays: Sequence[Tensor], draw_noises: Callable[[Tensor], Images]) -> Denoiser:

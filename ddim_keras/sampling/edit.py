@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy.typing as npt
 from keras import ops
 
 from ddim_keras.data import inputs
-from ddim_keras.diffusion.levels import Levels, levels_of
+from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.schedules import Schedule
-from ddim_keras.diffusion.spacings import Spacing, diffusion_times
+from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
 from ddim_keras.samplers import DDIM, Evaluation, Plan, Sampler, table_of
 from ddim_keras.sampling.choices import EVEN_TIMES, INPAINTING_ETA, sampler_and_spacing, schedule_of_walk
 from ddim_keras.sampling.clipping import Clipping, clipped

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from ddim_keras.diffusion.levels import Levels, levels_of
+from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.schedules import Schedule
-from ddim_keras.diffusion.spacings import Spacing, diffusion_times
+from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
 from ddim_keras.samplers import DDIM, SAMPLERS, Evaluation, Plan, Sampler, plan, table_of
 from ddim_keras.sampling.choices import ENCODING_SAMPLER, EVEN_TIMES, schedule_of_walk
 from ddim_keras.sampling.engine import Batch, Engine
@@ -80,8 +80,9 @@ def encode(
     latents, report = _encode_exactly(
         engine, normalized, levels, tolerance, positive_int("max_iterations", max_iterations), batch_size, verbose
     )
-    options = {"spacing": spacing, "schedule": schedule, "batch_size": batch_size, "verbose": 0}
-    decoded = decode(engine, latents, diffusion_steps, **options)
+    decoded = decode(
+        engine, latents, diffusion_steps, spacing=spacing, schedule=schedule, batch_size=batch_size, verbose=0
+    )
     report = _checked_report(report, decoded, ops.convert_to_numpy(engine.denormalize(normalized)))
     return (latents, report) if return_report else latents
 

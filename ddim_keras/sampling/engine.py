@@ -12,16 +12,16 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.data import inputs
-from ddim_keras.diffusion.levels import levels_of
 from ddim_keras.diffusion.parameterizations import Parameterization
 from ddim_keras.diffusion.schedules import Schedule
-from ddim_keras.diffusion.spacings import Spacing, diffusion_times
+from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
+from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.samplers import MEMORY, Denoiser, Plan, Sampler, plan, walk
 from ddim_keras.sampling.choices import schedule_of_walk
 from ddim_keras.sampling.denoisers import Wrapper, network_denoiser
 from ddim_keras.support import backend, random
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import Array, ImageArray, Images, ImageShape, Tensor
+from ddim_keras.support.types import Array, ImageArray, Images, ImageShape, Numbers, Tensor, Variable
 
 # Images per batch where the user does not say, and the pixels of that many 64 x 64 images: larger images are made fewer
 # at a time.
@@ -37,13 +37,13 @@ class Batch(NamedTuple):
 
     start: int
     stop: int
-    indices: np.ndarray
+    indices: Numbers
 
-    def of(self, images: np.ndarray) -> np.ndarray:
+    def of(self, images: ImageArray) -> ImageArray:
         """These of all the images, the last repeated where the batch goes on."""
         return images[np.minimum(self.indices, len(images) - 1)]
 
-    def store(self, images: np.ndarray, values: Images) -> None:
+    def store(self, images: ImageArray, values: Images) -> None:
         """Write the batch's images in their places among all, without those that filled it up."""
         images[self.start : self.stop] = ops.convert_to_numpy(values)[: self.stop - self.start]
 
@@ -76,7 +76,7 @@ class Engine:
         image_shape: ImageShape,
         schedule: Schedule,
         parameterization: Parameterization,
-        normalizer: Any,
+        normalizer: ImageNormalization,
         seeds: keras.random.SeedGenerator,
         compute_dtype: str,
         jit_compile: Callable[[], bool],
@@ -88,7 +88,7 @@ class Engine:
         self.normalizer = normalizer
         self.compute_dtype = compute_dtype
         self.denoise: Denoiser = network_denoiser(network, parameterization)
-        self.variables: list[Any] = [*network.variables, *normalizer.variables]
+        self.variables: list[Variable] = [*network.variables, *normalizer.variables]
         self.lock = threading.RLock()
         self.training_thread: int | None = None
         self._weights_of_network = network.weights
@@ -171,13 +171,13 @@ class Engine:
         times = diffusion_times(diffusion_steps, spacing, schedule, start)
         return times, plan(sampler, levels_of(schedule, times), self.schedule.conditions)
 
-    def draw(self, seed: int, indices: np.ndarray) -> Images:
+    def draw(self, seed: int, indices: Numbers) -> Images:
         """Return the initial noises of images number `indices`."""
         draw = self._compile("draw", lambda seed, indices: random.normal(seed, 0, indices, self.image_shape))
         return draw(self._values(), np.uint32(seed), indices)
 
     def walk(
-        self, noisy_images: Images, planned: Plan, seed: int, indices: np.ndarray, wrappers: Sequence[Wrapper] = ()
+        self, noisy_images: Images, planned: Plan, seed: int, indices: Numbers, wrappers: Sequence[Wrapper] = ()
     ) -> Images:
         """Take a whole walk, and return where it led."""
         memory = self.no_memory(noisy_images)
@@ -191,7 +191,7 @@ class Engine:
         first: int,
         last: int,
         seed: int,
-        indices: np.ndarray,
+        indices: Numbers,
         wrappers: Sequence[Wrapper] = (),
     ) -> tuple[Images, Tensor, Images]:
         """Make the evaluations first, ..., last - 1 of a plan; returns what `samplers.walk` does.
@@ -221,7 +221,7 @@ class Engine:
         last: Tensor,
         seed: Tensor,
         indices: Tensor,
-        arrays: Sequence[Any] = (),
+        arrays: Sequence[Sequence[Tensor]] = (),
     ) -> tuple[Images, Tensor, Images]:
         """As `walk_part`, to be compiled as a part of something else. `arrays` are those of the wrappers."""
 
@@ -240,7 +240,7 @@ class Engine:
         """What a walk remembers at its start."""
         return ops.zeros((MEMORY, *noisy_images.shape), "float32")
 
-    def _values(self) -> Any:
+    def _values(self) -> list[Tensor]:
         if getattr(self._held, "values", None) is None:
             raise RuntimeError("a walk needs `with engine.weights_held():` around it")
         return self._held.values

@@ -18,6 +18,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+
+from ddim_keras.support.types import Array, ImageArray, Numbers
 
 _HISTORY = 12
 
@@ -31,8 +34,8 @@ class InversionReport(NamedTuple):
         round_trip_error: the largest difference of a pixel, in [0, 1], between the images and those decoded from the latents.
     """
 
-    iterations: np.ndarray
-    residuals: np.ndarray
+    iterations: Numbers
+    residuals: Array
     round_trip_error: float
 
 
@@ -45,14 +48,14 @@ class ConvergenceError(RuntimeError):
 
 
 def invert_step(
-    pred_noises: Callable[[np.ndarray], np.ndarray],
-    noisy_images: np.ndarray,
+    pred_noises: Callable[[ImageArray], ImageArray],
+    noisy_images: ImageArray,
     rates: tuple[float, float],
     noisier_rates: tuple[float, float],
-    guess: np.ndarray,
+    guess: npt.NDArray[np.floating],
     tolerance: float,
     max_iterations: int,
-) -> tuple[np.ndarray, np.ndarray, int]:
+) -> tuple[ImageArray, Array, int]:
     """Solve for the x' that a step of deterministic DDIM takes to x.
 
     Args:
@@ -76,8 +79,8 @@ def invert_step(
     target = scale * noisy_images.reshape(size, -1).astype("float64")
     current = guess.reshape(size, -1).astype("float64")
     best, best_residuals = current.copy(), np.full(size, np.inf)
-    points: list[np.ndarray] = []
-    steps: list[np.ndarray] = []
+    points: list[Array] = []
+    steps: list[Array] = []
     iteration = 0
     while iteration < max_iterations:
         iteration += 1
@@ -95,7 +98,7 @@ def invert_step(
     return best.reshape(noisy_images.shape).astype("float32"), best_residuals, iteration
 
 
-def _accelerated(points: list[np.ndarray], steps: list[np.ndarray]) -> np.ndarray:
+def _accelerated(points: list[Array], steps: list[Array]) -> Array:
     """Where the steps, taken to be linear in the points, would vanish: Anderson's next point."""
     if len(points) == 1:
         return points[0] + steps[0]

@@ -16,6 +16,8 @@ import keras
 
 BACKEND = keras.backend.backend()
 SUPPORTED_BACKENDS = ("tensorflow", "jax")
+# JAX's `fit` keeps the weights outside the model, in arrays that each step overwrites.
+BACKEND_HOLDS_WEIGHTS = BACKEND == "jax"
 
 if BACKEND not in SUPPORTED_BACKENDS:
     raise ImportError(

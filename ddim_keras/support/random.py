@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from keras import ops
+
+from ddim_keras.support.types import Tensor
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
-def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Threefry-2x32 with 20 rounds: 64 bits of counter to 64 random bits under a 64-bit key.
 
     Args:
@@ -43,7 +44,7 @@ def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, A
     return left, right
 
 
-def normal(seed: Any, step: Any, image_indices: Any, image_shape: Sequence[int]) -> Any:
+def normal(seed: Tensor, step: Tensor, image_indices: Tensor, image_shape: Sequence[int]) -> Tensor:
     """Standard normal numbers, one block for each image, fixed by (seed, step, image index) alone.
 
     Args:
@@ -72,11 +73,11 @@ def normal(seed: Any, step: Any, image_indices: Any, image_shape: Sequence[int])
     return ops.reshape(flat[:, :size], (-1, *image_shape))
 
 
-def unit_interval(bits: Any) -> Any:
+def unit_interval(bits: Tensor) -> Tensor:
     """Return uint32 bits as float32 in (0, 1], the middles of 2^24 cells: never 0."""
     high_bits = ops.cast(ops.cast(ops.right_shift(bits, _uint32(8)), "int32"), "float32")
     return (high_bits + 0.5) * 2.0**-24
 
 
-def _uint32(value: int) -> Any:
+def _uint32(value: int) -> Tensor:
     return ops.convert_to_tensor(value, dtype="uint32")

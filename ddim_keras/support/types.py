@@ -1,7 +1,7 @@
-"""Names for the arrays that go in and out, so that a signature says what it takes.
+"""Names for what goes in and out of functions, so that a signature says what it takes.
 
-Keras has no type that is a TensorFlow tensor, a JAX array and what a function is traced with all at once, so that on the
-backend's side these are names for the reader; on the host's side the type checker holds them.
+Keras has no type that is at once a TensorFlow tensor, a JAX array and what stands for one while a function is compiled: on
+the backend's side these are names for the reader. On the host's side the type checker holds them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,25 @@ Images: TypeAlias = Any
 """(batch, height, width, channels): noisy, predicted or finished images, or noises."""
 
 Rates: TypeAlias = Any
-"""Signal or noise rates: a number, or what broadcasts against images."""
+"""Signal or noise rates, or what is worked out of them: numbers, or what broadcasts against images."""
+
+Times: TypeAlias = Any
+"""Diffusion times in [0, 1]: numbers, or what broadcasts against images."""
+
+Variable: TypeAlias = Any
+"""A `keras.Variable`."""
 
 Array: TypeAlias = npt.NDArray[np.float64]
 """What the host works out in float64: times, rates, weights."""
+
+Numbers: TypeAlias = npt.NDArray[np.int_]
+"""Integers on the host: the numbers of times, of images."""
 
 ImageArray: TypeAlias = npt.NDArray[np.float32]
 """(batch, height, width, channels), float32 on the host."""
 
 ImageShape: TypeAlias = tuple[int, int, int]
 """(height, width, channels)."""
+
+Config: TypeAlias = dict[str, Any]
+"""What `get_config` returns: the constructor's arguments by name."""
