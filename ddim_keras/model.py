@@ -28,6 +28,7 @@ from ddim_keras.samplers import DDIM, Conditions
 from ddim_keras.sampling.choices import EVEN_TIMES, check_noise_end
 from ddim_keras.sampling.denoisers import network_denoiser, predict
 from ddim_keras.sampling.engine import Engine
+from ddim_keras.sampling.threads import taking_turns
 from ddim_keras.sampling.verbs import verb
 from ddim_keras.support import backend, files, random
 from ddim_keras.support.arguments import height_and_width, integer, positive_int, refuse_equal_names
@@ -294,7 +295,8 @@ class DiffusionModel(keras.Model):
         with _input_errors():
             if not self.normalizer.adapted:
                 self._adapt_normalizer(x, batch_size, kwargs.get("steps_per_epoch"), verbose)
-            with self._monitoring_what_exists(callbacks, validation_data is not None or validation_split > 0):
+            watched = self._monitoring_what_exists(callbacks, validation_data is not None or validation_split > 0)
+            with watched, taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
                     x,
                     y,
@@ -323,7 +325,8 @@ class DiffusionModel(keras.Model):
             x = inputs.checked(x, self.image_shape)
         with _input_errors():
             as_dictionary = kwargs.pop("return_dict", False)
-            found = super().evaluate(x, y, return_dict=True, **kwargs)
+            with taking_turns(self.engine, kwargs.pop("callbacks", None)) as callbacks:
+                found = super().evaluate(x, y, return_dict=True, callbacks=callbacks, **kwargs)
         logs = {name: found[name] for name in self.evaluation_losses()}
         for metric in self.image_metrics:
             result = metric.result()

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import make_small_model, make_trained_model, slow_on_jax
+from conftest import make_small_model, make_trained_model, random_images, slow_on_jax
 from keras import ops
 
 from ddim_keras.samplers import DDIM, SAMPLERS, Heun
@@ -208,3 +208,50 @@ def test_bad_arguments_are_refused(trained_model, arguments, message):
 def test_reverse_diffusion_refuses_no_steps(trained_model):
     with pytest.raises(ValueError, match="diffusion_steps must be an integer, at least 1: got 0"):
         trained_model.reverse_diffusion(np.zeros((1, 8, 8, 1), "float32"), 0)
+
+
+def test_few_images_are_made_in_a_few_sizes(trained_model, monkeypatch):
+    traces = []
+    original = trained_model.engine.denoise
+    trained_model.generate(6, 2, seed=0)
+    monkeypatch.setattr(trained_model.engine, "denoise", lambda *a: traces.append(1) or original(*a))
+    assert trained_model.generate(5, 2, seed=0).shape == (5, 8, 8, 1)
+    assert not traces
+    batches = [batch for number in range(1, 65) for batch in trained_model.engine.batches(number, None, 0)]
+    assert len({len(batch.indices) for batch in batches}) == 12
+    assert all(batch.stop <= len(batch.indices) <= 64 for batch in batches)
+    assert all(len(batch.indices) <= 7 for number in range(1, 20) for batch in trained_model.engine.batches(number, 7, 0))
+
+
+@pytest.fixture(scope="module")
+def broken_model():
+    model = make_trained_model()
+    weights = model.ema_network.get_weights()
+    weights[0][:] = np.nan
+    model.ema_network.set_weights(weights)
+    return model
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, images: model.generate(2, 2),
+        lambda model, images: model.generate(2, 2, return_trajectory=True),
+        lambda model, images: model.reverse_diffusion(images, 2),
+        lambda model, images: model.encode(images, 2),
+        lambda model, images: model.decode(images, 2),
+        lambda model, images: model.interpolate(images[0], images[1], 3, 2),
+        lambda model, images: model.variations(images[0], 0.5, 2, 2),
+        lambda model, images: model.inpaint(images, np.eye(8), 2),
+        lambda model, images: model.score(images, 4, 2, metrics=["kid"], extractor="fashion_mnist"),
+    ],
+)
+def test_weights_that_are_not_numbers_are_said_to_be(use, broken_model):
+    with pytest.raises(FloatingPointError, match="weights hold NaN or infinity, 1 of its .*: the training has diverged"):
+        use(broken_model, random_images(2))
+
+
+def test_what_overflows_with_finite_weights_is_said_too(trained_model):
+    noise = np.full((1, 8, 8, 1), 3e38, "float32")
+    with pytest.raises(FloatingPointError, match="though the weights are finite: the network computes in float32"):
+        trained_model.generate(1, 2, initial_noise=noise)

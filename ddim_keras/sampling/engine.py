@@ -21,6 +21,7 @@ from ddim_keras.sampling.choices import schedule_of_walk
 from ddim_keras.sampling.denoisers import Wrapper, network_denoiser
 from ddim_keras.support import backend, random
 from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.locks import FairLock
 from ddim_keras.support.types import Array, ImageArray, Images, ImageShape, Numbers, Tensor, Variable
 
 # Images per batch where the user does not say, and the pixels of that many 64 x 64 images: larger images are made fewer
@@ -66,7 +67,6 @@ class Engine:
         denoise: the network's predictions, a `Denoiser`.
         variables: all that a walk reads.
         lock: held while a training changes the weights, or while they are read.
-        training_thread: the thread that trains the network now, or None.
     """
 
     def __init__(
@@ -89,8 +89,7 @@ class Engine:
         self.compute_dtype = compute_dtype
         self.denoise: Denoiser = network_denoiser(network, parameterization)
         self.variables: list[Variable] = [*network.variables, *normalizer.variables]
-        self.lock = threading.RLock()
-        self.training_thread: int | None = None
+        self.lock = FairLock()
         self._weights_of_network = network.weights
         self._seeds = seeds
         self._jit_compile = jit_compile
@@ -108,8 +107,7 @@ class Engine:
             return
         with self.lock:
             self._before_use()
-            elsewhere = self.training_thread not in (None, threading.get_ident())
-            self._held.values = backend.values_of(self.variables, copied=elsewhere)
+            self._held.values = backend.values_of(self.variables)
         try:
             yield
         finally:

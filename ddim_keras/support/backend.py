@@ -78,18 +78,16 @@ def compile_function(function: Callable, variables: list, jit_compile: bool) -> 
     return jax.jit(pure_function)
 
 
-def values_of(variables: list, copied: bool) -> list:
+def values_of(variables: list) -> list:
     """Return what compiled functions are given of the variables they read: on TensorFlow nothing, as a graph reads them itself.
 
-    Args:
-        variables: Keras variables.
-        copied: whether a training may meanwhile overwrite their memory, as JAX's does.
+    On JAX copies, as a training in another thread may overwrite the memory of the variables at any moment.
     """
     if BACKEND == "tensorflow":
         return []
     import jax.numpy as jnp
 
-    return [jnp.array(variable.value, copy=True) if copied else variable.value for variable in variables]
+    return [jnp.array(variable.value, copy=True) for variable in variables]
 
 
 @contextlib.contextmanager
