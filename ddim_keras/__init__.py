@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ddim_keras.support import importing
+from ddim_keras.support.version import __version__
 
 if TYPE_CHECKING:
     from ddim_keras import (
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.sampling import clipping
-
-__version__ = "0.2.0"
 
 # Public names that stand elsewhere. The modules can be imported by them too.
 _MOVED = {

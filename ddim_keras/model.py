@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import sampling
+from ddim_keras import presets, sampling
 from ddim_keras.data import inputs
 from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameterization
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
@@ -499,9 +500,24 @@ class DiffusionModel(keras.Model):
         >>> DiffusionModel.from_preset("keras_example", image_size=32).network.count_params()
         1953507
         """
-        from ddim_keras import presets
-
-        return presets.load(cls, preset, load_weights, changes)
+        found = presets.read(preset, load_weights, changes)
+        known = set(inspect.signature(cls).parameters)
+        if unknown := sorted(set(found.config) - known):
+            raise ValueError(
+                f"the preset {os.fspath(preset)} has unknown model settings {unknown}: expected some of {sorted(known)}"
+            )
+        model = cls(**found.config)
+        if found.arrays is not None:
+            weights = model._preset_weights()
+            if [array.shape for array in found.arrays] != [tuple(weight.shape) for weight in weights]:
+                raise ValueError(
+                    f"the weights of the preset {os.fspath(preset)} are damaged: their shapes are not those of the model in its "
+                    "preset.json"
+                )
+            for weight, array in zip(weights, found.arrays):
+                weight.assign(array)
+            model.network.set_weights(model.ema_network.get_weights())
+        return model
 
     def save_to_preset(self, folder: str | os.PathLike, *, half: bool = True, training: Any = None) -> None:
         """Write the model to a folder that `from_preset` takes: what generates images, without what only training needs.
@@ -517,9 +533,19 @@ class DiffusionModel(keras.Model):
         Raises:
             ValueError: the model was never trained, it holds a network of your own, or something else stands at `folder`.
         """
-        from ddim_keras import presets
+        self.synchronize()
+        config = self.get_config()
+        if not self.normalizer.adapted:
+            raise ValueError("the model was never trained: fit it, or load its weights, before it is saved as a preset")
+        if config.pop("network") is not None:
+            raise ValueError("a preset describes the residual U-Net, not a network of your own: use model.save")
+        del config["name"], config["dtype"], config["seed"]
+        arrays = [ops.convert_to_numpy(weight).astype("float32") for weight in self._preset_weights()]
+        presets.write(presets.Preset(config, arrays, training or presets.Training()), folder, half)
 
-        presets.save(self, pathlib.Path(folder), half, training)
+    def _preset_weights(self) -> list[Any]:
+        normalizer = self.normalizer
+        return [normalizer.mean, normalizer.variance, normalizer.count, *self.ema_network.weights]
 
     # Saving
 

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "outputs" / PRESET, help="log, backup, images")
     arguments = parser.parse_args()
 
-    folder = ROOT / "ddim_keras" / "pretrained" / PRESET
+    folder = ROOT / "ddim_keras" / "presets" / "pretrained" / PRESET
     log, backup = arguments.out / "log.csv", arguments.out / "backup"
     arguments.out.mkdir(parents=True, exist_ok=True)
     epochs_before = 0

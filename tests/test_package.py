@@ -75,7 +75,7 @@ WITH_EXAMPLES = [
     "metrics.kid",
     "metrics.manifolds",
     "model",
-    "presets",
+    "presets.folders",
     "samplers.adams_bashforth",
     "samplers.ddim",
     "samplers.dpm_solver",

@@ -1,0 +1,9 @@
+"""Presets: models and training recipes by name, some with trained weights; each a folder of preset.json and weights.npz.
+
+Nothing here knows `DiffusionModel`, which reads and writes presets: a preset is a configuration, arrays and a recipe.
+"""
+
+from ddim_keras.presets.folders import Preset, check_free, names, read, training, write
+from ddim_keras.presets.recipes import Training
+
+__all__ = ["Preset", "Training", "check_free", "names", "read", "training", "write"]

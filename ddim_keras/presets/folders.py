@@ -1,0 +1,185 @@
+"""The folder of a preset: preset.json, which describes a model and its recipe, and weights.npz."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddim_keras.presets.recipes import Training
+from ddim_keras.support import files
+from ddim_keras.support.types import Config, ImageArray
+
+_FOLDER = pathlib.Path(__file__).parent / "pretrained"
+_FORMAT = 1
+# What may be changed without making trained weights wrong.
+_FIT_ANY_WEIGHTS = {"seed", "dtype", "ema_decay", "loss_weighting", "name"}
+_LARGEST_HALF = 65504.0
+_NORMALIZER_ARRAYS = 3
+
+
+class Preset(NamedTuple):
+    """What a preset's folder holds.
+
+    Attributes:
+        config: arguments of `DiffusionModel`.
+        arrays: float32, the normalizer's mean, variance and count and the EMA network's weights in its order; None without.
+        training: the recipe.
+    """
+
+    config: Config
+    arrays: list[ImageArray] | None
+    training: Training
+
+
+def names() -> list[str]:
+    """Return the names that `DiffusionModel.from_preset` takes.
+
+    Examples:
+
+    >>> names()
+    ['fashion_mnist_32', 'keras_example']
+    """
+    return sorted(path.parent.name for path in _FOLDER.glob("*/preset.json"))
+
+
+def training(preset: str | os.PathLike) -> Training:
+    """Return the training recipe of a preset.
+
+    Args:
+        preset: a name or a folder, as for `DiffusionModel.from_preset`.
+
+    Examples:
+
+    >>> training("keras_example").learning_rate
+    0.001
+    """
+    return read(preset, load_weights=False).training
+
+
+def read(preset: str | os.PathLike, load_weights: bool = True, changes: Mapping[str, Any] | None = None) -> Preset:
+    """Read a preset.
+
+    Args:
+        preset: a name or a folder.
+        load_weights: whether its arrays are wanted, where it has some.
+        changes: arguments of `DiffusionModel` that differ from the preset's; they are put into the configuration.
+
+    Raises:
+        ValueError: no such preset, a damaged one, or changes that its weights do not fit.
+    """
+    folder = _folder(preset)
+    path = folder / "preset.json"
+    try:
+        description = json.loads(path.read_text())
+        if description["format"] != _FORMAT:
+            raise ValueError(f"its format is {description['format']}, this version of ddim_keras reads {_FORMAT}")
+        config, recipe = dict(description["model"]), dict(description["training"])
+        has_weights = bool(description["has_weights"])
+        known = {field.name for field in dataclasses.fields(Training)}
+        if unknown := sorted(set(recipe) - known):
+            raise ValueError(f"its training has unknown settings {unknown}, expected some of {sorted(known)}")
+        found = Training(**recipe)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a preset ({error}): copy or install it again") from error
+    changes = changes or {}
+    arrays = None
+    if load_weights and has_weights:
+        arrays = _read_arrays(folder)
+        if unfit := sorted(set(changes) - _FIT_ANY_WEIGHTS):
+            raise ValueError(
+                f"the weights of {folder.name} do not fit a model with another {', '.join(unfit)}: leave that out, or "
+                "give load_weights=False and train"
+            )
+    return Preset({**config, **changes}, arrays, found)
+
+
+def check_free(folder: str | os.PathLike) -> pathlib.Path:
+    """Return where a preset is to be written, with links followed.
+
+    Raises:
+        ValueError: it has the name of a preset that ships, or something else stands there.
+    """
+    path = pathlib.Path(folder).resolve()  # a link stays a link
+    if path.name in names() and path.parent != _FOLDER:
+        raise ValueError(f"{path.name!r} is the name of a preset that ships: choose another for the folder")
+    if path.exists() and not (path / "preset.json").is_file():
+        raise ValueError(f"{path} exists and is no preset: choose another folder, or remove it")
+    return path
+
+
+def write(preset: Preset, folder: str | os.PathLike, half: bool) -> None:
+    """Write a preset with its arrays, beside and renamed. What else stands in the folder, a model card say, is kept.
+
+    Args:
+        preset: what to write; it must have arrays.
+        folder: where to; a preset that stands there is replaced.
+        half: store the network's weights in float16.
+
+    Raises:
+        ValueError: something else stands there, or the arrays hold NaN or infinity; nothing is written.
+    """
+    folder = check_free(folder)
+    config = dict(preset.config)
+    for name, value in config.items():
+        if isinstance(value, dict):  # a serialized object, without what Keras notes beside it
+            config[name] = {key: value[key] for key in ("module", "class_name", "config", "registered_name")}
+    description = {
+        "format": _FORMAT,
+        "model": config,
+        "training": dataclasses.asdict(preset.training),
+        "has_weights": True,
+    }
+    arrays = preset.arrays or []
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("the weights hold NaN or infinity: the training has diverged; nothing was written")
+    with files.written_beside(folder) as temporary:
+        temporary.mkdir()
+        (temporary / "preset.json").write_text(json.dumps(description, indent=2) + "\n")
+        np.savez_compressed(temporary / "weights.npz", *(_halved(arrays) if half else arrays))
+        if folder.exists():
+            for kept in folder.iterdir():
+                if kept.is_dir():
+                    shutil.copytree(kept, temporary / kept.name, symlinks=True)
+                elif kept.name not in ("preset.json", "weights.npz"):
+                    shutil.copy2(kept, temporary)
+
+
+def _halved(arrays: Sequence[ImageArray]) -> list[np.ndarray]:
+    """In float16, but for the normalizer's and what is beyond float16's range."""
+    return [
+        array.astype("float16")
+        if index >= _NORMALIZER_ARRAYS and np.abs(array).max(initial=0.0) <= _LARGEST_HALF
+        else array
+        for index, array in enumerate(arrays)
+    ]
+
+
+def _read_arrays(folder: pathlib.Path) -> list[ImageArray]:
+    weights = folder / "weights.npz"
+    if not weights.is_file():
+        raise ValueError(f"{weights} is missing: copy or install the preset again, or give load_weights=False")
+    try:
+        with np.load(weights) as stored:
+            return [stored[f"arr_{index}"].astype("float32") for index in range(len(stored.files))]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{weights} is damaged ({error}): copy or install the preset again") from error
+
+
+def _folder(preset: str | os.PathLike) -> pathlib.Path:
+    if isinstance(preset, str) and preset in names():
+        return _FOLDER / preset
+    folder = pathlib.Path(preset)
+    if (folder / "preset.json").is_file():
+        return folder
+    raise ValueError(
+        f"unknown preset {str(preset)!r}: expected one of {names()}, or a folder written by DiffusionModel.save_to_preset"
+    )

@@ -1,0 +1,87 @@
+"""Training recipes. Keras is imported when one is used, not before."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from ddim_keras.support.arguments import positive_int
+
+OPTIMIZERS = ("adamw", "muon")
+LEARNING_RATE_SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A recipe: everything about a training but its length.
+
+    Attributes:
+        batch_size: images per step.
+        learning_rate: of the optimizer, at its highest.
+        schedule: "constant", or "cosine": the learning rate rises from a twentieth over the first `warmup` of the steps, and then
+            falls along a cosine to a hundredth.
+        warmup: share of the steps, with "cosine".
+        weight_decay: of the optimizer.
+        clip_norm: largest norm of a step's gradient, over all weights together; None does not clip.
+        loss: a Keras loss.
+        flip: whether images are mirrored at random.
+        accumulate: batches whose gradients make one step of the optimizer.
+        optimizer: "adamw", or "muon" for `ddim_keras.optimizers.Muon`.
+    """
+
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    warmup: float = 0.05
+    weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    loss: str = "mean_absolute_error"
+    flip: bool = False
+    accumulate: int = 1
+    optimizer: str = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {list(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.schedule not in LEARNING_RATE_SCHEDULES:
+            raise ValueError(f"schedule must be one of {list(LEARNING_RATE_SCHEDULES)}, got {self.schedule!r}")
+        if not isinstance(self.warmup, (int, float)) or not 0.0 <= self.warmup < 1.0:
+            raise ValueError(f"warmup must lie in [0, 1), the share of the steps, got {self.warmup}")
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            if name == "clip_norm" and value is None:
+                continue
+            is_number = isinstance(value, (int, float)) and math.isfinite(value)
+            if not is_number or value < 0.0 or (value == 0.0 and name != "weight_decay"):
+                raise ValueError(
+                    f"{name} must be a positive number, got {value!r} (in YAML 1e-4 is a word: write 1.0e-4)"
+                )
+        if self.loss != type(self).loss:
+            import keras
+
+            keras.losses.get(self.loss)
+        positive_int("batch_size", self.batch_size)
+        positive_int("accumulate", self.accumulate)
+
+    def compile_arguments(self, steps: int) -> dict[str, Any]:
+        """Return optimizer and loss for a training of that many batches: `model.compile(**training.compile_arguments(5000))`."""
+        import keras
+
+        from ddim_keras import optimizers
+
+        steps = positive_int("steps", steps)  # a schedule counts batches, even where several make one step
+        rate: Any = self.learning_rate
+        if self.schedule == "cosine":
+            warmup = max(1, int(self.warmup * steps))
+            rate = keras.optimizers.schedules.CosineDecay(
+                rate / 20, max(1, steps - warmup), alpha=0.01, warmup_target=rate, warmup_steps=warmup
+            )
+        kind = optimizers.Muon if self.optimizer == "muon" else keras.optimizers.AdamW
+        optimizer = kind(
+            rate,
+            weight_decay=self.weight_decay,
+            global_clipnorm=self.clip_norm,
+            gradient_accumulation_steps=self.accumulate if self.accumulate > 1 else None,
+        )
+        return {"optimizer": optimizer, "loss": self.loss}
