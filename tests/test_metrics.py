@@ -454,7 +454,7 @@ def test_a_model_loads_where_its_metrics_extractor_cannot_be_had(tmp_path, monke
 def test_images_of_other_sizes_are_resized_as_tensorflow_does_and_under_xla():
     images = random_images(3, (20, 12, 3))
     for size in ((8, 8), (30, 12)):
-        found = backend.compile_function(lambda images, size=size: resized(images, size), list, True)(images)
+        found = backend.compile_function(lambda images, size=size: resized(images, size), [], True)([], images)
         expected = keras.ops.image.resize(images, size, antialias=True, data_format="channels_last")
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -236,7 +236,7 @@ class Engine:
     @staticmethod
     def no_memory(noisy_images: Images) -> Tensor:
         """What a walk remembers at its start."""
-        return ops.zeros((MEMORY, *noisy_images.shape), "float32")
+        return ops.stack([ops.zeros_like(noisy_images, dtype="float32")] * MEMORY)
 
     def _values(self) -> list[Tensor]:
         if getattr(self._held, "values", None) is None:
