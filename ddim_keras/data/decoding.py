@@ -124,7 +124,6 @@ def read_image(path: str | os.PathLike, channels: int, background: Colour = WHIT
     with _opened(path) as image:
         factor = _shrink_factor(image.size)
         picture = _decoded(image, path)
-        image.close()
         return _shrunk_pixels(picture, factor, channels, background, bits)
 
 

@@ -82,30 +82,33 @@ def divide(root: pathlib.Path, found: Found, split: Any) -> Division:
     in_classes = _parts_in_classes(root, found, fraction)
     if in_classes is not None:
         return in_classes
-    return Division(_members(found.images, ()), None, 0.2 if fraction is None else fraction, (str(root), str(root)), [])
+    return _all_below(root, found, (), 0.2 if fraction is None else fraction)
+
+
+def _all_below(root: pathlib.Path, found: Found, around: Parts, fraction: float) -> Division:
+    """All images below a folder, to be divided by chance."""
+    return Division(_members(found.images, around), None, fraction, (str(root), str(root)), [])
 
 
 def _by_names(root: pathlib.Path, found: Found, around: Parts, parted: _Parted, fraction: float | None) -> Division:
     """Divide by subfolders whose names say train, validation or test."""
     place = root.joinpath(*around)
+    if fraction is not None and parted.train and parted.held_out:
+        train_place = place / parted.train
+        _refuse_fraction(place, fraction, parted.train, parted.held_out, f"load {train_place}")
     if parted.problem:
         if fraction is not None:  # it says that all subfolders are classes
-            return Division(_members(found.images, ()), None, fraction, (str(root), str(root)), [])
+            return _all_below(root, found, (), fraction)
         pair = (parted.train or "train", parted.held_out or "test")
         raise ValueError(
-            f"it is not clear what of {place} is to be trained on: {parted.problem}. Name the two folders, such as "
-            f"split={pair!r} (--split {','.join(pair)}), the second or None, several joined by +; or, if every subfolder is a "
-            "class, those called like a part too, give the fraction to hold out of all, such as split=0.2"
+            f"it is not clear what of {place} is to be trained on: {parted.problem}. Name the two "
+            f"folders, such as split={pair!r} (--split {','.join(pair)}), the second or None, several "
+            "joined by +; or, if every subfolder is a class, also one that is called like a part, give "
+            "the fraction to hold out of all, such as split=0.2"
         )
     train = (*around, parted.train or "")
     if parted.held_out is None:  # all that there is
-        return Division(
-            _members(found.images, train), None, 0.2 if fraction is None else fraction, (str(root), str(root)), []
-        )
-    if fraction is not None and not parted.others and not parted.loose:
-        _refuse_fraction(place, fraction, str(parted.train), parted.held_out, f"load {root.joinpath(*train)}")
-    if fraction is not None:
-        return Division(_members(found.images, ()), None, fraction, (str(root), str(root)), [])
+        return _all_below(root, found, train, 0.2 if fraction is None else fraction)
     held_out = (*around, parted.held_out)
     used = {train, held_out}
     is_part = {name for name in _tops(found.images, around) if _kind(name) is not None}

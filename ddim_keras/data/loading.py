@@ -58,7 +58,8 @@ def load_dataset(
         batch_size: images per batch.
         split: for TFDS a pair of split names in its slicing syntax, ("train[:90%]", "test"), the second or None. For
             a folder a pair of its subfolders, ("training", "dev") or ("a+b", None), or the fraction of images kept
-            for validation, which makes every subfolder a class; it is refused where the folder is divided already.
+            for validation, which makes every subfolder a class; it is refused where subfolders are called like both
+            parts.
             None takes train and validation where they exist, else train and test, and 80 % / 20 % otherwise; for
             oxford_flowers102 of its three official splits together. Of a folder they are told by the names of
             subfolders, in any case: train, training, trn; val, valid, validation, dev; test, testing, tst, eval,
