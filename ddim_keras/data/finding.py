@@ -129,8 +129,7 @@ class _Walk:
             if entry.is_symlink():
                 self.links.append(inner)
             elif entry.is_dir():
-                if os.path.join(real, entry.name) not in self.seen:
-                    self.into(inner, os.path.join(real, entry.name))
+                self.into_once(inner, os.path.join(real, entry.name))
             elif entry.is_file():
                 self.take(inner, os.path.join(real, entry.name))
 
@@ -144,12 +143,17 @@ class _Walk:
                 self.left_out[_BROKEN_LINK].append(link)
             elif os.path.isfile(real):
                 self.take(parts, real)
-            elif real in self.seen:
-                self.twice.append((link, os.path.join(*self.seen[real]) if self.seen[real] else os.fspath(self.root)))
             elif (real_root + os.sep).startswith(real.rstrip(os.sep) + os.sep):  # a folder around this one
                 self.twice.append((link, real))
             else:
-                self.into(parts, real)
+                self.into_once(parts, real)
+
+    def into_once(self, parts: Parts, real: str) -> None:
+        """As `into`, unless another way has led there already."""
+        if real in self.seen:
+            self.twice.append((os.path.join(*parts), os.path.join(*self.seen[real])))
+        else:
+            self.into(parts, real)
 
     def take(self, parts: Parts, real: str) -> None:
         """Note a file as an image, as left out, or not at all."""

@@ -111,9 +111,9 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
 def _refuse_without_class(members: layout.Members, place: str, called: str) -> None:
     stray = [file for file, name in members if name is None]
     if stray:
-        others = f" and {len(stray) - 1} others" if len(stray) > 1 else ""
+        others, verb = (f" and {len(stray) - 1} others", "lie") if len(stray) > 1 else ("", "lies")
         raise ValueError(
-            f"{place} has no labels: {'/'.join(stray[0])}{others} lie in no class folder. Leave "
+            f"{place} has no labels: {'/'.join(stray[0])}{others} {verb} in no class folder. Leave "
             f"labels=False, or put each class into a subfolder of its own{called}"
         )
 

@@ -219,8 +219,9 @@ def _parted(found: Found, around: Parts) -> _Parted | None:
     elif len(held_out) > 1:
         problem = f"{len(held_out)} folders are called like the held-out part, {' and '.join(held_out)}"
     elif not train:
-        names = " and ".join(named["validation"] + named["test"])
-        problem = f"{names} is called like a held-out part, but there is no training part, only {beside or 'that'}"
+        names = named["validation"] + named["test"]
+        called = " and ".join(names) + (" is" if len(names) == 1 else " are")
+        problem = f"{called} called like a held-out part, but there is no training part, only {beside or 'that'}"
     elif not held_out and (others or loose):
         problem = f"{train[0]} is called like the training part, but there is no held-out part, only {beside}"
     return _Parted(train[0] if train else None, held_out[0] if held_out else None, others, loose, problem)
