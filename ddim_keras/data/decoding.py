@@ -18,8 +18,8 @@ from ddim_keras.data.depth import Depth
 
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
-# An image of more pixels than the first is refused; of more than the second, shrunk while it is read
-# to about the third, which needs a tenth of the memory.
+# An image of more pixels than the first is refused; of more than the second, shrunk while it is
+# read to about the third, so that it need not be held as floats.
 LARGEST_PIXELS = 500_000_000
 SHRUNK_ABOVE_PIXELS = 178_956_970
 _SHRUNK_TO_PIXELS = 45_000_000
@@ -64,7 +64,7 @@ def suffixes() -> frozenset[str]:
     import PIL.Image
 
     known = PIL.Image.registered_extensions()
-    readable = (set(PIL.Image.OPEN) | {"MPO"}) - _NOT_DRAWN  # MPO is opened as the JPEG that it begins with
+    readable = (set(PIL.Image.OPEN) | {"MPO"}) - _NOT_DRAWN  # MPO is opened as a JPEG
     return frozenset(suffix for suffix, name in known.items() if name in readable)
 
 
@@ -73,8 +73,8 @@ def parse_colour(background: Any) -> Colour:
     import PIL.ImageColor
 
     message = (
-        "background must be a colour that Pillow knows, such as 'white' or '#808080', or (red, green, blue) "
-        f"of integers from 0 to 255, got {background!r}"
+        "background must be a colour that Pillow knows, such as 'white' or '#808080', or (red, green, "
+        f"blue) of integers from 0 to 255, got {background!r}"
     )
     if isinstance(background, str):
         try:
@@ -176,14 +176,14 @@ def upright_size(path: str | os.PathLike) -> tuple[int, int]:
 def warn_of_transparency(images: str, first: str, background: Colour) -> None:
     """Say what is done with what is transparent."""
     warnings.warn(
-        f"{images} are transparent in parts, and laid on the background {background}: the first is {first}. background= "
-        "chooses another colour, channels=4 keeps the transparency",
+        f"{images} are transparent in parts, and laid on the background {background}: the first is "
+        f"{first}. background= chooses another colour, channels=4 keeps the transparency",
         stacklevel=4,
     )
 
 
 class _PillowsLimit:
-    """Lifts Pillow's limit on the size of images while any thread reads one; ours takes its place."""
+    """Lifts Pillow's limit on the size of images while any thread reads one; ours replaces it."""
 
     def __init__(self) -> None:
         self._lock, self._readers, self._limit = threading.Lock(), 0, None
@@ -218,8 +218,8 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
         width, height = image.size
         if width * height > LARGEST_PIXELS:
             raise ValueError(
-                f"it is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: more than the "
-                f"{LARGEST_PIXELS // 1_000_000} that are read. Shrink it, or cut it into parts"
+                f"it is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: more than "
+                f"the {LARGEST_PIXELS // 1_000_000} that are read. Shrink it, or cut it into parts"
             )
         factor = _shrink_factor(image.size)
         if factor == 1:
@@ -269,7 +269,7 @@ def _decoded(image: Any, path: str | os.PathLike) -> Picture:
 
 
 def _layout(image: Any) -> str:
-    """How the file stores a pixel, in Pillow's words, such as "RGB;16B"; empty if Pillow does not say."""
+    """How the file stores a pixel, in Pillow's words, such as "RGB;16B"; empty if unknown."""
     arguments = image.tile[0][3] if image.tile else None
     if isinstance(arguments, tuple) and arguments:
         arguments = arguments[0]
@@ -326,7 +326,7 @@ def _deep_png(path: str | os.PathLike, key: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def _eight_bit_values(image: Any, layout: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (height, width) or (height, width, 3) of an image that Pillow holds in 8 bits, and its alpha."""
+    """Values (height, width[, 3]) of an image that Pillow holds in 8 bits, and its alpha."""
     key = image.info.get("transparency")
     if image.mode in ("P", "PA"):
         grey = _has_grey_palette(image)
@@ -400,8 +400,8 @@ def _facts(picture: Picture, bits: int | None) -> Facts:
         bits = known.bits if bits is None else bits
         if bits is not None and bits != 16:
             raise ValueError(
-                f"it has {bits} bits a colour stored in 16, of which only the upper 8 can be read from "
-                "such a file: save it as PNG, or with 8 bits"
+                f"it has {bits} bits a colour stored in 16, of which only the upper 8 can be "
+                "read from such a file: save it as PNG, or with 8 bits"
             )
         known = known._replace(bits=bits, largest=int(values.max(initial=0)) << 8)
     elif values.dtype != np.uint8:
@@ -451,7 +451,7 @@ def laid_on(values: Any, alpha: Any, background: Colour) -> Any:
 
 
 def _shrunk_pixels(picture: Picture, factor: int, channels: int, background: Colour, bits: int) -> np.ndarray:
-    """As `_pixels`; of the largest images shrunk by a whole factor, strip by strip to save memory."""
+    """As `_pixels`; the largest images shrunk by a whole factor, strip by strip to save memory."""
     height, width = picture.values.shape[:2]
     if factor == 1 or height * width <= SHRUNK_ABOVE_PIXELS:
         return _pixels(picture, channels, background, bits)

@@ -21,7 +21,8 @@ class Depth(NamedTuple):
     """What is known of the depth of one image.
 
     Attributes:
-        bits: the value 2**bits - 1 is white; 0 for floats in [0, 1]; None if the file leaves it open.
+        bits: the value 2**bits - 1 is white; 0 for floats in [0, 1]; None if the file leaves it
+            open.
         claimed: bits that the file calls significant, without saying whether its values are scaled.
         largest: the largest value, where `bits` is None.
         upper_byte: only the upper 8 of 16 bits were read.
@@ -52,7 +53,8 @@ def check_floats(smallest: float, largest: float, bits: int | None) -> int:
     """Return the depth of floats: 0 for [0, 1], else `bits`.
 
     Raises:
-        ValueError: they are not finite, or lie outside [0, 1] and `bits` does not say what is white.
+        ValueError: they are not finite, or lie outside [0, 1] and `bits` does not say what is
+            white.
     """
     if not (np.isfinite(smallest) and np.isfinite(largest)):
         raise ValueError("its floats hold NaN or infinity")
@@ -61,8 +63,8 @@ def check_floats(smallest: float, largest: float, bits: int | None) -> int:
     if bits is not None and 0.0 <= smallest and largest <= 2**bits - 1:
         return int(bits)
     raise ValueError(
-        f"its floats run from {smallest:.4g} to {largest:.4g}, expected [0, 1]: rescale them, or say "
-        "with bits=8, 12 or 16 that 255, 4095 or 65535 is white"
+        f"its floats run from {smallest:.4g} to {largest:.4g}, expected [0, 1]: rescale them, or "
+        "say with bits=8, 12 or 16 that 255, 4095 or 65535 is white"
     )
 
 
@@ -96,15 +98,15 @@ def settle(depths: Sequence[Depth], names: Sequence[str], what: str) -> list[int
         first = names[members[0]]
         if bits > 16:
             raise ValueError(
-                f"{len(members)} images of {what} have values up to {largest}, and do not say which "
-                f"is white (the first is {first}): say it with bits=, such as bits={bits}"
+                f"{len(members)} images of {what} have values up to {largest}, and do not say "
+                f"which is white (the first is {first}): say it with bits=, such as bits={bits}"
             )
         coarse = [i for i in members if depths[i].upper_byte]
         if coarse and bits < 16:
             raise ValueError(
-                f"{names[coarse[0]]} and {len(coarse) - 1} others of {what} are 16-bit colour images "
-                f"that stay below {2**bits} of 65535, and only the upper 8 bits of such a file can be "
-                "read: save them as PNG or with 8 bits; bits=16 takes them as they are"
+                f"{names[coarse[0]]} and {len(coarse) - 1} others of {what} are 16-bit colour "
+                f"images that stay below {2**bits} of 65535, and only the upper 8 bits of such a file "
+                "can be read: save them as PNG or with 8 bits; bits=16 takes them as they are"
             )
         if bits < 16 and largest > 0:
             warn_of_depth(f"{len(members)} images of {what}", largest, bits, f" (the first is {first})")
@@ -114,9 +116,9 @@ def settle(depths: Sequence[Depth], names: Sequence[str], what: str) -> list[int
 def warn_of_depth(images: str, largest: int, bits: int, more: str = "") -> None:
     """Say that a depth was taken from the largest value."""
     warnings.warn(
-        f"{images} are stored with more than 8 bits and do not say how many they use{more}. Their largest "
-        f"value is {largest}, so they are read as {bits} bits: {2**bits - 1} is white. bits=16 would take "
-        "65535 as white",
+        f"{images} are stored with more than 8 bits and do not say how many they use{more}. Their "
+        f"largest value is {largest}, so they are read as {bits} bits: {2**bits - 1} is white. bits=16 "
+        "would take 65535 as white",
         stacklevel=3,
     )
 

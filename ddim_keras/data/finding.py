@@ -13,7 +13,7 @@ from ddim_keras.data import decoding
 # As parts below the data set's folder: ("train", "cat", "1.jpg").
 Parts = tuple[str, ...]
 _COMMON = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-# Folders and files of operating systems, network disks and archives; hidden ones are left out as well.
+# Of operating systems, network disks and archives; hidden ones are left out as well.
 _OF_SYSTEMS = {
     *("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found"),
     *("system volume information", "network trash folder", "temporary items", "__macosx", "__pycache__"),
@@ -48,7 +48,8 @@ class Found(NamedTuple):
 def find_images(root: pathlib.Path) -> Found:
     """Look for images below a folder, following links but counting each file once.
 
-    Left out are hidden files and folders, those of operating systems, and what this package writes: runs, exports,
+    Left out are hidden files and folders, those of operating systems, and what this package writes:
+        runs, exports,
     presets and caches. A folder that is linked to counts where it is, a file where the link is.
 
     Raises:
@@ -73,17 +74,18 @@ def warn_of_left_out(root: pathlib.Path, found: Found) -> None:
     if found.left_out:
         number = sum(len(names) for names in found.left_out.values())
         heic = any(suffix in found.left_out for suffix in (".heic", ".heif", ".hif"))
-        advice = " (for HEIC, pillow_heif.register_heif_opener() of pillow-heif does it)" if heic else ""
+        advice = " (or register the opener of the package pillow-heif)" if heic else ""
         warnings.warn(
-            f"{number} files in {root} are left out beside {len(found.images)} images: {_listing(found.left_out)}. "
+            f"{number} files in {root} are left out beside {len(found.images)} images: "
+            f"{_listing(found.left_out)}. "
             f"Pillow does not read them: convert what should be trained on, to PNG or JPEG{advice}",
             stacklevel=4,
         )
     if found.twice:
         link, target = found.twice[0]
         warnings.warn(
-            f"{len(found.twice)} links in {root} lead to files that are counted once only: the first is {link}, which "
-            f"leads to {target}",
+            f"{len(found.twice)} links in {root} lead to files that are counted once only: the "
+            f"first is {link}, which leads to {target}",
             stacklevel=4,
         )
 
@@ -143,7 +145,7 @@ class _Walk:
                 self.left_out[_BROKEN_LINK].append(link)
             elif os.path.isfile(real):
                 self.take(parts, real)
-            elif (real_root + os.sep).startswith(real.rstrip(os.sep) + os.sep):  # a folder around this one
+            elif (real_root + os.sep).startswith(real.rstrip(os.sep) + os.sep):  # one around it
                 self.twice.append((link, real))
             else:
                 self.into_once(parts, real)
@@ -158,7 +160,7 @@ class _Walk:
     def take(self, parts: Parts, real: str) -> None:
         """Note a file as an image, as left out, or not at all."""
         stem, suffix = os.path.splitext(parts[-1].lower())
-        if parts == ("contact_sheet.png",):  # the sheet of all images that an export leaves among them
+        if parts == ("contact_sheet.png",):  # of all images, which an export leaves among them
             return
         if suffix not in self.suffixes:
             if suffix not in _NO_PICTURES and not (not suffix and stem in _NO_PICTURE_NAMES):
@@ -170,7 +172,7 @@ class _Walk:
 
 
 def _is_written_by_us(folder: pathlib.Path, names: set[str]) -> bool:
-    """Whether a folder is a run, an export, a preset or a cache of resized images, of this package."""
+    """Whether this package wrote a folder: a run, an export, a preset, or a cache."""
 
     def says(name: str, *words: str) -> bool:
         if name not in names:
@@ -184,7 +186,10 @@ def _is_written_by_us(folder: pathlib.Path, names: set[str]) -> bool:
 
     return (
         {"dataset_spec.pb", "snapshot.metadata"} <= names
+        or {"config.yaml", "checkpoints"} <= names
+        or {"preset.json", "weights.npz"} <= names
+        # A run that has no checkpoint yet, a preset without weights.
         or says("config.yaml", "\ncheckpoint_every:", "\npreset:", "\nvalidate_every:")
-        or says("metadata.json", '"model_sha256"', '"shard_size"')
         or says("preset.json", '"model"', '"has_weights"')
+        or says("metadata.json", '"model_sha256"')
     )

@@ -1,4 +1,4 @@
-"""Image data sets from a folder of files: found, divided, decoded once, and read as they are trained on."""
+"""Image data sets from a folder of files: found, divided, looked at, and read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class _Part(NamedTuple):
 
 
 def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
-    """Open a folder of images: flat, one subfolder a class, or either inside subfolders train and validation.
+    """Open a folder of images: flat, one subfolder a class, or either inside subfolders train and
+    validation.
 
     Raises:
         ValueError: there are no images, some cannot be read, or it is not clear which to train on.
@@ -65,8 +66,8 @@ def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
     finding.warn_of_left_out(root, found)
     if division.unused:
         warnings.warn(
-            f"{len(division.unused)} images in {root} are in neither {division.names[0]} nor {division.names[1]}, and are "
-            f"not used: the first is {'/'.join(division.unused[0])}",
+            f"{len(division.unused)} images in {root} are in neither {division.names[0]} nor "
+            f"{division.names[1]}, and are not used: the first is {'/'.join(division.unused[0])}",
             stacklevel=3,
         )
     train, validation = (_part(root, part, class_names, facts) for part in members)
@@ -93,7 +94,7 @@ def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
 
 
 def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
-    """The names of the training images' classes; None if some have none, refused if labels are wanted."""
+    """The names of the classes to train on; None if an image has none, which is no label."""
     names = sorted({name for _, name in division.train if name is not None})
     held_out = division.validation or []
     if wanted:
@@ -102,8 +103,8 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
         _refuse_without_class(held_out, division.names[1], as_for_training)
         if more := sorted({name for _, name in held_out if name is not None} - set(names)):
             raise ValueError(
-                f"{division.names[1]} has classes that {division.names[0]} lacks: {', '.join(more)}, "
-                f"beside {', '.join(names)}. Rename or remove them, or leave labels=False"
+                f"{division.names[1]} has classes that {division.names[0]} lacks: "
+                f"{', '.join(more)}, beside {', '.join(names)}. Rename or remove them, or leave labels=False"
             )
     return None if any(name is None for _, name in division.train) else names
 
@@ -119,7 +120,7 @@ def _refuse_without_class(members: layout.Members, place: str, called: str) -> N
 
 
 def _examined(root: pathlib.Path, files: list[Parts], wanted: Wanted) -> dict[Parts, Facts]:
-    """Decode every file once, so that a broken one is found now and not in the middle of a training."""
+    """Decode every file once, so that a broken one is found now, not in the middle of a training."""
 
     def examined(parts: Parts) -> Facts | str:
         try:

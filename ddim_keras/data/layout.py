@@ -1,4 +1,4 @@
-"""How a folder of images is divided: into training and held-out parts, and into classes, by its subfolders' names."""
+"""How a folder of images is divided into parts and classes, by the names of its subfolders."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def divide(root: pathlib.Path, found: Found, split: Any) -> Division:
     Args:
         root: the folder, for messages.
         found: what lies in it.
-        split: None for the subfolders' own division, or a fifth held out; a fraction in [0, 1); or a pair of subfolders,
-            the second or None.
+        split: None for the subfolders' own division, or a fifth held out; a fraction in [0, 1); or
+            a pair of subfolders, the second or None.
 
     Raises:
         ValueError: it is not clear what is meant to be trained on.
@@ -63,8 +63,8 @@ def divide(root: pathlib.Path, found: Found, split: Any) -> Division:
     is_fraction = isinstance(split, numbers.Real) and not isinstance(split, bool) and 0.0 <= float(split) < 1.0
     if split is not None and not is_fraction:
         raise ValueError(
-            "split of a folder must be the fraction of images for validation, in [0, 1), or a pair of its subfolders, such as "
-            f"('train', 'val') or ('train', None), got {split!r}"
+            "split of a folder must be the fraction of images for validation, in [0, 1), or a pair of "
+            f"its subfolders, such as ('train', 'val') or ('train', None), got {split!r}"
         )
     fraction = None if split is None else float(split)
     # What an archive was unpacked to: a single folder around all.
@@ -102,9 +102,9 @@ def _by_names(root: pathlib.Path, found: Found, around: Parts, parted: _Parted, 
         pair = (parted.train or "train", parted.held_out or "test")
         raise ValueError(
             f"it is not clear what of {place} is to be trained on: {parted.problem}. Name the two "
-            f"folders, such as split={pair!r} (--split {','.join(pair)}), the second or None, several "
-            "joined by +; or, if every subfolder is a class, also one that is called like a part, give "
-            "the fraction to hold out of all, such as split=0.2"
+            f"folders, such as split={pair!r} (--split {','.join(pair)}), the second or None, "
+            "several joined by +; or, if every subfolder is a class, also one that is called like a "
+            "part, give the fraction to hold out of all, such as split=0.2"
         )
     train = (*around, parted.train or "")
     if parted.held_out is None:  # all that there is
@@ -170,9 +170,9 @@ def _parts_in_classes(root: pathlib.Path, found: Found, fraction: float | None) 
     stray = [parts for parts, kind in kinds.items() if kind is None]
     if stray and fraction is None:
         raise ValueError(
-            f"it is not clear what of {root} is to be trained on: {first} is divided into training and held-out images, but "
-            f"{len(stray)} images lie elsewhere, such as {'/'.join(stray[0])}. Move them, or give the fraction to hold out of "
-            "all, such as split=0.2"
+            f"it is not clear what of {root} is to be trained on: {first} is divided into training and "
+            f"held-out images, but {len(stray)} images lie elsewhere, such as {'/'.join(stray[0])}. "
+            "Move them, or give the fraction to hold out of all, such as split=0.2"
         )
     if stray:
         return None
@@ -189,9 +189,8 @@ def _parts_in_classes(root: pathlib.Path, found: Found, fraction: float | None) 
 
 def _refuse_fraction(place: Any, fraction: float, train: str, held_out: str, otherwise: str) -> None:
     raise ValueError(
-        f"split={fraction} of {place}, which is divided already, would train on images of {held_out}: leave split out to use "
-        f"{train} and {held_out}, give split=({train!r}, None) for no validation, or {otherwise} to hold out a fraction of "
-        f"{train}"
+        f"split={fraction} of {place}, which is divided already, would train on images of {held_out}: "
+        f"leave split out to use {train} and {held_out}, or {otherwise} to hold out a fraction of {train}"
     )
 
 
@@ -217,13 +216,16 @@ def _parted(found: Found, around: Parts) -> _Parted | None:
     if len(train) > 1:
         problem = f"{len(train)} folders are called like the training part, {' and '.join(train)}"
     elif len(held_out) > 1:
-        problem = f"{len(held_out)} folders are called like the held-out part, {' and '.join(held_out)}"
+        names = held_out
+        problem = f"{len(names)} folders are called like the held-out part, {' and '.join(names)}"
     elif not train:
         names = named["validation"] + named["test"]
         called = " and ".join(names) + (" is" if len(names) == 1 else " are")
-        problem = f"{called} called like a held-out part, but there is no training part, only {beside or 'that'}"
+        problem = f"{called} called like a held-out part, but there is no training part"
+        problem += f", only {beside}" if beside else ""
     elif not held_out and (others or loose):
-        problem = f"{train[0]} is called like the training part, but there is no held-out part, only {beside}"
+        problem = f"{train[0]} is called like the training part, but there is no held-out part"
+        problem += f", only {beside}"
     return _Parted(train[0] if train else None, held_out[0] if held_out else None, others, loose, problem)
 
 

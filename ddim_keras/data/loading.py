@@ -49,49 +49,59 @@ def load_dataset(
     Each image is brought to size with antialiasing, and kept as uint8 until its batch is made.
 
     Args:
-        source: the name of a TFDS data set, such as "oxford_flowers102"; "embedded" for the 10,000 + 1,000
-            Fashion-MNIST images that ship with the package; a prepared `tfds.core.DatasetBuilder` or the folder of
-            one; or a folder of images (all that Pillow reads: PNG, JPEG, WebP, TIFF, AVIF, ...), flat, or one
-            subfolder a class, or with subfolders for training and validation. Links are followed. Runs, exports
-            and presets inside it are left out, and so are hidden files and those of operating systems.
+        source: the name of a TFDS data set, such as "oxford_flowers102"; "embedded" for the 10,000
+            and 1,000 Fashion-MNIST images that ship with the package; a prepared
+            `tfds.core.DatasetBuilder` or the folder of one; or a folder of images (all that Pillow
+            reads: PNG, JPEG, WebP, TIFF, AVIF, ...), flat, or one subfolder a class, or with
+            subfolders for training and validation. Links are followed. Runs, exports and presets
+            inside it are left out, and so are hidden files and those of operating systems.
         image_size: side of the images in pixels, or (height, width).
         batch_size: images per batch.
-        split: for TFDS a pair of split names in its slicing syntax, ("train[:90%]", "test"), the second or None. For
-            a folder a pair of its subfolders, ("training", "dev") or ("a+b", None), or the fraction of images kept
-            for validation, which makes every subfolder a class; it is refused where subfolders are called like both
-            parts.
-            None takes train and validation where they exist, else train and test, and 80 % / 20 % otherwise; for
-            oxford_flowers102 of its three official splits together. Of a folder they are told by the names of
-            subfolders, in any case: train, training, trn; val, valid, validation, dev; test, testing, tst, eval,
-            holdout. Where both validation and test exist, test is not used. What is not clear is refused.
-        channels: 1, 3 or 4; None keeps the data set's own: of a folder 1 if all of its files are grey ones, else 3.
-        labels: True gives (images, labels) instead of images. The data sets then have an attribute `class_names`.
-        fit: "crop" takes the largest centred part of the wanted shape and resizes it; "pad" centres the whole image,
-            shrunk if it is too large but never enlarged, on black; with 4 channels on what is transparent.
+        split: for TFDS a pair of split names in its slicing syntax, ("train[:90%]", "test"), the
+            second or None. For a folder a pair of its subfolders, ("training", "dev") or ("a+b",
+            None), or the fraction of images kept for validation, which makes every subfolder a
+            class; it is refused where subfolders are called like both parts. None takes train and
+            validation where they exist, else train and test, and 80 % / 20 % otherwise; for
+            oxford_flowers102 of its three official splits together. Of a folder they are told by
+            the names of subfolders, in any case: train, training, trn; val, valid, validation, dev;
+            test, testing, tst, eval, holdout. Where both validation and test exist, test is not
+            used. What is not clear is refused.
+        channels: 1, 3 or 4; None keeps the data set's own: of a folder 1 if all of its files are
+            grey ones, else 3.
+        labels: True gives (images, labels) instead of images. The data sets then have an attribute
+            `class_names`.
+        fit: "crop" takes the largest centred part of the wanted shape and resizes it; "pad" centres
+            the whole image, shrunk if it is too large but never enlarged, on black; with 4 channels
+            on what is transparent.
         flip: mirror each training image left to right with probability one half.
         repeat: how many times the training images come in one epoch, shuffled together.
-        cache: True keeps the resized images in memory; a path writes them to files there, once for all runs; False
-            resizes anew each epoch.
+        cache: True keeps the resized images in memory; a path writes them to files there, once for
+            all runs; False resizes anew each epoch.
         seed: fixes order, flips and a folder's split.
-        drop_remainder: whether to drop the last, smaller training batch; None drops it if a whole one is left.
+        drop_remainder: whether to drop the last, smaller training batch; None drops it if a whole
+            one is left.
         data_dir: where TFDS keeps its data; None for ~/tensorflow_datasets.
         download: False refuses to download.
-        unreadable: "refuse" raises when an image of a folder cannot be read, "skip" warns, naming and counting them.
-            Images of more than 500 megapixels count as unreadable.
-        background: the colour that transparent images are laid on, unless channels is 4: a name that Pillow knows, or
-            (red, green, blue) from 0 to 255.
-        bits: of images deeper than 8 bits, how many they use: 2**bits - 1 is white. None takes what a file says; where
-            it says nothing, the fewest of 8, 10, 12, 14 and 16 that hold the largest value of all the data set, with
-            a warning if they are fewer than 16. Floats must lie in [0, 1], or have a white by `bits`.
+        unreadable: "refuse" raises when an image of a folder cannot be read, "skip" warns, naming
+            and counting them. Images of more than 500 megapixels count as unreadable.
+        background: the colour that transparent images are laid on, unless channels is 4: a name
+            that Pillow knows, or (red, green, blue) from 0 to 255.
+        bits: of images deeper than 8 bits, how many they use: 2**bits - 1 is white. None takes what
+            a file says; where it says nothing, the fewest of 8, 10, 12, 14 and 16 that hold the
+            largest value of all the data set, with a warning if they are fewer than 16. Floats must
+            lie in [0, 1], or have a white by `bits`.
 
     Returns:
-        Two `tf.data.Dataset`: float32 images (batch, height, width, channels) in [0, 1], or pairs of those and int64 labels
-        (batch,). The training set is shuffled anew each epoch; the validation set is in order, its last batch smaller, and
-        None if there is no validation split. `train.from_step(n)` is an endless data set that begins with the batch of step n,
-        the same in every process: an interrupted training goes on with just the images that it had not seen.
+        Two `tf.data.Dataset`: float32 images (batch, height, width, channels) in [0, 1], or pairs
+        of those and int64 labels (batch,). The training set is shuffled anew each epoch; the
+        validation set is in order, its last batch smaller, and None if there is no validation
+        split. `train.from_step(n)` is an endless data set that begins with the batch of step n, the
+        same in every process: an interrupted training goes on with just the images that it had not
+        seen.
 
     Raises:
-        ValueError: the data set is unknown, empty, has no images or labels, or an argument is out of its range.
+        ValueError: the data set is unknown, empty, has no images or labels, or an argument is out
+            of its range.
         ConnectionError: it is not on disk and cannot be downloaded; found out within seconds.
 
     Examples:
@@ -162,7 +172,8 @@ def read_images(
     Args:
         paths: of files that Pillow reads; of an animation the first frame.
         image_size, channels, fit, background: as for `load_dataset`.
-        bits: likewise; where neither it nor a file says how deep an image is, the largest value of these images decides.
+        bits: likewise; where neither it nor a file says how deep an image is, the largest value of
+            these images decides.
 
     Returns:
         float32 (number, height, width, channels) in [0, 1].

@@ -10,8 +10,8 @@ from ddim_keras.data import decoding
 def fit_image(image: Any, size: tuple[int, int], channels: int, fit: str, background: decoding.Colour) -> Any:
     """Bring one uint8 image to the wanted size and channels.
 
-    Colours with alpha are resized weighted by it, so that what is invisible does not bleed into what is not. A pixel
-    that is wholly transparent afterwards is (0, 0, 0, 0).
+    Colours with alpha are resized weighted by it, so that what is invisible does not bleed into
+    what is not. A pixel that is wholly transparent afterwards is (0, 0, 0, 0).
 
     Args:
         image: uint8 (height, width, 1 to 4).
@@ -40,7 +40,7 @@ def fit_image(image: Any, size: tuple[int, int], channels: int, fit: str, backgr
 
 
 def with_channels(image: Any, channels: int, background: decoding.Colour) -> Any:
-    """Return a uint8 image of 1 to 4 channels in `channels`; alpha goes by laying it on the background."""
+    """Return a uint8 image of 1 to 4 channels in `channels`, laid on the background if need be."""
     import tensorflow as tf
 
     given = image.shape[-1]

@@ -152,7 +152,8 @@ def _feature_key(features: Any, kind: type, preferred: str) -> str | None:
 
 
 def _bits(parts: list[Any], given: int | None, name: str) -> int:
-    """The depth of a data set's images: 8, or as `depth.Depth.bits`; of deep ones found out by reading them once.
+    """The depth of a data set's images: 8, or as `depth.Depth.bits`; of deep ones found out by
+    reading them once.
 
     Raises:
         ValueError: floats outside [0, 1], or values that `given` has no room for.
