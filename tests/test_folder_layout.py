@@ -59,10 +59,15 @@ class TestWhatIsNoPhoto:
         runs.train(config, tmp_path / "run", tell=lambda text: None, verbose=0)
         assert list((tmp_path / "run" / "samples").glob("*.png"))
         assert (divided(tmp_path), loaded(tmp_path)) == before == (before[0], (8, 2))
-        # A picture's folder is read as soon as it is named itself, or if its config.yaml is another's.
+        # Its samples are read where they are asked for, and another program's config.yaml means nothing.
         assert len(names_in(tmp_path / "run" / "samples")) > 0
-        (tmp_path / "run" / "config.yaml").write_text("steps: 7\n")
-        assert len(names_in(tmp_path)) > 10
+        write_images(tmp_path, "other/10.png")
+        (tmp_path / "other" / "config.yaml").write_text("steps: 7\n")
+        assert len(names_in(tmp_path)) == 11
+        with pytest.raises(ValueError, match=r"no images in .*not read: run, which this package wrote"):
+            (tmp_path / "runs").mkdir()
+            (tmp_path / "run").rename(tmp_path / "runs" / "run")
+            load_dataset(tmp_path / "runs", 4)
 
     def test_exports_presets_and_caches_are_not_read(self, tmp_path):
         write_images(tmp_path, "a.png", "b.png")
@@ -109,7 +114,7 @@ class TestWhatIsNoPhoto:
             load_dataset(tmp_path, 4, 1)
         (text,) = [str(warning.message) for warning in said]
         assert "9 files in" in text and "beside 2 images" in text
-        for part in ("4 .heic (a.heic, b.HEIC, c.heic, ...)", "1 .mov (e.mov)", "1 .cr2 (f.CR2)", "pillow_heif"):
+        for part in ("4 .heic (a.heic, b.HEIC, c.heic, ...)", "1 .mov (e.mov)", "1 .cr2 (f.CR2)", "pillow-heif"):
             assert part in text
         assert "1 links to nothing (link.png)" in text and "1 without a suffix (photo)" in text
 

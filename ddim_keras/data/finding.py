@@ -48,9 +48,9 @@ class Found(NamedTuple):
 def find_images(root: pathlib.Path) -> Found:
     """Look for images below a folder, following links but counting each file once.
 
-    Left out are hidden files and folders, those of operating systems, and what this package writes:
-        runs, exports,
-    presets and caches. A folder that is linked to counts where it is, a file where the link is.
+    Left out are hidden files and folders, those of operating systems, and what this package writes,
+    which is runs, exports, presets and caches. A folder that is linked to counts where it is, a file
+    where the link is.
 
     Raises:
         ValueError: there are none.
@@ -65,6 +65,10 @@ def find_images(root: pathlib.Path) -> Found:
         common = [suffix for suffix in _COMMON if suffix in readable]
         others = f" or another of the {len(readable)} that Pillow reads"
         instead = f"; found {_listing(found.left_out)}" if found.left_out else ""
+        if walk.of_ours:
+            instead += (
+                f"; not read: {', '.join(walk.of_ours[:_NAMED])}, which this package wrote: name its folder itself"
+            )
         raise ValueError(f"no images in {root}: expected files ending in {', '.join(common)}{others}{instead}")
     return found
 
@@ -77,8 +81,8 @@ def warn_of_left_out(root: pathlib.Path, found: Found) -> None:
         advice = " (or register the opener of the package pillow-heif)" if heic else ""
         warnings.warn(
             f"{number} files in {root} are left out beside {len(found.images)} images: "
-            f"{_listing(found.left_out)}. "
-            f"Pillow does not read them: convert what should be trained on, to PNG or JPEG{advice}",
+            f"{_listing(found.left_out)}. Pillow does not read them: convert what should be trained "
+            f"on to PNG or JPEG{advice}",
             stacklevel=4,
         )
     if found.twice:
@@ -109,6 +113,7 @@ class _Walk:
         self.left_out: dict[str, list[str]] = defaultdict(list)
         self.twice: list[tuple[str, str]] = []
         self.links: list[Parts] = []
+        self.of_ours: list[str] = []  # runs and other folders that this package wrote
         self.seen: dict[str, Parts] = {}  # folders, by real path
 
     def into(self, parts: Parts, real: str) -> None:
@@ -121,6 +126,7 @@ class _Walk:
             self.left_out[_CLOSED].append(os.path.join(*parts))
             return
         if parts and _is_written_by_us(self.root.joinpath(*parts), {entry.name for entry in entries}):
+            self.of_ours.append(os.path.join(*parts))
             return
         self.seen[real] = parts
         self.folders.add(parts)
