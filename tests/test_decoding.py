@@ -244,13 +244,22 @@ class TestDepth:
         PIL.Image.fromarray(self.RAMP * 16).save(tmp_path / "a.tif", tiffinfo={262: 0})
         np.testing.assert_allclose(only_image_of(tmp_path / "a.tif"), [255, 170, 85, 0], atol=1)
 
-    def test_colour_tiffs_of_few_bits_are_refused_in_words(self, tmp_path):
-        write_rgb_tiff(tmp_path / "full.tif", self.RAMP * 16)
-        np.testing.assert_allclose(only_image_of(tmp_path / "full.tif"), [0, 85, 170, 255], atol=1)
-        write_rgb_tiff(tmp_path / "few.tif", self.RAMP)
+    @pytest.mark.parametrize("order", ["<", ">"])
+    @pytest.mark.parametrize("compression", ["none", "tiff_lzw", "tiff_adobe_deflate"])
+    def test_colour_tiffs_give_all_their_bits(self, tmp_path, order, compression):
+        write_rgb_tiff(tmp_path / "a.tif", self.RAMP, order, compression)
+        with pytest.warns(UserWarning, match="read as 12 bits"):
+            np.testing.assert_array_equal(only_image_of(tmp_path / "a.tif"), [0, 85, 170, 255])
+        write_rgb_tiff(tmp_path / "a.tif", self.RAMP * 16 + 15, order, compression)
+        np.testing.assert_allclose(only_image_of(tmp_path / "a.tif"), [0, 85, 170, 255], atol=1)
+
+    def test_colours_of_which_only_half_the_bits_can_be_read_are_refused_in_words(self, tmp_path):
+        write_rgb_tiff(tmp_path / "full.tif", self.RAMP * 16, kind=5)  # CMYK
+        np.testing.assert_allclose(only_image_of(tmp_path / "full.tif"), [255, 115, 29, 0], atol=2)
+        write_rgb_tiff(tmp_path / "few.tif", self.RAMP, kind=5)
         with pytest.raises(ValueError, match="only the upper 8 bits of such a file can be read: save them as PNG"):
             read_images([tmp_path / "few.tif"], 4, 3)
-        assert as_bytes(read_images([tmp_path / "few.tif"], 4, 3, bits=16)).max() == 15
+        read_images([tmp_path / "few.tif"], 4, 3, bits=16)
 
     def test_floats_in_the_unit_interval_and_others(self, tmp_path):
         ramp = np.array([[0, 1 / 3, 2 / 3, 1]] * 4, "float32")
@@ -284,7 +293,7 @@ class TestDepth:
             profiles = PIL.ImageCms.createProfile("sRGB"), PIL.ImageCms.createProfile("LAB")
             image = PIL.ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
         image = image.convert(mode, dither=PIL.Image.Dither.NONE)
-        image.save(tmp_path / "a.tif", compression=None if mode == "YCbCr" else "tiff_lzw")
+        image.save(tmp_path / "a.tif", compression="jpeg" if mode == "YCbCr" else "tiff_lzw")
         pixels = decoding.read_image(tmp_path / "a.tif", 3)[8, 8::16]
         np.testing.assert_allclose(pixels.astype(int), colours, atol=25 if mode == "LAB" else 3)
         assert decoding.examine(tmp_path / "a.tif").grey == grey
@@ -314,15 +323,31 @@ def only_image_of(path, size=4, **options):
     return as_bytes(read_images([path], size, 1, **options))[0, 0, :, 0]
 
 
-def write_rgb_tiff(path, values):
-    """Write uint16 values (height, width) as an RGB TIFF of 16 bits a colour."""
+def write_rgb_tiff(path, values, order="<", compression="none", kind=2):
+    """Write uint16 values (height, width) as a TIFF of 16 bits a colour, RGB or, of kind 5, CMYK."""
     height, width = values.shape
-    pixels = values[..., None].repeat(3, axis=-1).astype("<u2").tobytes()
-    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 14)]
-    tags += [(277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels))]
-    start = 14 + len(pixels)
-    content = struct.pack("<2sHI", b"II", 42, start) + struct.pack("<3H", 16, 16, 16) + pixels
-    content += struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    channels = 4 if kind == 5 else 3
+    pixels = values[..., None].repeat(channels, axis=-1).astype(f"{order}u2").tobytes()
+    if compression == "tiff_lzw":  # as Pillow compresses just these bytes
+        PIL.Image.frombytes("L", (width * channels * 2, height), pixels).save(path, compression=compression)
+        with PIL.Image.open(path) as image:
+            (start,), (length,) = image.tag_v2[273], image.tag_v2[279]
+        pixels = path.read_bytes()[start : start + length]
+    elif compression == "tiff_adobe_deflate":
+        pixels = zlib.compress(pixels)
+    number = {"none": 1, "tiff_lzw": 5, "tiff_adobe_deflate": 8}[compression]
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, 8), (259, 3, 1, number), (262, 3, 1, kind)]
+    tags += [(273, 4, 1, 16), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(pixels))]
+    start = 16 + len(pixels)
+    magic = b"II" if order == "<" else b"MM"
+    content = (
+        struct.pack(f"{order}2sHI4H", magic, 42, start, 16, 16, 16, 16) + pixels + struct.pack(f"{order}H", len(tags))
+    )
+    for tag, form, count, value in tags:
+        short = form == 3 and count == 1
+        content += struct.pack(
+            f"{order}HHIHH" if short else f"{order}HHII", tag, form, count, value, *([0] if short else [])
+        )
     path.write_bytes(content + bytes(4))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import struct
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ SHRUNK_ABOVE_PIXELS = 178_956_970
 _SHRUNK_TO_PIXELS = 45_000_000
 # Formats that Pillow knows by name but does not draw, or draws only with other programs.
 _NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
-_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES = 0x0112, 258, 262, 284
 _LARGEST_VALUES = (281, 341)  # TIFF's MaxSampleValue and SMaxSampleValue
 
 
@@ -254,10 +255,16 @@ def _decoded(image: Any, path: str | os.PathLike) -> Picture:
         alpha = _keyed(values, image.info.get("transparency"))
         known = _stored_depth(image, path, tags)
         inverted = tags.get(_PHOTOMETRIC) == 0
+    elif image.format == "TIFF" and ";16" in layout:
+        known = _stored_depth(image, path, tags)
+        values, alpha = _eight_bit_values(image, layout)
+        if layout.startswith(("RGB;", "RGBA;", "RGBX;")) and tags.get(_PLANES, 1) == 1:
+            values, alpha = _deep_tiff(image, path, layout)
+        else:
+            largest = max(high for _, high in image.getextrema())
+            known = known._replace(upper_byte=True, largest=largest << 8)
     else:
         values, alpha = _eight_bit_values(image, layout)
-        if ";16" in layout and image.format == "TIFF":  # Pillow has dropped the lower byte
-            known = _stored_depth(image, path, tags)._replace(upper_byte=True)
     if alpha is not None and alpha.min(initial=255) == 255:
         alpha = None
     return Picture(
@@ -317,6 +324,33 @@ def _deep_png(path: str | os.PathLike, key: Any) -> tuple[np.ndarray, np.ndarray
     if values.shape[-1] in (1, 3):
         colours = values if values.shape[-1] == 3 else values[..., 0]
         return colours, _keyed(colours, key)
+    return _apart(values)
+
+
+def _deep_tiff(image: Any, path: str | os.PathLike, layout: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """All 16 bits of a TIFF with colours, of which Pillow gives the upper 8: the lower ones it gives
+    to who calls their order the other one."""
+    import PIL.Image
+
+    native = "L" if sys.byteorder == "little" else "B"
+    order = layout[-1].replace("N", native)
+    swapped = layout[:-1] + {"L": "B", "B": "L"}[order]
+    with PIL.Image.open(path) as other:
+        tiles: list[Any] = []
+        for tile in other.tile:
+            codec, extents, offset, arguments = tile
+            arguments = (swapped, *arguments[1:]) if isinstance(arguments, tuple) else swapped
+            changed = (codec, extents, offset, arguments)
+            # A named tuple in newer versions of Pillow, a plain one in older.
+            tiles.append(type(tile)(*changed) if hasattr(tile, "_fields") else changed)
+        other.tile = tiles
+        other.load()
+        values = np.asarray(image).astype("uint16") << 8 | np.asarray(other)
+    return _apart(values) if values.shape[-1] == 4 else (values, None)
+
+
+def _apart(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The colours of uint16 values whose last channel is alpha, and that as uint8."""
     alpha = values[..., -1]
     colours = values[..., :3] if values.shape[-1] == 4 else values[..., 0]
     largest = int(alpha.max(initial=0))
@@ -403,7 +437,7 @@ def _facts(picture: Picture, bits: int | None) -> Facts:
                 f"it has {bits} bits a colour stored in 16, of which only the upper 8 can be "
                 "read from such a file: save it as PNG, or with 8 bits"
             )
-        known = known._replace(bits=bits, largest=int(values.max(initial=0)) << 8)
+        known = known._replace(bits=bits)
     elif values.dtype != np.uint8:
         largest = int(values.max(initial=0))
         depth.check_integers(int(values.min(initial=0)), largest, bits)

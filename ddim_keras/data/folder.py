@@ -52,8 +52,7 @@ class _Part(NamedTuple):
 
 
 def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
-    """Open a folder of images: flat, one subfolder a class, or either inside subfolders train and
-    validation.
+    """Open a folder of images: flat, one subfolder a class, or either inside train and validation.
 
     Raises:
         ValueError: there are no images, some cannot be read, or it is not clear which to train on.
@@ -62,6 +61,8 @@ def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
     division = layout.divide(root, found, wanted.split)
     class_names = _class_names(division, wanted.labels)
     members = [division.train, division.validation or []]
+    if division.validation == []:
+        raise ValueError(f"no images in {division.names[1]}")
     facts = _examined(root, [file for part in members for file, _ in part], wanted)
     finding.warn_of_left_out(root, found)
     if division.unused:

@@ -99,10 +99,11 @@ def _by_names(root: pathlib.Path, found: Found, around: Parts, parted: _Parted, 
     if parted.problem:
         if fraction is not None:  # it says that all subfolders are classes
             return _all_below(root, found, (), fraction)
-        pair = (parted.train or "train", parted.held_out or "test")
+        pair = (parted.train or "train", parted.held_out)
+        words = ",".join((pair[0], pair[1] or "none"))
         raise ValueError(
             f"it is not clear what of {place} is to be trained on: {parted.problem}. Name the two "
-            f"folders, such as split={pair!r} (--split {','.join(pair)}), the second or None, "
+            f"folders, such as split={pair!r} (--split {words}), the second or None, "
             "several joined by +; or, if every subfolder is a class, also one that is called like a "
             "part, give the fraction to hold out of all, such as split=0.2"
         )
@@ -222,7 +223,7 @@ def _parted(found: Found, around: Parts) -> _Parted | None:
         names = named["validation"] + named["test"]
         called = " and ".join(names) + (" is" if len(names) == 1 else " are")
         problem = f"{called} called like a held-out part, but there is no training part"
-        problem += f", only {beside}" if beside else ""
+        problem += f", only {beside}: move what is to be trained on into a folder train" if beside else ""
     elif not held_out and (others or loose):
         problem = f"{train[0]} is called like the training part, but there is no held-out part"
         problem += f", only {beside}"
