@@ -310,6 +310,12 @@ class TestDepth:
         assert len(said) == (bits < 16)
         found = sorted(as_bytes(next(iter(train)))[:, 0, :, 0].tolist())
         np.testing.assert_allclose(found, [[0, 28, 57, 85], [0, 85, 170, 255]], atol=1)
+        if bits == 12:
+            assert as_bytes(next(iter(load_dataset(builder, 4, 2, split=("train", None), bits=16)[0]))).max() == 16
+            with pytest.raises(
+                ValueError, match="images of deep cannot be used: its largest value is 4095, but bits=10"
+            ):
+                load_dataset(builder, 4, 2, split=("train", None), bits=10)
 
     def test_tfds_of_floats(self, tmp_path):
         images = np.linspace(0, 1, 16, dtype="float32").reshape(1, 4, 4, 1)
@@ -426,6 +432,12 @@ class TestLargeImages:
         for thread in threads:
             thread.join()
         assert PIL.Image.MAX_IMAGE_PIXELS == before
+
+
+@pytest.mark.parametrize("paths", ["photo.png", []])
+def test_read_images_takes_a_list(paths):
+    with pytest.raises(ValueError, match="paths must be a list of at least one path"):
+        read_images(paths, 8, 3)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])

@@ -11,7 +11,7 @@ from ddim_keras.data.finding import Found, Parts
 
 # Images, each with the name of its class; None if it lies in no class folder.
 Members = list[tuple[Parts, str | None]]
-_TRAINING = {"train", "training", "trn"}
+_TRAINING = {"train", "training", "trn", "trainval"}
 _VALIDATION = {"val", "valid", "validation", "dev"}
 _TEST = {"test", "testing", "tst", "eval", "evaluation", "holdout", "heldout"}
 _AFTER = re.compile(r"(set|split|data|images?)$")
@@ -99,7 +99,8 @@ def _by_names(root: pathlib.Path, found: Found, around: Parts, parted: _Parted, 
     if parted.problem:
         if fraction is not None:  # it says that all subfolders are classes
             return _all_below(root, found, (), fraction)
-        pair = (parted.train or "train", parted.held_out)
+        others = parted.others if len(parted.others) == 1 else ["train"]
+        pair = (parted.train or others[0], parted.held_out)
         words = ",".join((pair[0], pair[1] or "none"))
         raise ValueError(
             f"it is not clear what of {place} is to be trained on: {parted.problem}. Name the two "

@@ -189,6 +189,8 @@ def read_images(
     def shaped(pixels: np.ndarray) -> np.ndarray:
         return np.asarray(resizing.fit_image(pixels, size, channels, fit, colour))
 
+    if isinstance(paths, (str, os.PathLike)) or not len(paths):
+        raise ValueError(f"paths must be a list of at least one path, got {paths!r}")
     named = [os.fspath(path) for path in paths]
     images, facts = decoding.read_images(named, channels, colour, bits, shaped)
     transparent = [path for path, fact in zip(named, facts) if fact.transparent]
