@@ -427,27 +427,31 @@ def inpaint(
 ) -> None:
     """Fill in a part of an image.
 
-    The part where the mask, a picture of the same size, is black; where it is white the image stays.
+    The part where the mask, a picture of the same size, is black; where it is white or transparent the image stays.
 
     \b
     ddim-keras inpaint shirt.png mask.png --num-images 8 --out filled.png
     """
     import numpy as np
-    import PIL.Image
 
     from ddim_keras import plotting
-    from ddim_keras.data import read_images
+    from ddim_keras.data import decoding, read_images
 
-    with PIL.Image.open(image) as whole, PIL.Image.open(mask) as part:
-        if whole.size != part.size:
-            raise ValueError(
-                f"the mask must be of the image's size: {mask} is {part.width} x {part.height} pixels, {image} {whole.width} x "
-                f"{whole.height}"
-            )
+    sizes = []
+    for path in (image, mask):  # as they are seen: a phone stores its pictures turned
+        try:
+            sizes.append(decoding.upright_size(path))
+        except Exception as error:  # decoders raise whatever they like on damaged files
+            raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+    whole, part = sizes
+    if whole != part:
+        raise ValueError(
+            f"the mask must be of the image's size: {mask} is {part[0]} x {part[1]} pixels, {image} {whole[0]} x {whole[1]}"
+        )
     model = _load(source)
-    known = read_images((mask,), model.image_shape[:2], 1, fit=fit) > 0.5
+    known = read_images((mask,), model.image_shape[:2], 1, fit=fit, background="white") > 0.5
     if known.all():
-        raise ValueError(f"nothing is to be filled: {mask} is nowhere black")
+        raise ValueError(f"nothing is to be filled: {mask} is nowhere black (what is transparent counts as white)")
     images = np.repeat(_read(model, (image,), fit), num_images, axis=0)
     filled = model.inpaint(images, np.repeat(known, num_images, axis=0), steps, seed=seed)
     plotting.save_images(out, filled, columns=num_images, scale=4)

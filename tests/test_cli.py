@@ -307,6 +307,54 @@ def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures
     assert "must end in .png" in run("interpolate", "-m", model_path, "-o", "a.xyz", code=2)
 
 
+def test_the_mask_of_a_phones_picture_is_drawn_upright(tmp_path, model_path):
+    image = PIL.Image.new("L", (20, 10), 200)
+    exif = image.getexif()
+    exif[0x0112] = 6  # stored lying, seen standing
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    mask = PIL.Image.new("L", (10, 20), 255)
+    mask.paste(0, (0, 0, 10, 8))
+    mask.save(tmp_path / "standing.png")
+    mask.rotate(90, expand=True).save(tmp_path / "lying.png")
+    inpaint = ["inpaint", "-m", model_path, tmp_path / "photo.jpg"]
+    run(*inpaint, tmp_path / "standing.png", "-o", tmp_path / "filled.png", "--steps", 2)
+    said = run(*inpaint, tmp_path / "lying.png", "-o", tmp_path / "filled.png", "--steps", 2, code=1)
+    assert "lying.png is 20 x 10 pixels" in said and "photo.jpg 10 x 20" in said
+    (tmp_path / "lying.png").write_text("no image")
+    said = run(*inpaint, tmp_path / "lying.png", "-o", tmp_path / "filled.png", code=1)
+    assert "lying.png cannot be read as an image" in said
+
+
+def test_masks_of_every_kind_fill_the_same_part(tmp_path, model_path, pictures, monkeypatch):
+    filled = []
+    monkeypatch.setattr(
+        ddim_keras.DiffusionModel,
+        "inpaint",
+        lambda model, images, known, *more, **options: filled.append(known) or images,
+    )
+    black = np.zeros((10, 12), bool)
+    black[:, :6] = True
+    grey = np.where(black, 0, 255).astype("uint8")
+    # Black strokes on an empty layer: what is transparent stays, of whatever colour it is.
+    layer = np.stack([np.zeros_like(grey), np.where(black, 255, 0).astype("uint8")], axis=-1)
+    masks = {
+        "grey.png": PIL.Image.fromarray(grey),
+        "palette.gif": PIL.Image.fromarray(grey).convert("P"),
+        "bits.png": PIL.Image.fromarray(grey).convert("1"),
+        "deep.png": PIL.Image.fromarray(grey.astype("uint16") * 257),
+        "twelve.png": PIL.Image.fromarray(grey.astype("uint16") * 16),
+        "layer.png": PIL.Image.fromarray(layer),
+        "layer_palette.png": PIL.Image.fromarray(layer).convert("RGBA").quantize(4),
+        "floats.tif": PIL.Image.fromarray((grey / 255).astype("float32")),
+    }
+    for name, mask in masks.items():
+        mask.save(tmp_path / name)
+        run("inpaint", "-m", model_path, pictures[0], tmp_path / name, "-o", tmp_path / "a.png", "-n", 1)
+    assert len(filled) == len(masks) and 0 < filled[0].mean() < 1
+    for name, known in zip(masks, filled):
+        np.testing.assert_array_equal(known, filled[0], err_msg=name)
+
+
 def test_evaluate_prints_the_figures(model_path, photos):
     said = run(
         *("evaluate", "-m", model_path, "-d", photos, "--split", "0.5", "--features", "fashion_mnist"),

@@ -1,4 +1,4 @@
-"""Image data sets from a folder of files."""
+"""Image data sets from a folder of files: found, divided, looked at, and read."""
 
 from __future__ import annotations
 
@@ -6,122 +6,190 @@ import concurrent.futures
 import os
 import pathlib
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ddim_keras.data.loading import Source
+from ddim_keras.data import decoding, depth, finding, layout
+from ddim_keras.data.decoding import Colour, Facts
+from ddim_keras.data.finding import Parts
+from ddim_keras.data.source import Source
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-_SPLIT_FOLDERS = ("validation", "val", "valid", "test")
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 _NAMED = 10  # unreadable files named in a message; the rest are counted
 
 
-def from_images(root: pathlib.Path, split: Any, channels: int, seed: int, unreadable: str) -> Source:
-    """Open a folder of images: flat, one subfolder a class, or either inside subfolders train and validation."""
-    names = {path.name for path in root.iterdir() if path.is_dir()}
-    held_out = next((name for name in _SPLIT_FOLDERS if name in names), None)
-    if "train" in names and held_out and split is None:
-        class_names, (train, train_labels) = _list_images(root / "train", unreadable)
-        other_names, (validation, validation_labels) = _list_images(root / held_out, unreadable)
-        if class_names != other_names:
-            raise ValueError(
-                f"{root / 'train'} and {root / held_out} have different classes: {class_names} and {other_names}"
-            )
-        return Source(
-            _decoded(train, train_labels, channels),
-            _decoded(validation, validation_labels, channels),
-            channels,
-            class_names,
-            _identity(train, validation),
+class Wanted(NamedTuple):
+    """What the caller of `load_dataset` says of a folder.
+
+    Attributes:
+        split, channels, seed, labels, unreadable, bits: as for `load_dataset`.
+        background: a colour, parsed.
+    """
+
+    split: Any
+    channels: int | None
+    seed: int
+    labels: bool
+    unreadable: str
+    background: Colour
+    bits: int | None
+
+
+class _Part(NamedTuple):
+    """The images of one part: files, labels, and the facts of each file."""
+
+    files: list[pathlib.Path]
+    labels: np.ndarray
+    facts: list[Facts]
+
+    def chosen(self, indices: np.ndarray) -> _Part:
+        return _Part(
+            [self.files[index] for index in indices], self.labels[indices], [self.facts[index] for index in indices]
         )
 
-    fraction = 0.2 if split is None else split
-    if not isinstance(fraction, (int, float)) or not 0.0 <= fraction < 1.0:
-        raise ValueError(f"split of a folder must be the fraction of images for validation, in [0, 1), got {split!r}")
-    class_names, (files, labels) = _list_images(root, unreadable)
-    order = np.random.default_rng(seed).permutation(len(files))
-    cut = min(round(len(files) * fraction), len(files) - 1)
-    parts = [([files[index] for index in part], labels[part]) for part in (order[cut:], order[:cut])]
-    validation_set = _decoded(*parts[1], channels) if cut else None
+
+def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
+    """Open a folder of images: flat, one subfolder a class, or either inside train and validation.
+
+    Raises:
+        ValueError: there are no images, some cannot be read, or it is not clear which to train on.
+    """
+    found = finding.find_images(root)
+    division = layout.divide(root, found, wanted.split)
+    class_names = _class_names(division, wanted.labels)
+    members = [division.train, division.validation or []]
+    if division.validation == []:
+        raise ValueError(f"no images in {division.names[1]}")
+    facts = _examined(root, [file for part in members for file, _ in part], wanted)
+    finding.warn_of_left_out(root, found)
+    if division.unused:
+        warnings.warn(
+            f"{len(division.unused)} images in {root} are in neither {division.names[0]} nor "
+            f"{division.names[1]}, and are not used: the first is {'/'.join(division.unused[0])}",
+            stacklevel=3,
+        )
+    train, validation = (_part(root, part, class_names, facts) for part in members)
+    if division.validation is None:
+        order = np.random.default_rng(wanted.seed).permutation(len(train.files))
+        cut = min(round(len(train.files) * division.fraction), len(train.files) - 1)
+        train, validation = train.chosen(order[cut:]), train.chosen(order[:cut])
+    for part, name in zip((train, validation), division.names):
+        if not part.files and (part is train or division.validation is not None):
+            raise ValueError(f"no readable image is left in {name}")
+
+    channels = wanted.channels or _own_channels(train.facts + validation.facts, wanted.background)
+    names = [os.fspath(file) for file in train.files + validation.files]
+    settled = depth.settle([fact.depth for fact in train.facts + validation.facts], names, os.fspath(root))
+    bits = np.array(settled, "int64")[: len(train.files)], np.array(settled, "int64")[len(train.files) :]
+    _warn_of_transparency(root, train.files + validation.files, train.facts + validation.facts, channels, wanted)
     return Source(
-        _decoded(*parts[0], channels), validation_set, channels, class_names, _identity(parts[0][0], parts[1][0])
+        _decoded(train, bits[0], channels, wanted.background),
+        _decoded(validation, bits[1], channels, wanted.background) if validation.files else None,
+        channels,
+        class_names,
+        [_identity(train), _identity(validation), settled, wanted.background],
     )
 
 
-def _identity(*parts: list[str]) -> list:
-    return [[(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files] for files in parts]
+def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
+    """The names of the classes to train on; None if an image has none, which is no label."""
+    names = sorted({name for _, name in division.train if name is not None})
+    held_out = division.validation or []
+    if wanted:
+        _refuse_without_class(division.train, division.names[0], "")
+        as_for_training = f", called as for training: {', '.join(names)}"
+        _refuse_without_class(held_out, division.names[1], as_for_training)
+        if more := sorted({name for _, name in held_out if name is not None} - set(names)):
+            raise ValueError(
+                f"{division.names[1]} has classes that {division.names[0]} lacks: "
+                f"{', '.join(more)}, beside {', '.join(names)}. Rename or remove them, or leave labels=False"
+            )
+    return None if any(name is None for _, name in division.train) else names
 
 
-def _list_images(root: pathlib.Path, unreadable: str) -> tuple[list[str] | None, tuple[list[str], np.ndarray]]:
-    """Return (class names or None, (readable files, labels)), sorted by path."""
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(root))
-    )
-    if not files:
-        raise ValueError(f"no images in {root}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    files = _readable(files, root, unreadable)
-    classes = [path.relative_to(root).parts[0] for path in files]
-    # A class is a subfolder; a file that lies beside them has none, so neither have the others.
-    if any(len(path.relative_to(root).parts) == 1 for path in files):
-        return None, ([os.fspath(path) for path in files], np.zeros(len(files), "int64"))
-    names = sorted(set(classes))
-    labels = np.array([names.index(name) for name in classes], "int64")
-    return names, ([os.fspath(path) for path in files], labels)
+def _refuse_without_class(members: layout.Members, place: str, called: str) -> None:
+    stray = [file for file, name in members if name is None]
+    if stray:
+        others, verb = (f" and {len(stray) - 1} others", "lie") if len(stray) > 1 else ("", "lies")
+        raise ValueError(
+            f"{place} has no labels: {'/'.join(stray[0])}{others} {verb} in no class folder. Leave "
+            f"labels=False, or put each class into a subfolder of its own{called}"
+        )
 
 
-def _is_hidden(path: pathlib.Path) -> bool:
-    """Whether a file, or a folder above it, is hidden; or it is the sheet of all images that an export leaves among them."""
-    return any(part.startswith(".") for part in path.parts) or path.parts == ("contact_sheet.png",)
+def _examined(root: pathlib.Path, files: list[Parts], wanted: Wanted) -> dict[Parts, Facts]:
+    """Decode every file once, so that a broken one is found now, not in the middle of a training."""
 
-
-def _readable(files: list[pathlib.Path], root: pathlib.Path, unreadable: str) -> list[pathlib.Path]:
-    """Decode every file once, so that a broken one is found now and not in the middle of a training."""
-
-    def problem(path: pathlib.Path) -> str | None:
+    def examined(parts: Parts) -> Facts | str:
         try:
-            read_image(path, 3)
-            return None
+            return decoding.examine(root.joinpath(*parts), wanted.bits)
         except Exception as error:  # decoders raise whatever they like on damaged files
-            return f"{path.relative_to(root)} ({type(error).__name__}: {error})"
+            return f"{os.path.join(*parts)} ({type(error).__name__}: {error})"
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = list(pool.map(problem, files))
-    broken = [text for text in problems if text]
+        results = list(pool.map(examined, files))
+    broken = [result for result in results if isinstance(result, str)]
     if broken:
         listing = "; ".join(broken[:_NAMED]) + (f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else "")
         count = f"{len(broken)} of {len(files)} images in {root} cannot be read: {listing}"
-        if unreadable == "refuse":
+        if wanted.unreadable == "refuse":
             raise ValueError(f"{count}. Remove or repair them, or give unreadable='skip'")
-        warnings.warn(f"Skipped: {count}", stacklevel=2)
-        files = [path for path, text in zip(files, problems) if not text]
-        if not files:
-            raise ValueError(f"no readable image is left in {root}")
-    return files
+        warnings.warn(f"Skipped: {count}", stacklevel=3)
+    return {file: result for file, result in zip(files, results) if not isinstance(result, str)}
 
 
-def read_image(path: Any, channels: int) -> np.ndarray:
-    """Read an image upright, as uint8 (height, width, channels); of an animation the first frame."""
-    import PIL.Image
-    import PIL.ImageOps
+def _part(
+    root: pathlib.Path,
+    members: layout.Members,
+    class_names: list[str] | None,
+    facts: dict[Parts, Facts],
+) -> _Part:
+    members = [(file, name) for file, name in members if file in facts]
+    numbers = {name: index for index, name in enumerate(class_names or [])}
+    return _Part(
+        [root.joinpath(*file) for file, _ in members],
+        # A class that training lacks comes only where no labels are asked for.
+        np.array([numbers.get(name or "", 0) for _, name in members], "int64"),
+        [facts[file] for file, _ in members],
+    )
 
-    with PIL.Image.open(path) as image:
-        upright = PIL.ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):  # 16-bit grayscale, which Pillow would clip to 255
-            upright = PIL.Image.fromarray((np.asarray(upright) // 257).astype("uint8"))
-        pixels = np.asarray(upright.convert(_MODES[channels]))
-        return pixels.reshape(*pixels.shape[:2], channels)
+
+def _own_channels(facts: list[Facts], background: Colour) -> int:
+    """1 if all images are grey, and stay so on their background; otherwise 3."""
+    on_colour = not decoding.is_grey(background) and any(fact.transparent for fact in facts)
+    return 1 if all(fact.grey for fact in facts) and not on_colour else 3
 
 
-def _decoded(files: list[str], labels: np.ndarray, channels: int) -> Any:
+def _warn_of_transparency(
+    root: pathlib.Path, files: list[pathlib.Path], facts: list[Facts], channels: int, wanted: Wanted
+) -> None:
+    transparent = [file for file, fact in zip(files, facts) if fact.transparent]
+    if transparent and channels != 4:
+        decoding.warn_of_transparency(
+            f"{len(transparent)} of {len(files)} images in {root}", os.fspath(transparent[0]), wanted.background
+        )
+
+
+def _identity(part: _Part) -> list:
+    stats = [os.stat(path) for path in part.files]
+    files = [(os.fspath(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(part.files, stats)]
+    return [files, part.labels.tolist()]
+
+
+def _decoded(part: _Part, bits: np.ndarray, channels: int, background: Colour) -> tf.data.Dataset:
     import tensorflow as tf
 
-    def read(path, label):
-        image = tf.numpy_function(lambda path: read_image(path.decode(), channels), [path], tf.uint8)
+    def read_one(path: bytes, bits: Any) -> np.ndarray:
+        return decoding.read_image(os.fsdecode(path), channels, background, int(bits))
+
+    def read(path, bits, label):
+        image = tf.numpy_function(read_one, [path, bits], tf.uint8)
         image.set_shape((None, None, channels))
         return image, label
 
-    return tf.data.Dataset.from_tensor_slices((files, labels)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    paths = [os.fsencode(path) for path in part.files]
+    examples = tf.data.Dataset.from_tensor_slices((paths, bits, part.labels))
+    return examples.map(read, num_parallel_calls=tf.data.AUTOTUNE)

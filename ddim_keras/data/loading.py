@@ -6,10 +6,12 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddim_keras.data import decoding, depth, folder, resizing, tfds_source
+from ddim_keras.data.source import Source
 from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width
 
@@ -20,23 +22,6 @@ EMBEDDED = "embedded"
 # Shuffling holds up to this many bytes of images; data sets below it are shuffled as a whole.
 _SHUFFLE_BYTES = 512 * 2**20
 _EPOCH_STRIDE = 1_000_003  # between the seeds of epochs, so that those of other runs fall between them
-
-
-class Source(NamedTuple):
-    """Decoded but not yet resized examples, as a folder or TFDS gives them.
-
-    Attributes:
-        train, validation: `tf.data.Dataset` of (uint8 image (height, width, channels), int64 label); validation or None.
-        channels: channels of the images.
-        class_names: names of the labels, or None where there are none.
-        identity: tells this source from others, and from itself after its files changed.
-    """
-
-    train: tf.data.Dataset
-    validation: tf.data.Dataset | None
-    channels: int
-    class_names: Sequence[str] | None
-    identity: Any
 
 
 def load_dataset(
@@ -56,42 +41,67 @@ def load_dataset(
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
     unreadable: str = "refuse",
+    background: str | Sequence[int] = "white",
+    bits: int | None = None,
 ) -> tuple[tf.data.Dataset, tf.data.Dataset | None]:
     """Load images as (train, validation) batches.
 
     Each image is brought to size with antialiasing, and kept as uint8 until its batch is made.
 
     Args:
-        source: the name of a TFDS data set, such as "oxford_flowers102"; "embedded" for the 10,000 + 1,000 Fashion-MNIST
-            images that ship with the package; a prepared `tfds.core.DatasetBuilder` or the folder of one; or a folder of
-            images (PNG, JPEG, BMP, GIF, WebP), flat, or one subfolder a class, or with subfolders train and validation.
+        source: the name of a TFDS data set, such as "oxford_flowers102"; "embedded" for the 10,000
+            and 1,000 Fashion-MNIST images that ship with the package; a prepared
+            `tfds.core.DatasetBuilder` or the folder of one; or a folder of images (all that Pillow
+            reads: PNG, JPEG, WebP, TIFF, AVIF, ...), flat, or one subfolder a class, or with
+            subfolders for training and validation. Links are followed. Runs, exports and presets
+            inside it are left out, and so are hidden files and those of operating systems.
         image_size: side of the images in pixels, or (height, width).
         batch_size: images per batch.
-        split: for TFDS a pair of split names in its slicing syntax, ("train[:90%]", "test"), the second or None; for a
-            folder the fraction of images kept for validation. None takes train and validation (or test) where they exist
-            and 80 % / 20 % otherwise, for oxford_flowers102 of its three official splits together.
-        channels: 1, 3 or 4; None keeps the data set's own (3 for a folder).
-        labels: True gives (images, labels) instead of images. The data sets then have an attribute `class_names`.
-        fit: "crop" takes the largest centred part of the wanted shape and resizes it; "pad" centres the whole image, shrunk if
-            it is too large but never enlarged, on black.
+        split: for TFDS a pair of split names in its slicing syntax, ("train[:90%]", "test"), the
+            second or None. For a folder a pair of its subfolders, ("training", "dev") or ("a+b",
+            None), or the fraction of images kept for validation, which makes every subfolder a
+            class; it is refused where subfolders are called like both parts. None takes train and
+            validation where they exist, else train and test, and 80 % / 20 % otherwise; for
+            oxford_flowers102 of its three official splits together. Of a folder they are told by
+            the names of subfolders, in any case: train, training, trn; val, valid, validation, dev;
+            test, testing, tst, eval, holdout. Where both validation and test exist, test is not
+            used. What is not clear is refused.
+        channels: 1, 3 or 4; None keeps the data set's own: of a folder 1 if all of its files are
+            grey ones, else 3.
+        labels: True gives (images, labels) instead of images. The data sets then have an attribute
+            `class_names`.
+        fit: "crop" takes the largest centred part of the wanted shape and resizes it; "pad" centres
+            the whole image, shrunk if it is too large but never enlarged, on black; with 4 channels
+            on what is transparent.
         flip: mirror each training image left to right with probability one half.
         repeat: how many times the training images come in one epoch, shuffled together.
-        cache: True keeps the resized images in memory; a path writes them to files there, once for all runs; False resizes
-            anew each epoch.
+        cache: True keeps the resized images in memory; a path writes them to files there, once for
+            all runs; False resizes anew each epoch.
         seed: fixes order, flips and a folder's split.
-        drop_remainder: whether to drop the last, smaller training batch; None drops it if a whole one is left.
+        drop_remainder: whether to drop the last, smaller training batch; None drops it if a whole
+            one is left.
         data_dir: where TFDS keeps its data; None for ~/tensorflow_datasets.
         download: False refuses to download.
-        unreadable: "refuse" raises when an image of a folder cannot be read, "skip" warns, naming and counting them.
+        unreadable: "refuse" raises when an image of a folder cannot be read, "skip" warns, naming
+            and counting them. Images of more than 500 megapixels count as unreadable.
+        background: the colour that transparent images are laid on, unless channels is 4: a name
+            that Pillow knows, or (red, green, blue) from 0 to 255.
+        bits: of images deeper than 8 bits, how many they use: 2**bits - 1 is white. None takes what
+            a file says; where it says nothing, the fewest of 8, 10, 12, 14 and 16 that hold the
+            largest value of all the data set, with a warning if they are fewer than 16. Floats must
+            lie in [0, 1], or have a white by `bits`.
 
     Returns:
-        Two `tf.data.Dataset`: float32 images (batch, height, width, channels) in [0, 1], or pairs of those and int64 labels
-        (batch,). The training set is shuffled anew each epoch; the validation set is in order, its last batch smaller, and
-        None if there is no validation split. `train.from_step(n)` is an endless data set that begins with the batch of step n,
-        the same in every process: an interrupted training goes on with just the images that it had not seen.
+        Two `tf.data.Dataset`: float32 images (batch, height, width, channels) in [0, 1], or pairs
+        of those and int64 labels (batch,). The training set is shuffled anew each epoch; the
+        validation set is in order, its last batch smaller, and None if there is no validation
+        split. `train.from_step(n)` is an endless data set that begins with the batch of step n, the
+        same in every process: an interrupted training goes on with just the images that it had not
+        seen.
 
     Raises:
-        ValueError: the data set is unknown, empty, has no images or labels, or an argument is out of its range.
+        ValueError: the data set is unknown, empty, has no images or labels, or an argument is out
+            of its range.
         ConnectionError: it is not on disk and cannot be downloaded; found out within seconds.
 
     Examples:
@@ -104,25 +114,24 @@ def load_dataset(
     for name, value in (("batch_size", batch_size), ("repeat", repeat)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    if channels not in (None, 1, 3, 4):
-        raise ValueError(f"channels must be 1, 3 or 4, or None for the data set's own, got {channels!r}")
-    if fit not in ("crop", "pad"):
-        raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}")
+    _check_choices(channels, fit)
     if unreadable not in ("refuse", "skip"):
         raise ValueError(f"unreadable must be 'refuse' or 'skip', got {unreadable!r}")
+    depth.check_bits(bits)
+    colour = decoding.parse_colour(background)
+    wanted = folder.Wanted(split, channels, seed, labels, unreadable, colour, bits)
 
-    found = _open_source(source, split, channels, seed, data_dir, download, unreadable)
+    found = _open_source(source, wanted, data_dir, download)
     if labels and found.class_names is None:
-        raise ValueError(
-            f"{source!r} has no labels: leave labels=False, or put each class of a folder into its own subfolder"
-        )
+        raise ValueError(f"{source!r} has no labels: leave labels=False")
     channels = channels or found.channels
 
     def resized(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:
         import tensorflow as tf
 
         dataset = dataset.map(
-            lambda image, label: (_fit_image(image, size, channels, fit), label), num_parallel_calls=tf.data.AUTOTUNE
+            lambda image, label: (resizing.fit_image(image, size, channels, fit, colour), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
         if cache is True:
             return dataset.cache()
@@ -130,11 +139,11 @@ def load_dataset(
             return dataset
         # tf.data's own cache file is left locked by a killed process; a folder that is renamed when whole is not.
         identity = hashlib.sha256(repr((found.identity, name, size, channels, fit)).encode()).hexdigest()[:16]
-        folder = pathlib.Path(cache) / f"{name}_{size[0]}x{size[1]}x{channels}_{identity}"
-        if not folder.exists():
-            with files.written_beside(folder) as temporary:
+        place = pathlib.Path(cache) / f"{name}_{size[0]}x{size[1]}x{channels}_{identity}"
+        if not place.exists():
+            with files.written_beside(place) as temporary:
                 dataset.save(str(temporary))
-        return tf.data.Dataset.load(str(folder))
+        return tf.data.Dataset.load(str(place))
 
     train = _training_batches(
         resized(found.train, "train"), (*size, channels), batch_size, repeat, flip, labels, seed, drop_remainder
@@ -150,95 +159,68 @@ def load_dataset(
 
 
 def read_images(
-    paths: Sequence[str | os.PathLike], image_size: int | Sequence[int], channels: int, *, fit: str = "crop"
+    paths: Sequence[str | os.PathLike],
+    image_size: int | Sequence[int],
+    channels: int,
+    *,
+    fit: str = "crop",
+    background: str | Sequence[int] = "white",
+    bits: int | None = None,
 ) -> np.ndarray:
     """Read image files as `load_dataset` would.
 
     Args:
-        paths: of PNG, JPEG, BMP, GIF (the first frame) or WebP files.
-        image_size, channels, fit: as for `load_dataset`.
+        paths: of files that Pillow reads; of an animation the first frame.
+        image_size, channels, fit, background: as for `load_dataset`.
+        bits: likewise; where neither it nor a file says how deep an image is, the largest value of
+            these images decides.
 
     Returns:
         float32 (number, height, width, channels) in [0, 1].
 
     Raises:
-        ValueError: a file that cannot be read, named.
+        ValueError: a file that cannot be read, named; or an argument out of its range.
     """
-    from ddim_keras.data import folder
-
     size = height_and_width(image_size)
-    images = []
-    for path in paths:
-        try:
-            pixels = folder.read_image(path, channels)
-        except Exception as error:  # decoders raise whatever they like on damaged files
-            raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
-        images.append(np.asarray(_fit_image(pixels, size, channels, fit)))
+    _check_choices(channels, fit)
+    depth.check_bits(bits)
+    colour = decoding.parse_colour(background)
+
+    def shaped(pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(resizing.fit_image(pixels, size, channels, fit, colour))
+
+    if isinstance(paths, (str, os.PathLike)) or not len(paths):
+        raise ValueError(f"paths must be a list of at least one path, got {paths!r}")
+    named = [os.fspath(path) for path in paths]
+    images, facts = decoding.read_images(named, channels, colour, bits, shaped)
+    transparent = [path for path, fact in zip(named, facts) if fact.transparent]
+    if transparent and channels != 4:
+        decoding.warn_of_transparency(f"{len(transparent)} of {len(named)} images", transparent[0], colour)
     return np.stack(images).astype("float32") / 255.0
 
 
-def _open_source(source, split, channels, seed, data_dir, download, unreadable) -> Source:
-    from ddim_keras.data import folder, tfds_source
+def _check_choices(channels: int | None, fit: str) -> None:
+    if channels not in (None, 1, 3, 4):
+        raise ValueError(f"channels must be 1, 3 or 4, or None for the data set's own, got {channels!r}")
+    if fit not in ("crop", "pad"):
+        raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}")
 
+
+def _open_source(source: Any, wanted: folder.Wanted, data_dir: Any, download: bool) -> Source:
+    reading = tfds_source.Reading(wanted.split, wanted.channels, wanted.background, wanted.bits)
     if hasattr(source, "as_dataset"):
-        return tfds_source.from_builder(source, split)
+        return tfds_source.from_builder(source, reading)
     if source == EMBEDDED:
-        return tfds_source.from_folder(pathlib.Path(__file__).parent / "fashion_mnist_subset", split)
+        return tfds_source.from_folder(pathlib.Path(__file__).parent / "fashion_mnist_subset", reading)
     path = pathlib.Path(source).expanduser()
     if (path / "dataset_info.json").is_file():
-        return tfds_source.from_folder(path, split)
+        return tfds_source.from_folder(path, reading)
     if path.is_dir():
-        return folder.from_images(path, split, channels or 3, seed, unreadable)
+        return folder.from_images(path, wanted)
     # TFDS names may hold one slash, for the configuration, so only these are surely meant as paths.
     if not isinstance(source, str) or source.startswith((".", "~", os.sep)) or source.count("/") > 1:
         raise ValueError(f"no such folder: {source}")
-    return tfds_source.from_name(str(source), split, data_dir, download)
-
-
-def _fit_image(image: Any, size: tuple[int, int], channels: int, fit: str) -> Any:
-    """One uint8 image in the wanted size and channels."""
-    import tensorflow as tf
-
-    image = _with_channels(image, channels)
-    resized = _padded(image, size) if fit == "pad" else tf.image.resize(_cropped(image, size), size, antialias=True)
-    resized = tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
-    return tf.ensure_shape(resized, (*size, channels))
-
-
-def _cropped(image: Any, size: tuple[int, int]) -> Any:
-    """The largest centred part of the shape of `size`."""
-    import tensorflow as tf
-
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    crop_height = tf.maximum(tf.minimum(height, tf.cast(tf.round(width * size[0] / size[1]), tf.int32)), 1)
-    crop_width = tf.maximum(tf.minimum(width, tf.cast(tf.round(height * size[1] / size[0]), tf.int32)), 1)
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return image[top : top + crop_height, left : left + crop_width]
-
-
-def _padded(image: Any, size: tuple[int, int]) -> Any:
-    """The whole image in the middle of black of this size."""
-    import tensorflow as tf
-
-    lengths = tf.cast(tf.shape(image)[:2], tf.float32)
-    shrunk = tf.minimum(1.0, tf.reduce_min(tf.constant(size, tf.float32) / lengths)) * lengths
-    shrunk = tf.clip_by_value(tf.cast(tf.round(shrunk), tf.int32), 1, size)
-    image = tf.image.resize(image, shrunk, antialias=True)
-    return tf.image.resize_with_crop_or_pad(image, *size)
-
-
-def _with_channels(image: Any, channels: int) -> Any:
-    import tensorflow as tf
-
-    given = image.shape[-1]
-    if given == channels:
-        return image
-    if channels == 1:
-        return tf.image.rgb_to_grayscale(image[..., :3]) if given >= 3 else image[..., :1]
-    colours = image[..., :3] if given >= 3 else tf.image.grayscale_to_rgb(image[..., :1])
-    if channels == 3:
-        return colours
-    return tf.concat([colours, tf.fill([*tf.unstack(tf.shape(image)[:2]), 1], tf.constant(255, tf.uint8))], axis=-1)
+    return tfds_source.from_name(str(source), reading, data_dir, download)
 
 
 def _training_batches(dataset, image_shape, batch_size, repeat, flip, labels, seed, drop_remainder) -> Any:

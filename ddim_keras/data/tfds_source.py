@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import urllib.parse
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
-from ddim_keras.data.loading import Source
+from ddim_keras.data import decoding, depth
+from ddim_keras.data.source import Source
 from ddim_keras.support.downloads import reachable
 
 # What the Keras DDIM example trains on: 80 % of everything, since the official training split is only 1,020 images.
@@ -19,7 +21,21 @@ _OWN_SPLITS = {
 }
 
 
-def from_name(name: str, split: Any, data_dir: Any, download: bool) -> Source:
+class Reading(NamedTuple):
+    """How a data set is read.
+
+    Attributes:
+        split, channels, bits: as for `load_dataset`.
+        background: a colour, parsed.
+    """
+
+    split: Any = None
+    channels: int | None = None
+    background: decoding.Colour = decoding.WHITE
+    bits: int | None = None
+
+
+def from_name(name: str, reading: Reading, data_dir: Any, download: bool) -> Source:
     """Open a TFDS data set by name, downloading and preparing it if it is not on disk."""
     import tensorflow_datasets as tfds
 
@@ -47,17 +63,17 @@ def from_name(name: str, split: Any, data_dir: Any, download: bool) -> Source:
                 "the folder as data_dir, or train on what ships with the package: load_dataset('embedded', ...)"
             )
         builder.download_and_prepare(download_dir=download_dir)
-    return from_builder(builder, split)
+    return from_builder(builder, reading)
 
 
-def from_folder(path: os.PathLike, split: Any) -> Source:
+def from_folder(path: os.PathLike, reading: Reading) -> Source:
     """Open a prepared TFDS data set that lies in a folder."""
     import tensorflow_datasets as tfds
 
-    return from_builder(tfds.builder_from_directory(path), split)
+    return from_builder(tfds.builder_from_directory(path), reading)
 
 
-def from_builder(builder: Any, split: Any) -> Source:
+def from_builder(builder: Any, reading: Reading) -> Source:
     """Read the images and, where there are some, the class labels of a prepared builder."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
@@ -85,22 +101,35 @@ def from_builder(builder: Any, split: Any) -> Source:
         if not len(dataset):
             raise ValueError(f"split {name!r} of {builder.name} is empty")
         return dataset.map(
-            lambda example: (_uint8(example[image_key]), example[label_key] if label_key else tf.constant(0, tf.int64)),
+            lambda example: (example[image_key], example[label_key] if label_key else tf.constant(0, tf.int64)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
 
+    split = reading.split
     if split is not None and (not isinstance(split, (tuple, list)) or len(split) != 2):
         raise ValueError(
             f"split of {builder.name} must be a pair of split names, the second or None, such as ('train[:90%]', 'test'), "
             f"got {split!r}; its splits are {list(builder.info.splits)}"
         )
     train, validation = split if split is not None else _default_split(builder)
+    channels = features[image_key].shape[-1]
+    if channels in (2, 4) and (reading.channels or channels) not in (2, 4):
+        warnings.warn(
+            f"what is transparent in the images of {builder.name} is laid on the background {reading.background}: "
+            "background= chooses another colour, channels=4 keeps the transparency",
+            stacklevel=4,
+        )
+    raw = [examples(name) for name in (train, validation) if name is not None]
+    bits = _bits(raw, reading.bits, builder.name)
+    parts = [
+        part.map(lambda image, label: (_uint8(image, bits), label), num_parallel_calls=tf.data.AUTOTUNE) for part in raw
+    ]
     return Source(
-        examples(train),
-        None if validation is None else examples(validation),
-        features[image_key].shape[-1],
+        parts[0],
+        None if validation is None else parts[1],
+        channels,
         features[label_key].names if label_key else None,
-        (builder.info.full_name, train, validation),
+        (builder.info.full_name, train, validation, bits, reading.background),
     )
 
 
@@ -122,14 +151,60 @@ def _feature_key(features: Any, kind: type, preferred: str) -> str | None:
     return preferred if preferred in keys else (keys[0] if keys else None)
 
 
-def _uint8(image: Any) -> Any:
+def _bits(parts: list[Any], given: int | None, name: str) -> int:
+    """The depth of a data set's images: 8, or as `depth.Depth.bits`; of deep ones found out by
+    reading them once.
+
+    Raises:
+        ValueError: floats outside [0, 1], or values that `given` has no room for.
+    """
+    import tensorflow as tf
+
+    dtype = parts[0].element_spec[0].dtype
+    if dtype == tf.uint8:
+        return 8
+    smallest, largest = float("inf"), float("-inf")
+    for part in parts:
+        ends = part.map(
+            lambda image, label: (
+                tf.reduce_min(image),
+                tf.reduce_max(image),
+                tf.reduce_sum(tf.cast(image, tf.float32)),
+            ),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        for low, high, total in ends.as_numpy_iterator():
+            smallest, largest = min(smallest, float(low)), max(largest, float(high))
+            if dtype.is_floating and total != total:  # a minimum does not hand NaN on
+                largest = float("nan")
+                break
+            if not dtype.is_floating and given is None and depth.holding(int(largest)) >= 16:
+                return 16
+    try:
+        if dtype.is_floating:
+            return depth.check_floats(smallest, largest, given)
+        depth.check_integers(int(smallest), int(largest), given)
+    except ValueError as error:
+        raise ValueError(f"the images of {name} cannot be used: {error}") from None
+    if given is not None:
+        return int(given)
+    bits = depth.holding(int(largest))
+    if largest > 0:
+        depth.warn_of_depth(f"the images of {name}", int(largest), bits)
+    return bits
+
+
+def _uint8(image: Any, bits: int) -> Any:
+    """An image whose white is 2**bits - 1 (1.0 for floats and bits=0) as uint8."""
     import tensorflow as tf
 
     if image.dtype == tf.uint8:
         return image
-    if image.dtype == tf.uint16:
-        return tf.cast(tf.cast(image, tf.int32) // 257, tf.uint8)
-    return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)
+    white = 2**bits - 1 if bits else 1
+    if image.dtype.is_floating:
+        return tf.cast(tf.clip_by_value(tf.round(tf.cast(image, tf.float32) * (255.0 / white)), 0.0, 255.0), tf.uint8)
+    scaled = (tf.cast(image, tf.int64) * 255 + white // 2) // white
+    return tf.cast(tf.clip_by_value(scaled, 0, 255), tf.uint8)
 
 
 def _missing_downloads(builder: Any, download_dir: str) -> list[str]:
