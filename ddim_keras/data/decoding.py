@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import struct
-import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddim_keras.data import depth
+from ddim_keras.data import colours, deep_files, depth
+from ddim_keras.data.colours import WHITE, Colour
 from ddim_keras.data.depth import Depth
 
-Colour = tuple[int, int, int]
-WHITE: Colour = (255, 255, 255)
 # An image of more pixels than the first is refused; of more than the second, shrunk while it is
 # read to about the third, so that it need not be held as floats.
 LARGEST_PIXELS = 500_000_000
@@ -67,33 +63,6 @@ def suffixes() -> frozenset[str]:
     known = PIL.Image.registered_extensions()
     readable = (set(PIL.Image.OPEN) | {"MPO"}) - _NOT_DRAWN  # MPO is opened as a JPEG
     return frozenset(suffix for suffix, name in known.items() if name in readable)
-
-
-def parse_colour(background: Any) -> Colour:
-    """Return (red, green, blue) of a name that Pillow knows, or of three integers from 0 to 255."""
-    import PIL.ImageColor
-
-    message = (
-        "background must be a colour that Pillow knows, such as 'white' or '#808080', or (red, green, "
-        f"blue) of integers from 0 to 255, got {background!r}"
-    )
-    if isinstance(background, str):
-        try:
-            colour: tuple = PIL.ImageColor.getrgb(background)
-        except ValueError:
-            raise ValueError(message) from None
-    else:
-        colour = tuple(background) if isinstance(background, (tuple, list, np.ndarray)) else ()
-    in_range = all(
-        isinstance(part, (int, np.integer)) and not isinstance(part, bool) and 0 <= part <= 255 for part in colour
-    )
-    if len(colour) != 3 or not in_range:
-        raise ValueError(message)
-    return int(colour[0]), int(colour[1]), int(colour[2])
-
-
-def is_grey(colour: Colour) -> bool:
-    return len(set(colour)) == 1
 
 
 def examine(path: str | os.PathLike, bits: int | None = None) -> Facts:
@@ -174,15 +143,6 @@ def upright_size(path: str | os.PathLike) -> tuple[int, int]:
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def warn_of_transparency(images: str, first: str, background: Colour) -> None:
-    """Say what is done with what is transparent."""
-    warnings.warn(
-        f"{images} are transparent in parts, and laid on the background {background}: the first is "
-        f"{first}. background= chooses another colour, channels=4 keeps the transparency",
-        stacklevel=4,
-    )
-
-
 class _PillowsLimit:
     """Lifts Pillow's limit on the size of images while any thread reads one; ours replaces it."""
 
@@ -246,20 +206,20 @@ def _decoded(image: Any, path: str | os.PathLike) -> Picture:
     orientation = image.getexif().get(_ORIENTATION, 1)
     known, inverted = Depth(8), False
     if image.format == "PNG" and layout.endswith(";16B") and image.mode in ("LA", "RGB", "RGBA"):
-        values, alpha = _deep_png(path, image.info.get("transparency"))
-        known = Depth(None, _significant_bits(path))
+        values, alpha = deep_files.read_png(path, image.info.get("transparency"))
+        known = Depth(None, deep_files.significant_bits(path))
     elif image.mode == "F":
         values, alpha, known = np.asarray(image), None, Depth(0)
     elif image.mode == "I" or image.mode.startswith("I;"):
         values = np.asarray(image).astype("int32" if image.mode == "I" else "uint16")
-        alpha = _keyed(values, image.info.get("transparency"))
+        alpha = deep_files.keyed(values, image.info.get("transparency"))
         known = _stored_depth(image, path, tags)
         inverted = tags.get(_PHOTOMETRIC) == 0
     elif image.format == "TIFF" and ";16" in layout:
         known = _stored_depth(image, path, tags)
         values, alpha = _eight_bit_values(image, layout)
         if layout.startswith(("RGB;", "RGBA;", "RGBX;")) and tags.get(_PLANES, 1) == 1:
-            values, alpha = _deep_tiff(image, path, layout)
+            values, alpha = deep_files.read_tiff(image, path, layout)
         else:
             largest = max(high for _, high in image.getextrema())
             known = known._replace(upper_byte=True, largest=largest << 8)
@@ -288,7 +248,7 @@ def _stored_depth(image: Any, path: str | os.PathLike, tags: dict[int, Any]) -> 
     if image.format in ("PPM", "JPEG2000"):  # Pillow has scaled them by what they say
         return Depth(16)
     if image.format == "PNG":
-        return Depth(None, _significant_bits(path))
+        return Depth(None, deep_files.significant_bits(path))
     for tag in (_BITS_PER_SAMPLE, *_LARGEST_VALUES):
         value = tags.get(tag)
         value = value[0] if isinstance(value, tuple) and value else value
@@ -299,66 +259,6 @@ def _stored_depth(image: Any, path: str | os.PathLike, tags: dict[int, Any]) -> 
     return Depth(None)
 
 
-def _significant_bits(path: str | os.PathLike) -> int | None:
-    """What a 16-bit PNG's sBIT says of its colours, if that is less than all."""
-    with open(path, "rb") as file:
-        file.seek(8)
-        while len(header := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", header)
-            if kind == b"sBIT":
-                bits = file.read(length)
-                most = max(bits[:3]) if length >= 3 else max(bits[:1], default=16)
-                return most if 0 < most < 16 else None
-            if kind in (b"PLTE", b"IDAT", b"IEND"):
-                break
-            file.seek(length + 4, os.SEEK_CUR)
-    return None
-
-
-def _deep_png(path: str | os.PathLike, key: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """All 16 bits of a PNG with colours or alpha, of which Pillow gives 8."""
-    import tensorflow as tf
-
-    with open(path, "rb") as file, tf.device("CPU:0"):
-        values = tf.io.decode_png(file.read(), dtype=tf.uint16).numpy()
-    if values.shape[-1] in (1, 3):
-        colours = values if values.shape[-1] == 3 else values[..., 0]
-        return colours, _keyed(colours, key)
-    return _apart(values)
-
-
-def _deep_tiff(image: Any, path: str | os.PathLike, layout: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """All 16 bits of a TIFF with colours, of which Pillow gives the upper 8: the lower ones it gives
-    to who calls their order the other one."""
-    import PIL.Image
-
-    native = "L" if sys.byteorder == "little" else "B"
-    order = layout[-1].replace("N", native)
-    swapped = layout[:-1] + {"L": "B", "B": "L"}[order]
-    with PIL.Image.open(path) as other:
-        tiles: list[Any] = []
-        for tile in other.tile:
-            codec, extents, offset, arguments = tile
-            arguments = (swapped, *arguments[1:]) if isinstance(arguments, tuple) else swapped
-            changed = (codec, extents, offset, arguments)
-            # A named tuple in newer versions of Pillow, a plain one in older.
-            tiles.append(type(tile)(*changed) if hasattr(tile, "_fields") else changed)
-        other.tile = tiles
-        other.load()
-        values = np.asarray(image).astype("uint16") << 8 | np.asarray(other)
-    return _apart(values) if values.shape[-1] == 4 else (values, None)
-
-
-def _apart(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The colours of uint16 values whose last channel is alpha, and that as uint8."""
-    alpha = values[..., -1]
-    colours = values[..., :3] if values.shape[-1] == 4 else values[..., 0]
-    largest = int(alpha.max(initial=0))
-    # Where the colours use fewer bits, so does what is opaque.
-    bits = depth.holding(largest) if largest in (255, 1023, 4095, 16383) else 16
-    return colours, depth.to_eight_bits(alpha, bits)
-
-
 def _eight_bit_values(image: Any, layout: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Values (height, width[, 3]) of an image that Pillow holds in 8 bits, and its alpha."""
     key = image.info.get("transparency")
@@ -366,8 +266,8 @@ def _eight_bit_values(image: Any, layout: str) -> tuple[np.ndarray, np.ndarray |
         grey = _has_grey_palette(image)
         image = image.convert("RGBA" if image.mode == "PA" or key is not None else "RGB")
         values = np.asarray(image)
-        colours = values[..., 0] if grey else values[..., :3]
-        return colours, values[..., 3] if values.shape[-1] == 4 else None
+        shown = values[..., 0] if grey else values[..., :3]
+        return shown, values[..., 3] if values.shape[-1] == 4 else None
     if image.mode in ("1", "L"):
         values = np.asarray(image.convert("L"))
         # Of less than 8 bits Pillow scales the pixels, but not the colour that is transparent.
@@ -375,7 +275,7 @@ def _eight_bit_values(image: Any, layout: str) -> tuple[np.ndarray, np.ndarray |
             if image.mode == "1":
                 key = 255 if key else 0
             key *= {"L;2": 85, "L;4": 17}.get(layout, 1)
-        return values, _keyed(values, key)
+        return values, deep_files.keyed(values, key)
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.mode in ("LA", "RGBA"):
@@ -384,17 +284,7 @@ def _eight_bit_values(image: Any, layout: str) -> tuple[np.ndarray, np.ndarray |
     if image.mode == "LAB":
         image = _lab_to_rgb(image)
     values = np.asarray(image.convert("RGB"))
-    return values, _keyed(values, key if image.mode == "RGB" else None)
-
-
-def _keyed(values: np.ndarray, key: Any) -> np.ndarray | None:
-    """Alpha where one value, or one colour, is transparent."""
-    if not isinstance(key, (int, tuple)):
-        return None
-    same = values == np.asarray(key)
-    if values.ndim == 3:
-        same = same.all(axis=-1)
-    return np.where(same, 0, 255).astype("uint8")
+    return values, deep_files.keyed(values, key if image.mode == "RGB" else None)
 
 
 def _has_grey_palette(image: Any) -> bool:
@@ -402,9 +292,9 @@ def _has_grey_palette(image: Any) -> bool:
     if image.mode != "P" or image.palette is None:
         return False
     used = np.flatnonzero(image.histogram()[:256])
-    colours = np.asarray(image.getpalette("RGB") or [], "uint8").reshape(-1, 3)
-    colours = colours[used[used < len(colours)]]
-    return bool(len(colours)) and bool((colours == colours[:, :1]).all())
+    palette = np.asarray(image.getpalette("RGB") or [], "uint8").reshape(-1, 3)
+    palette = palette[used[used < len(palette)]]
+    return bool(len(palette)) and bool((palette == palette[:, :1]).all())
 
 
 def _lab_to_rgb(image: Any) -> Any:
@@ -447,68 +337,21 @@ def _facts(picture: Picture, bits: int | None) -> Facts:
     return Facts(values.ndim == 2, picture.alpha is not None, known)
 
 
-def _pixels(picture: Picture, channels: int, background: Colour, bits: int) -> np.ndarray:
+def _in_channels(picture: Picture, channels: int, background: Colour, bits: int) -> np.ndarray:
     """uint8 (height, width, channels) of a decoded picture."""
     values = depth.to_eight_bits(picture.values, bits, picture.inverted)
-    alpha = picture.alpha
-    if channels == 4:
-        opaque = np.full(values.shape[:2], 255, "uint8") if alpha is None else alpha
-        return np.concatenate([_with_colours(values), opaque[..., None]], axis=-1)
-    if alpha is not None:
-        if values.ndim == 2 and not (channels == 1 and is_grey(background)):
-            values = _with_colours(values)
-        values = laid_on(values.reshape(*values.shape[:2], -1), alpha[..., None], background)
-    if channels == 1 and values.shape[2:] == (3,):
-        values = _luminance(values)
-    if channels == 3:
-        values = _with_colours(values)
-    return np.ascontiguousarray(values.reshape(*values.shape[:2], channels))
-
-
-def _with_colours(values: np.ndarray) -> np.ndarray:
-    if values.shape[2:] == (3,):
-        return values
-    return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=-1)
-
-
-def _luminance(values: np.ndarray) -> np.ndarray:
-    import PIL.Image
-
-    return np.asarray(PIL.Image.fromarray(np.ascontiguousarray(values)).convert("L"))
-
-
-def laid_on(values: Any, alpha: Any, background: Colour) -> Any:
-    """Lay uint8 colours (..., channels) with alpha (..., 1) on a background of 1 or 3 channels."""
-    under = np.asarray(background[: values.shape[-1]], "uint16") * (255 - alpha.astype("uint16"))
-    # At most 255 * 255 + 127, which 16 bits just hold.
-    return ((values.astype("uint16") * alpha + under + 127) // 255).astype("uint8")
+    return colours.with_channels(values, picture.alpha, channels, background)
 
 
 def _shrunk_pixels(picture: Picture, factor: int, channels: int, background: Colour, bits: int) -> np.ndarray:
-    """As `_pixels`; the largest images shrunk by a whole factor, strip by strip to save memory."""
+    """As `_in_channels`; the largest images shrunk by a whole factor, strip by strip to save memory."""
     height, width = picture.values.shape[:2]
     if factor == 1 or height * width <= SHRUNK_ABOVE_PIXELS:
-        return _pixels(picture, channels, background, bits)
+        return _in_channels(picture, channels, background, bits)
     strips = []
     for top in range(0, height, 16 * factor):
         rows = slice(top, top + 16 * factor)
         alpha = None if picture.alpha is None else picture.alpha[rows]
         part = picture._replace(values=picture.values[rows], alpha=alpha)
-        strips.append(_averaged(_pixels(part, channels, background, bits), factor))
+        strips.append(colours.averaged(_in_channels(part, channels, background, bits), factor))
     return np.concatenate(strips)
-
-
-def _averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Averages of squares of `factor` pixels; of colours with alpha, weighted by it."""
-    height, width, channels = pixels.shape
-    values = pixels.astype("float32")
-    if channels == 4:
-        values[..., :3] *= values[..., 3:] / 255.0
-    for axis, length in ((0, height), (1, width)):
-        starts = np.arange(0, length, factor)
-        counts = np.minimum(starts + factor, length) - starts
-        shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-        values = np.add.reduceat(values, starts, axis=axis) / counts.reshape(shape).astype("float32")
-    if channels == 4:
-        values[..., :3] *= 255.0 / np.maximum(values[..., 3:], 1e-6)
-    return np.rint(np.clip(values, 0.0, 255.0)).astype("uint8")

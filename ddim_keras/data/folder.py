@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ddim_keras.data import decoding, depth, finding, layout
-from ddim_keras.data.decoding import Colour, Facts
+from ddim_keras.data import colours, decoding, depth, finding, layout
+from ddim_keras.data.colours import Colour
+from ddim_keras.data.decoding import Facts
 from ddim_keras.data.finding import Parts
 from ddim_keras.data.source import Source
 
@@ -159,7 +160,7 @@ def _part(
 
 def _own_channels(facts: list[Facts], background: Colour) -> int:
     """1 if all images are grey, and stay so on their background; otherwise 3."""
-    on_colour = not decoding.is_grey(background) and any(fact.transparent for fact in facts)
+    on_colour = not colours.is_grey(background) and any(fact.transparent for fact in facts)
     return 1 if all(fact.grey for fact in facts) and not on_colour else 3
 
 
@@ -168,7 +169,7 @@ def _warn_of_transparency(
 ) -> None:
     transparent = [file for file, fact in zip(files, facts) if fact.transparent]
     if transparent and channels != 4:
-        decoding.warn_of_transparency(
+        colours.warn_of_transparency(
             f"{len(transparent)} of {len(files)} images in {root}", os.fspath(transparent[0]), wanted.background
         )
 

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+<<<<<<< HEAD
 from ddim_keras.data import decoding, depth, folder, resizing, tfds_source
+=======
+from ddim_keras.support import files
+from ddim_keras.support.arguments import height_and_width
+from ddim_keras.data import colours, decoding, depth, folder, resizing, tfds_source
+>>>>>>> bb297403a0c338773f153a5434df7889de745383
 from ddim_keras.data.source import Source
 from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width
@@ -118,7 +124,7 @@ def load_dataset(
     if unreadable not in ("refuse", "skip"):
         raise ValueError(f"unreadable must be 'refuse' or 'skip', got {unreadable!r}")
     depth.check_bits(bits)
-    colour = decoding.parse_colour(background)
+    colour = colours.parse_colour(background)
     wanted = folder.Wanted(split, channels, seed, labels, unreadable, colour, bits)
 
     found = _open_source(source, wanted, data_dir, download)
@@ -184,7 +190,7 @@ def read_images(
     size = height_and_width(image_size)
     _check_choices(channels, fit)
     depth.check_bits(bits)
-    colour = decoding.parse_colour(background)
+    colour = colours.parse_colour(background)
 
     def shaped(pixels: np.ndarray) -> np.ndarray:
         return np.asarray(resizing.fit_image(pixels, size, channels, fit, colour))
@@ -195,7 +201,7 @@ def read_images(
     images, facts = decoding.read_images(named, channels, colour, bits, shaped)
     transparent = [path for path, fact in zip(named, facts) if fact.transparent]
     if transparent and channels != 4:
-        decoding.warn_of_transparency(f"{len(transparent)} of {len(named)} images", transparent[0], colour)
+        colours.warn_of_transparency(f"{len(transparent)} of {len(named)} images", transparent[0], colour)
     return np.stack(images).astype("float32") / 255.0
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddim_keras.data import decoding
+from ddim_keras.data.colours import Colour
 
 
-def fit_image(image: Any, size: tuple[int, int], channels: int, fit: str, background: decoding.Colour) -> Any:
+def fit_image(image: Any, size: tuple[int, int], channels: int, fit: str, background: Colour) -> Any:
     """Bring one uint8 image to the wanted size and channels.
 
     Colours with alpha are resized weighted by it, so that what is invisible does not bleed into
@@ -39,7 +39,7 @@ def fit_image(image: Any, size: tuple[int, int], channels: int, fit: str, backgr
     return tf.ensure_shape(resized, (*size, channels))
 
 
-def with_channels(image: Any, channels: int, background: decoding.Colour) -> Any:
+def with_channels(image: Any, channels: int, background: Colour) -> Any:
     """Return a uint8 image of 1 to 4 channels in `channels`, laid on the background if need be."""
     import tensorflow as tf
 

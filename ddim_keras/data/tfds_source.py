@@ -8,7 +8,8 @@ import urllib.parse
 import warnings
 from typing import Any, NamedTuple
 
-from ddim_keras.data import decoding, depth
+from ddim_keras.data import depth
+from ddim_keras.data.colours import WHITE, Colour
 from ddim_keras.data.source import Source
 from ddim_keras.support.downloads import reachable
 
@@ -31,7 +32,7 @@ class Reading(NamedTuple):
 
     split: Any = None
     channels: int | None = None
-    background: decoding.Colour = decoding.WHITE
+    background: Colour = WHITE
     bits: int | None = None
 
 
