@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-<<<<<<< HEAD
-from ddim_keras.data import decoding, depth, folder, resizing, tfds_source
-=======
-from ddim_keras.support import files
-from ddim_keras.support.arguments import height_and_width
 from ddim_keras.data import colours, decoding, depth, folder, resizing, tfds_source
->>>>>>> bb297403a0c338773f153a5434df7889de745383
 from ddim_keras.data.source import Source
 from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width
