@@ -37,6 +37,10 @@ from ddim_keras.support.configurable import resolve
 
 _GOLDEN_RATIO = 0.6180339887498949
 _LARGEST_SIGNAL_AT_NOISE_END = 0.25
+_NOT_A_FUNCTION = (
+    "a DiffusionModel {what}: model.generate(num_images) makes images, model.denoise(noisy_images, noise_rates, signal_rates) "
+    "splits noisy ones into noises and images, and model.ema_network([noisy_images, noise_variances]) is the network alone"
+)
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -155,8 +159,10 @@ class DiffusionModel(keras.Model):
         self.normalizer.build((None, *self.image_shape))
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.sampling_seed_generator = keras.random.SeedGenerator(seed)
-        self.noise_loss_tracker = keras.metrics.Mean(name="n_loss")
-        self.image_loss_tracker = keras.metrics.Mean(name="i_loss")
+        # Whatever Keras's floatx is: 16 bits could not count the images.
+        self.noise_loss_tracker = keras.metrics.Mean(name="n_loss", dtype="float32")
+        self.image_loss_tracker = keras.metrics.Mean(name="i_loss", dtype="float32")
+        self.loss_tracker = LossTracker(name="loss", dtype="float32")
         self.gradient_norm_tracker: keras.metrics.Metric | None = None
         self.image_metrics: list[keras.metrics.Metric] = []
         self.metric_diffusion_steps = 5
@@ -213,10 +219,17 @@ class DiffusionModel(keras.Model):
             **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`, as in `keras.Model.compile`.
         """
         # The loss compares what happens inside a step, not the model's output: Keras must not try to build it on that.
-        super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
+        super().compile(
+            optimizer=_with_loss_scale(optimizer, self.dtype_policy, kwargs.get("auto_scale_loss", True)),
+            loss=None,
+            jit_compile=jit_compile,
+            **kwargs,
+        )
         self.loss = keras.losses.get(loss)
         self.image_metrics = [_as_metric(metric, bool(kwargs.get("run_eagerly"))) for metric in metrics or []]
-        self.gradient_norm_tracker = keras.metrics.Mean(name="gradient_norm") if gradient_norm else None
+        self.gradient_norm_tracker = (
+            keras.metrics.Mean(name="gradient_norm", dtype="float32") if gradient_norm else None
+        )
         refuse_equal_names(self.metrics)
         self.metric_diffusion_steps = positive_int("metric_diffusion_steps", metric_diffusion_steps)
         self._compile_arguments = {
@@ -254,7 +267,13 @@ class DiffusionModel(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         gradient_norm = [] if self.gradient_norm_tracker is None else [self.gradient_norm_tracker]
-        return [self.noise_loss_tracker, self.image_loss_tracker, *gradient_norm, *self.image_metrics]
+        return [
+            self.noise_loss_tracker,
+            self.image_loss_tracker,
+            *gradient_norm,
+            *self.image_metrics,
+            self.loss_tracker,
+        ]
 
     def fit(
         self,
@@ -266,6 +285,13 @@ class DiffusionModel(keras.Model):
         callbacks: Any = None,
         validation_split: float = 0.0,
         validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
         """Train the model; as `keras.Model.fit`.
@@ -273,30 +299,58 @@ class DiffusionModel(keras.Model):
         A normalizer that was not adapted is first adapted to the data.
 
         Args:
-            x: images: a `tf.data.Dataset` of batches, an array, a generator or a `keras.utils.PyDataset`. Batches are
-                images or (images, labels); labels are ignored. Images are float in [0, 1] or uint8, of the model's shape.
-            y: labels, if `x` is an array; ignored.
-            batch_size, epochs, verbose, callbacks, validation_split, **kwargs: as in `keras.Model.fit`.
-            validation_data: like `x`, or (images, labels).
+            x: images: an array, a list of single images of one size, a `tf.data.Dataset` of batches, a generator, a
+                `keras.utils.PyDataset`, or another iterable of a known number of batches, such as PyTorch's DataLoader. Batches
+                are images, (images, labels), (images, labels, sample_weight), or dictionaries with "image" (or "images", "img",
+                "pixel_values") and perhaps "label" (or "labels"). Images are float in [0, 1] or uint8, of the model's
+                shape; what resizing overshot, by at most 0.02, is cut off. Labels serve `class_weight` alone.
+            y: labels, if `x` is an array.
+            batch_size, epochs, verbose, callbacks, validation_split, shuffle, initial_epoch, validation_batch_size: as in
+                `keras.Model.fit`, and so are **kwargs. A callback of mode "auto" knows which way each logged figure is better.
+            validation_data: like `x`, or (images, labels), or (images, labels, sample_weight).
+            class_weight: how much images of a class count, {class: weight}; others count 1. Labels are integers or one-hot.
+            sample_weight: (images,), how much each image counts, if `x` is an array: each image's loss is multiplied by it.
+            steps_per_epoch, validation_steps: batches in an epoch and in its validation; needed for data that never end.
 
         Returns:
-            The history, with n_loss, i_loss and their val_ counterparts for each epoch.
+            The history, with n_loss, i_loss, loss (which training minimises) and their val_ counterparts for each epoch.
 
         Raises:
-            ValueError: the data are empty, not finite, out of range or of the wrong shape; or the normalizer would have
-                to be adapted to a generator or an endless data set.
+            ValueError: the data are empty, not finite, out of range or of the wrong shape; they never end and no steps are
+                given; weights do not fit; the validation has too few images for a compiled metric; or the normalizer would
+                have to be adapted to a generator or an endless data set.
         """
         if x is None:
             raise ValueError("fit needs images: got None for x")
-        if inputs.is_tf_dataset(x) or not inputs.can_be_read_again(x):
-            kwargs.setdefault("shuffle", False)  # these bring their own order; Keras would warn of its own default
-        x = inputs.checked(x, self.image_shape)
+        if validation_split and validation_data is None:
+            (x, y, sample_weight), validation_data = inputs.split(x, y, sample_weight, validation_split)
+        devices = backend.devices_of_a_batch(self)
+        x, y, sample_weight = inputs.for_keras(
+            x,
+            y,
+            sample_weight,
+            self.image_shape,
+            class_weight=class_weight,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            multiple=devices,
+        )
         if validation_data is not None:
-            validation_data = inputs.checked(validation_data, self.image_shape)
+            images, labels, weights = inputs.parts_of(validation_data)
+            validation_data = inputs.for_keras(
+                images,
+                labels,
+                weights,
+                self.image_shape,
+                batch_size=validation_batch_size or batch_size,
+                multiple=devices,
+            )
+            self._check_validation(validation_data[0], validation_steps, "validation_data", "validation_steps")
         with _input_errors():
             if not self.normalizer.adapted:
-                self._adapt_normalizer(x, batch_size, kwargs.get("steps_per_epoch"), verbose)
-            watched = self._monitoring_what_exists(callbacks, validation_data is not None or validation_split > 0)
+                self._adapt_normalizer(x, batch_size, steps_per_epoch, verbose)
+            _require_steps(x, steps_per_epoch, "x", "steps_per_epoch")
+            watched = self._monitoring_what_exists(callbacks, validation_data is not None)
             with watched, taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
                     x,
@@ -305,34 +359,75 @@ class DiffusionModel(keras.Model):
                     epochs=epochs,
                     verbose=verbose,
                     callbacks=callbacks,
-                    validation_split=validation_split,
                     validation_data=validation_data,
+                    # Keras would warn of its own default where the data bring their own order.
+                    shuffle=shuffle and not inputs.brings_its_own_order(x),
+                    sample_weight=sample_weight,
+                    initial_epoch=initial_epoch,
+                    steps_per_epoch=steps_per_epoch,
+                    validation_steps=validation_steps,
+                    validation_batch_size=validation_batch_size,
                     **kwargs,
                 )
 
-    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """Return n_loss and i_loss of the EMA network (and `metrics`); as `keras.Model.evaluate`.
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Return n_loss and i_loss of the EMA network, `metrics`, and last the loss; as `keras.Model.evaluate`.
 
         Times and noises are fixed by the model's seed and by each image's place in `x`: the same weights and data give
         the same figures, whatever the batch size.
 
         Args:
-            x: images, as for `fit`.
-            y: labels; ignored.
-            **kwargs: as in `keras.Model.evaluate`.
+            x, y, sample_weight: as for `fit`. Weights count for the losses, not for `metrics`.
+            batch_size, verbose, steps, callbacks: as in `keras.Model.evaluate`.
+            return_dict: whether to return the figures by name instead of a list.
+
+        Returns:
+            [n_loss, i_loss, figures of `metrics` ..., loss], or a dictionary of them.
+
+        Raises:
+            ValueError: as for `fit`, or the normalizer was not adapted.
         """
         self._require_adapted("evaluate")
         if x is not None and not kwargs.get("_use_cached_eval_dataset"):  # fit has checked its validation data already
-            x = inputs.checked(x, self.image_shape)
-        with _input_errors():
-            as_dictionary = kwargs.pop("return_dict", False)
-            with taking_turns(self.engine, kwargs.pop("callbacks", None)) as callbacks:
-                found = super().evaluate(x, y, return_dict=True, callbacks=callbacks, **kwargs)
-        logs = {name: found[name] for name in self.evaluation_losses()}
+            x, y, sample_weight = inputs.for_keras(
+                x,
+                y,
+                sample_weight,
+                self.image_shape,
+                batch_size=batch_size,
+                multiple=backend.devices_of_a_batch(self),
+            )
+            self._check_validation(x, steps, "x", "steps")
+        turns = taking_turns(self.engine, callbacks)
+        with _input_errors(), backend.keeping_state(self), turns as callbacks:
+            found = super().evaluate(
+                x,
+                y,
+                batch_size=batch_size,
+                verbose=verbose,
+                sample_weight=sample_weight,
+                steps=steps,
+                callbacks=callbacks,
+                return_dict=True,
+                **kwargs,
+            )
+        logs = {name: found[name] for name in ("n_loss", "i_loss")}
         for metric in self.image_metrics:
             result = metric.result()
             logs |= result if isinstance(result, dict) else {metric.name: float(result)}
-        return logs if as_dictionary else list(logs.values())
+        logs["loss"] = found["loss"]
+        return logs if return_dict else list(logs.values())
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Return the running losses. The image metrics, which may take seconds, `evaluate` adds once at its end."""
@@ -347,20 +442,20 @@ class DiffusionModel(keras.Model):
         return backend.test_step(self, *arguments)
 
     def training_loss(self, data: Any) -> Any:
-        """Return the scalar to minimise for a batch, and update the n_loss and i_loss trackers."""
-        images = self.normalizer(inputs.images_of(data))
+        """Return the scalar to minimise for a batch, and update the trackers of n_loss, i_loss and loss.
+
+        It is the mean over the batch of each image's loss, times its sample weight if it has one. Where the batch is
+        divided among replicas, it is this one's share of that mean.
+        """
+        batch = inputs.taken_apart(data)
+        images = self.normalizer(batch.images)
         noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
         diffusion_times = self.schedule.training_times(self._stratified_uniform(ops.shape(images)[0]))
-        noise_rates, signal_rates = self.diffusion_schedule(diffusion_times)
-        noisy_images = signal_rates * images + noise_rates * noises
-        noise_levels = self.schedule.conditions(signal_rates, noise_rates)
-        prediction = predict(self.network, noisy_images, noise_levels, training=True)
-        pred_noises, pred_images = self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
-        target = self.parameterization.target(images, noises, signal_rates, noise_rates)
-        losses = self._image_losses(target, prediction)
-        weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
-        self._track_losses(images, noises, pred_images, pred_noises)
-        return ops.mean(ops.reshape(weights, (-1,)) * losses)
+        losses, counted = self._track_losses(images, noises, diffusion_times, batch.sample_weight, training=True)
+        if counted is None and backend.replica()[1] == 1:
+            return ops.mean(losses)
+        number = ops.sum(ops.ones_like(losses) if counted is None else counted)
+        return ops.sum(losses) / ops.maximum(backend.sum_over_replicas(number), 1.0)
 
     def track_gradients(self, gradients: list, scale: Any) -> None:
         """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if one was compiled."""
@@ -373,32 +468,31 @@ class DiffusionModel(keras.Model):
         self.gradient_norm_tracker.update_state(ops.where(finite, norm, 0.0), sample_weight=ops.cast(finite, "float32"))
 
     def training_logs(self) -> dict[str, Any]:
-        """Return the running n_loss and i_loss, and gradient_norm if it was compiled."""
+        """Return the running n_loss, i_loss and loss, and gradient_norm if it was compiled."""
         logs = self.evaluation_losses()
         if self.gradient_norm_tracker is not None:
             logs["gradient_norm"] = self.gradient_norm_tracker.result()
         return logs
 
     def evaluation_losses(self) -> dict[str, Any]:
-        """Return the running n_loss and i_loss."""
-        return {tracker.name: tracker.result() for tracker in (self.noise_loss_tracker, self.image_loss_tracker)}
+        """Return the running n_loss, i_loss and loss."""
+        trackers = (self.noise_loss_tracker, self.image_loss_tracker, self.loss_tracker)
+        return {tracker.name: tracker.result() for tracker in trackers}
 
     def evaluation_logs(self, data: Any) -> dict[str, Any]:
         """Update and return all metrics for a batch, on the EMA network."""
-        unit_images = inputs.as_unit_range(inputs.images_of(data))
+        batch = inputs.taken_apart(data)
+        unit_images = inputs.as_unit_range(batch.images)
         images = self.normalizer(unit_images)
         # Each image's place in the data set: the tracker has counted those before it.
-        first = ops.cast(self.noise_loss_tracker.count, "int32")
+        first = ops.cast(self.loss_tracker.images, "int32")
         replica, replicas = backend.replica()  # each has counted its own images only
         places = (first + ops.arange(ops.shape(images)[0], dtype="int32")) * replicas + replica
         noises = random.normal(self._evaluation_seed, 0, places, self.image_shape)
         # Multiples of the golden ratio spread evenly over [0, 1), wherever they are cut off.
         uniform = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)
-        diffusion_times = self.schedule.training_times(uniform)
-        noise_rates, signal_rates = self.diffusion_schedule(ops.reshape(diffusion_times, (-1, 1, 1, 1)))
-        noisy_images = signal_rates * images + noise_rates * noises
-        pred_noises, pred_images = self.denoise(noisy_images, noise_rates, signal_rates, training=False)
-        self._track_losses(images, noises, pred_images, pred_noises)
+        diffusion_times = ops.reshape(self.schedule.training_times(uniform), (-1, 1, 1, 1))
+        _, counted = self._track_losses(images, noises, diffusion_times, batch.sample_weight, training=False)
         if self.image_metrics:
             noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
             steps, memory = self.metric_diffusion_steps, self.engine.no_memory(noises)
@@ -407,8 +501,10 @@ class DiffusionModel(keras.Model):
                 (), noises, memory, planned.table, 0, steps, self._evaluation_seed, places
             )
             generated = self.denormalize(generated)
+            # Only filled batches say which images count: a metric of the user's need not take weights otherwise.
+            which = {"sample_weight": counted} if backend.devices_of_a_batch(self) > 1 else {}
             for metric in self.image_metrics:
-                metric.update_state(unit_images, generated)
+                metric.update_state(unit_images, generated, **which)
         return self.evaluation_losses()
 
     def synchronize(self) -> None:
@@ -478,6 +574,37 @@ class DiffusionModel(keras.Model):
             columns=num_cols,
             title=None if epoch is None else f"epoch {epoch + 1}",
         )
+
+    # What Keras offers for models that map inputs to outputs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(_NOT_A_FUNCTION.format(what="cannot be called"))
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(_NOT_A_FUNCTION.format(what="cannot be called"))
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(_NOT_A_FUNCTION.format(what="has no predict"))
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(_NOT_A_FUNCTION.format(what="has no predict_on_batch"))
+
+    def compute_output_shape(self, input_shape: Any = None) -> tuple[int | None, ...]:
+        """Return the shape of the images it generates, (batch, height, width, channels)."""
+        shape = tuple(input_shape or ())
+        return (shape[0] if shape and not isinstance(shape[0], (tuple, list)) else None, *self.image_shape)
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", **kwargs: Any) -> None:
+        """Write the EMA network for other programs to run; as `keras.Model.export`. Sampling is theirs to do.
+
+        Args:
+            filepath: where to.
+            format: "tf_saved_model", "onnx", ... The exported function takes [noisy images (batch, height, width, channels), of
+                zero mean and unit variance; noise variances (batch, 1, 1, 1), or times] and returns what the network
+                predicts: noises, images or velocities.
+            **kwargs: as in `keras.Model.export`.
+        """
+        self.ema_network.export(os.fspath(filepath), format=format, **kwargs)
 
     # Presets
 
@@ -554,11 +681,41 @@ class DiffusionModel(keras.Model):
 
         The file is written beside and renamed: an interrupted save leaves the old one whole.
         """
+        if kwargs.get("zipped", True) is not False:  # a folder may have any name
+            _refuse_other_suffixes(filepath, [".keras"], "the whole model")
         _save_whole(super().save, filepath, overwrite, **kwargs)
 
     def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
         """Write all weights (EMA, optimizer and random state included) to a `.weights.h5` file, whole or not at all."""
+        _refuse_other_suffixes(
+            filepath, [".weights.json" if kwargs.get("max_shard_size") else ".weights.h5"], "weights"
+        )
         _save_whole(super().save_weights, filepath, overwrite, **kwargs)
+
+    def load_weights(self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Read the weights that `save_weights` wrote, or those of a `.keras` file; as `keras.Model.load_weights`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, or its weights are another model's. The model stays as it was.
+        """
+        if "://" not in str(filepath):
+            if not pathlib.Path(filepath).exists():
+                raise FileNotFoundError(f"no weights at {filepath}: expected a file that save_weights wrote")
+            _refuse_other_suffixes(filepath, [".weights.h5", ".weights.json", ".keras"], "weights")
+        variables = [*self.variables, *(self.optimizer.variables if self.compiled else [])]
+        before = [ops.convert_to_numpy(variable) for variable in variables]
+        try:
+            super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        except Exception as error:
+            for variable, value in zip(variables, before):
+                variable.assign(value)
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"{filepath} holds no weights that fit this model ({reason}): it is damaged, or was written by a model of "
+                "other arguments; make the model with the same ones, or load a whole .keras file with "
+                "ddim_keras.load_model"
+            ) from error
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -636,9 +793,32 @@ class DiffusionModel(keras.Model):
             return ops.broadcast_to(values, (batch_size,))
         return ops.mean(ops.reshape(values, (batch_size, -1)), axis=1)
 
-    def _track_losses(self, images: Any, noises: Any, pred_images: Any, pred_noises: Any) -> None:
-        self.noise_loss_tracker.update_state(self._image_losses(noises, pred_noises))
-        self.image_loss_tracker.update_state(self._image_losses(images, pred_images))
+    def _track_losses(
+        self, images: Any, noises: Any, diffusion_times: Any, sample_weight: Any, training: bool
+    ) -> tuple[Any, Any]:
+        """Ask the network for the images and noises of a batch, and update the trackers of the losses.
+
+        Returns:
+            (each image's loss, weighted (batch,); 1 where the image counts and 0 where it only fills the batch up (batch,),
+            or None if all count).
+        """
+        noise_rates, signal_rates = self.diffusion_schedule(diffusion_times)
+        noisy_images = signal_rates * images + noise_rates * noises
+        noise_levels = self.schedule.conditions(signal_rates, noise_rates)
+        network = self.network if training else self.ema_network
+        prediction = predict(network, noisy_images, noise_levels, training)
+        pred_noises, pred_images = self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
+        target = self.parameterization.target(images, noises, signal_rates, noise_rates)
+        weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
+        losses = ops.reshape(weights, (-1,)) * self._image_losses(target, prediction)
+        sample_weight, counted = _weights_and_counted(sample_weight)
+        if sample_weight is not None:
+            losses = losses * sample_weight
+        noise_losses, image_losses = self._image_losses(noises, pred_noises), self._image_losses(images, pred_images)
+        self.noise_loss_tracker.update_state(noise_losses, sample_weight=sample_weight)
+        self.image_loss_tracker.update_state(image_losses, sample_weight=sample_weight)
+        self.loss_tracker.update_state(losses, sample_weight=counted)
+        return losses, counted
 
     @property
     def _evaluation_seed(self) -> int:
@@ -646,13 +826,11 @@ class DiffusionModel(keras.Model):
 
     def _adapt_normalizer(self, data: Any, batch_size: int | None, steps: int | None, verbose: Any) -> None:
         advice = "adapt it first: model.normalizer.adapt(images), on an array or a data set that ends"
-        if isinstance(data, (tuple, list)):
-            data = data[0]
         if not inputs.can_be_read_again(data):
             raise ValueError(
                 f"the normalizer was not adapted, and adapting it would use up the images of a {type(data).__name__}: {advice}"
             )
-        if not inputs.is_array(data) and inputs.number_of_batches(data) == -1 and steps is None:
+        if not inputs.is_one_piece(data) and inputs.number_of_batches(data) == -1 and steps is None:
             raise ValueError(
                 f"the normalizer was not adapted, and the data set never ends: {advice}; or give steps_per_epoch"
             )
@@ -666,30 +844,77 @@ class DiffusionModel(keras.Model):
                 f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or model.fit first"
             )
 
+    def _check_validation(self, data: Any, steps: int | None, what: str, argument: str) -> None:
+        """Find out before training starts, not after its first epoch, what validation could not do."""
+        _require_steps(data, steps, what, argument)
+        for metric in self.image_metrics:
+            minimum = getattr(metric, "minimum_images", 1)
+            with _input_errors():
+                enough = minimum == 1 or inputs.has_at_least(data, minimum, steps)
+            if not enough:
+                raise ValueError(
+                    f"the metric {metric.name!r} needs at least {minimum} images of each side, but {what} holds fewer: "
+                    "give more, or compile without it"
+                )
+
+    def _get_jax_state(self, **parts: bool) -> Any:
+        """Called by Keras's JAX trainer as it takes the state out of the model: keep it, for when the first step fails."""
+        state = super()._get_jax_state(**parts)
+        self._jax_state = backend.named_state(state, parts)
+        return state
+
     @contextlib.contextmanager
     def _monitoring_what_exists(self, callbacks: Any, has_validation: bool) -> Any:
-        """Let callbacks that wait for a KID which is not computed watch the validation's image loss instead.
+        """Tell callbacks which way their figure is better, and let those that wait for a KID have another.
 
         The Keras example always computes its KID; here it is a metric like others. Keras would only warn, never save, and
         the script would fail on the missing checkpoint after the whole training.
         """
         computed = {metric.name for metric in self.image_metrics}
         changed = []
-        callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
-        for callback in callbacks:
-            if getattr(callback, "monitor", None) == "val_kid" and "kid" not in computed and has_validation:
+        callbacks = getattr(callbacks, "callbacks", callbacks)  # of a CallbackList
+        for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+            monitor = getattr(callback, "monitor", None)
+            if monitor == "val_kid" and "kid" not in computed and has_validation:
                 warnings.warn(
                     f"{type(callback).__name__} monitors 'val_kid', but no metric named 'kid' was compiled: it will monitor "
                     "'val_i_loss' instead. To have a KID, give one to compile(metrics=[...])",
                     stacklevel=4,
                 )
+                changed.append((callback, "monitor", monitor))
                 callback.monitor = "val_i_loss"
-                changed.append(callback)
+            # Keras infers the direction of its own compiled metrics alone.
+            if getattr(callback, "mode", None) == "auto" and isinstance(monitor, str):
+                direction = self._direction_of(callback.monitor.removeprefix("val_"))
+                if direction is not None:
+                    changed.append((callback, "mode", "auto"))
+                    callback.mode = direction
         try:
             yield
         finally:
-            for callback in changed:
-                callback.monitor = "val_kid"
+            for callback, name, value in changed:
+                setattr(callback, name, value)
+
+    def _direction_of(self, figure: str) -> str | None:
+        """Return whether a logged figure is better when it is "min" or "max"; None if nobody knows."""
+        if figure in ("n_loss", "i_loss", "loss", "gradient_norm"):
+            return "min"
+        for metric in self.image_metrics:
+            if figure in getattr(metric, "result_names", [metric.name]):
+                return {"up": "max", "down": "min"}.get(getattr(metric, "_direction", None) or "")
+        return None
+
+
+class LossTracker(keras.metrics.Mean):
+    """The mean of the losses, which also counts the images it has seen, whatever their weights."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.images = self.add_variable((), "zeros", name="images")
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:
+        super().update_state(values, sample_weight=sample_weight)
+        self.images.assign(self.images + ops.cast(ops.shape(values)[0], "float32"))
 
 
 def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
@@ -728,12 +953,50 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
     return keras.models.load_model(path, **kwargs)
 
 
+def _refuse_other_suffixes(filepath: str | os.PathLike, suffixes: Sequence[str], what: str) -> None:
+    if not str(filepath).endswith(tuple(suffixes)):
+        raise ValueError(
+            f"the file for {what} must end in {' or '.join(map(repr, suffixes))}, got {os.fspath(filepath)!r}: with another "
+            "name it could not be loaded again"
+        )
+
+
 def _save_whole(save: Callable, filepath: str | os.PathLike, overwrite: bool, **kwargs: Any) -> None:
     if "://" in str(filepath) or not overwrite:
         save(filepath, overwrite=overwrite, **kwargs)
         return
     with files.written_beside(filepath) as temporary:
         save(str(temporary), overwrite=True, **kwargs)
+
+
+def _require_steps(data: Any, steps: int | None, what: str, argument: str) -> None:
+    """Raise ValueError for data that never end, unless the number of steps is given."""
+    if steps is None and not inputs.is_one_piece(data) and inputs.can_be_read_again(data):
+        if inputs.number_of_batches(data) == -1:
+            raise ValueError(f"{what} never ends: give {argument}, or a data set without repeat()")
+
+
+def _weights_and_counted(sample_weight: Any) -> tuple[Any, Any]:
+    """Return weights of images, and 1 for those that count and 0 for those that only fill the batch up; or (None, None)."""
+    if sample_weight is None:
+        return None, None
+    sample_weight = ops.cast(sample_weight, "float32")
+    if len(sample_weight.shape) != 1:
+        raise ValueError(
+            f"sample weights must be one number for each image, shape (batch,), got shape {tuple(sample_weight.shape)}: "
+            "images are weighted, not their pixels"
+        )
+    return ops.maximum(sample_weight, 0.0), ops.cast(sample_weight >= 0.0, "float32")
+
+
+def _with_loss_scale(optimizer: Any, policy: Any, wanted: bool) -> Any:
+    """Return an optimizer that scales the loss where gradients are float16; Keras does so for "mixed_float16" alone."""
+    if not wanted or policy.name != "float16":
+        return optimizer
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
 def _as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
@@ -746,7 +1009,7 @@ def _as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
     if isinstance(metric, keras.metrics.Metric):
         return metric
     if callable(metric):
-        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"))
+        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"), dtype="float32")
     raise ValueError(
         f"a metric must be a keras.metrics.Metric or a function (real_images, generated_images), got {metric!r}"
     )

@@ -54,7 +54,8 @@ def residual_unet(
         attention_levels: levels, counted from 0 at the full resolution, whose blocks are followed by self-attention over the
             pixels (Ho et al. 2020), in heads of 32 channels.
         patch_size: p: the network works on patches of p x p pixels, as p * p times the channels at 1/p of the size.
-        dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32 in any case.
+        dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32 in any case, and so are the
+            weights of a 16-bit policy: "float16" computes as "mixed_float16" does.
         name: name of the model.
 
     Returns:
@@ -71,18 +72,24 @@ def residual_unet(
     if any(level not in range(len(widths)) for level in attention_levels):
         raise ValueError(f"attention_levels must lie in [0, {len(widths)}), the levels, got {list(attention_levels)}")
 
+    dtype = _with_float32_weights(dtype)
+
+    def convolution(width: int, kernel_size: int) -> layers.Layer:
+        # Whatever Keras's configuration says of data formats: images are channels-last here.
+        return layers.Conv2D(width, kernel_size, padding="same", data_format="channels_last", dtype=dtype)
+
     def normalize(x: Any) -> Any:
         if normalization == "batch":
             return BatchNormalization(dtype=dtype)(x)
         return GroupNormalization(math.gcd(8, x.shape[-1]), dtype=dtype)(x)
 
     def residual_block(x: Any, width: int) -> Any:
-        residual = x if x.shape[-1] == width else layers.Conv2D(width, kernel_size=1, dtype=dtype)(x)
-        x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(normalize(x))
+        residual = x if x.shape[-1] == width else convolution(width, 1)(x)
+        x = convolution(width, 3)(normalize(x))
         if conditioning == "every_block":
             x = layers.Add(dtype=dtype)([x, layers.Dense(width, dtype=dtype)(embedding)])
         x = layers.Activation("swish", dtype=dtype)(x)
-        x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(x)
+        x = convolution(width, 3)(x)
         return layers.Add(dtype=dtype)([x, residual])
 
     def residual_block_of_pair(x: Any, embedding: Any, width: int) -> Any:
@@ -90,7 +97,7 @@ def residual_unet(
         residual = ConditionedConv2D(width, kernel_size=1, dtype=dtype)([x, embedding])
         x, embedding = normalize(x), normalize(embedding)
         x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=dtype)([x, embedding])
-        x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(x)
+        x = convolution(width, 3)(x)
         return layers.Add(dtype=dtype)([x, residual])
 
     def attention_block(x: Any) -> Any:
@@ -115,30 +122,46 @@ def residual_unet(
             outputs.append(x)
         return outputs
 
-    noisy_images = keras.Input(image_shape, name="noisy_images")
-    noise_variances = keras.Input((1, 1, 1), name="noise_variances")
+    noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
+    noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
 
     embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)(noise_variances)
     if conditioning == "every_block":
         for _ in range(2):
             embedding = layers.Dense(4 * embedding_dims, activation="swish", dtype=dtype)(embedding)
     patches = _to_patches(noisy_images, patch_size)
-    x = layers.Conv2D(widths[0], kernel_size=1, dtype=dtype)(patches)
+    x = convolution(widths[0], 1)(patches)
 
     skips: list = []
     for level in range(len(widths) - 1):
         outputs = level_blocks(x, level)
         skips += outputs
-        x = layers.AveragePooling2D(2, dtype=dtype)(outputs[-1])
+        x = layers.AveragePooling2D(2, data_format="channels_last", dtype=dtype)(outputs[-1])
     x = level_blocks(x, len(widths) - 1)[-1]
     for level in reversed(range(len(widths) - 1)):
-        x = layers.UpSampling2D(2, interpolation="bilinear", dtype=dtype)(x)
+        x = layers.UpSampling2D(2, "channels_last", interpolation="bilinear", dtype=dtype)(x)
         x = level_blocks(x, level, skips)[-1]
 
-    x = layers.Conv2D(patches.shape[-1], kernel_size=1, kernel_initializer="zeros", dtype="float32", name="prediction")(
-        x
-    )
+    x = layers.Conv2D(
+        patches.shape[-1],
+        kernel_size=1,
+        data_format="channels_last",
+        kernel_initializer="zeros",
+        dtype="float32",
+        name="prediction",
+    )(x)
     return keras.Model([noisy_images, noise_variances], _from_patches(x, patch_size), name=name)
+
+
+def _with_float32_weights(dtype: Any) -> Any:
+    """Return a policy that computes as `dtype` does, on weights of at least 32 bits.
+
+    16 bits would round an optimizer's small steps away, and those of the weights' average.
+    """
+    policy = keras.dtype_policies.get(dtype)
+    if policy.variable_dtype in ("float16", "bfloat16"):
+        return keras.DTypePolicy(f"mixed_{policy.variable_dtype}")
+    return dtype
 
 
 def _to_patches(images: Any, size: int) -> Any:
