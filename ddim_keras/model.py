@@ -916,6 +916,10 @@ class LossTracker(keras.metrics.Mean):
         super().update_state(values, sample_weight=sample_weight)
         self.images.assign(self.images + ops.cast(ops.shape(values)[0], "float32"))
 
+    def reset_state(self) -> None:
+        super().reset_state()
+        self.images.assign(0.0)
+
 
 def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
     """Read a model that `DiffusionModel.save` wrote; as `keras.models.load_model`, with clearer errors.
