@@ -9,6 +9,7 @@ from keras import ops
 
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.types import Config, Tensor
 
 # Odd polynomial whose iteration takes every singular value of a matrix of norm 1 to the neighbourhood of 1 (Jordan et al. 2024).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -66,7 +67,7 @@ class Muon(keras.optimizers.AdamW):
         self.momentum = float(momentum)
         self.newton_schulz_iterations = positive_int("newton_schulz_iterations", newton_schulz_iterations)
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Any) -> None:
         """Change one variable by one step; Keras calls it for each."""
         rows, columns = _as_matrix(variable.shape)
         if min(rows, columns) < _FEWEST_CHANNELS:
@@ -80,7 +81,7 @@ class Muon(keras.optimizers.AdamW):
         size = _UPDATE_SIZE * max(rows, columns) ** 0.5 * ops.cast(learning_rate, variable.dtype)
         self.assign_sub(variable, size * ops.reshape(direction, variable.shape))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "momentum": self.momentum,

@@ -27,7 +27,7 @@ class Generator(Protocol):
     def denormalize(self, images: Images) -> Images: ...
 
 
-def image_grid(images: Any, columns: int | None = None, padding: int = 1, scale: int = 1) -> np.ndarray:
+def image_grid(images: Images, columns: int | None = None, padding: int = 1, scale: int = 1) -> np.ndarray:
     """Lay images out in rows.
 
     Args:
@@ -63,7 +63,7 @@ def image_grid(images: Any, columns: int | None = None, padding: int = 1, scale:
     return grid.reshape(rows * height, columns * width, channels)
 
 
-def save_images(path: str | os.PathLike, images: Any, columns: int | None = None, scale: int = 1) -> None:
+def save_images(path: str | os.PathLike, images: Images, columns: int | None = None, scale: int = 1) -> None:
     """Write images as one PNG, laid out by `image_grid`; whole or not at all."""
     import PIL.Image
 
@@ -71,7 +71,7 @@ def save_images(path: str | os.PathLike, images: Any, columns: int | None = None
         PIL.Image.fromarray(image_grid(images, columns, scale=scale)).save(temporary, format="PNG")
 
 
-def show_images(images: Any, columns: int | None = None, title: str | None = None) -> None:
+def show_images(images: Images, columns: int | None = None, title: str | None = None) -> None:
     """Show images in a notebook or window, laid out by `image_grid`."""
     import matplotlib.pyplot as plt
 
@@ -165,7 +165,7 @@ def save_animation(
         )
 
 
-def plot_rows(images: Any, labels: Sequence[str], title: str | None = None) -> matplotlib.figure.Figure:
+def plot_rows(images: Images, labels: Sequence[str], title: str | None = None) -> matplotlib.figure.Figure:
     """Draw rows of images with a label before each.
 
     Args:

@@ -13,6 +13,7 @@ from keras import ops
 
 from ddim_keras.data import inputs
 from ddim_keras.metrics.extractors import Extractor, KerasExtractor, get_extractor
+from ddim_keras.support.types import Config, Data, Features, Images, Tensor
 
 _BATCH = 256
 
@@ -48,7 +49,7 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
         return [self.name]
 
     @abc.abstractmethod
-    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
+    def update_features(self, real: Features = None, generated: Features = None, counted: Tensor = None) -> None:
         """Take in what `extract` made of the images of either side, or of both.
 
         Args:
@@ -60,11 +61,11 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
     def result(self) -> Any:
         """Return the figure, a float, or a dictionary of them by name, worked out in float64. Not within a compiled step."""
 
-    def extract(self, images: Any) -> Any:
+    def extract(self, images: Images) -> Any:
         """Return what the metric needs of images (batch, height, width, channels) in [0, 1] or uint8."""
         return self.extractor.features(inputs.as_unit_range(images))
 
-    def update_state(self, real_images: Any = None, generated_images: Any = None, sample_weight: Any = None) -> None:
+    def update_state(self, real_images: Images = None, generated_images: Images = None, sample_weight: Tensor = None) -> None:
         """Take in a batch of each side. All images count alike: there are no sample weights.
 
         Args:
@@ -106,11 +107,11 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
         if type(self.extractor) is KerasExtractor and len(store.keys()):
             self.extractor.model.set_weights([store[str(index)] for index in range(len(store.keys()))])
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"extractor": keras.saving.serialize_keras_object(self.extractor), "name": self.name}
 
 
-def checked_features(features: Any, what: str, dims: int | None = None) -> np.ndarray:
+def checked_features(features: Features, what: str, dims: int | None = None) -> np.ndarray:
     """Return features as float64.
 
     Raises:
@@ -125,7 +126,7 @@ def checked_features(features: Any, what: str, dims: int | None = None) -> np.nd
     return features
 
 
-def checked_batches(data: Any, side: str) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def checked_batches(data: Data, side: str) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Yield (images, labels or None), batch after batch.
 
     Args:
@@ -153,7 +154,7 @@ def require(number: int, minimum: int, what: str, metric: str) -> None:
 
 
 def of_images_or_features(
-    real: Any, generated: Any, metric_class: type[ImageMetric], extractor: Any, comparable: bool, **options: Any
+    real: Features, generated: Features, metric_class: type[ImageMetric], extractor: Any, comparable: bool, **options: Any
 ) -> Any:
     """Return the two sides as arrays of features, if they are that, or a metric that has seen their images.
 

@@ -20,6 +20,7 @@ from ddim_keras.metrics import fashion_mnist_classifier
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.downloads import reachable
+from ddim_keras.support.types import Config, Images
 
 # Where keras.applications downloads them from.
 _INCEPTION_V3 = (
@@ -43,10 +44,10 @@ class Extractor(Configurable, abc.ABC):
     compiles = True
 
     @abc.abstractmethod
-    def features(self, images: Any) -> Any:
+    def features(self, images: Images) -> Any:
         """Return feature vectors, float32 (batch, feature_dims)."""
 
-    def probabilities(self, images: Any) -> Any:
+    def probabilities(self, images: Images) -> Any:
         """Return class probabilities, float32 (batch, num_classes), for the Inception Score.
 
         Raises:
@@ -80,15 +81,15 @@ class KerasExtractor(Extractor):
         self.feature_dims = outputs[0][1]
         self.num_classes = outputs[1][1] if len(outputs) == 2 else None
 
-    def features(self, images: Any) -> Any:
+    def features(self, images: Images) -> Any:
         return self._outputs(images)[0]
 
-    def probabilities(self, images: Any) -> Any:
+    def probabilities(self, images: Images) -> Any:
         if self.num_classes is None:
             return super().probabilities(images)
         return ops.softmax(self._outputs(images)[1], axis=-1)
 
-    def prepare(self, images: Any) -> Any:
+    def prepare(self, images: Images) -> Any:
         """Return images of the size and channels that the model takes."""
         height, width, channels = self.model.input_shape[1:]
         images = with_channels(ops.convert_to_tensor(images, dtype="float32"), channels)
@@ -96,17 +97,17 @@ class KerasExtractor(Extractor):
             images = resized(images, (height, width))
         return images
 
-    def _outputs(self, images: Any) -> list:
+    def _outputs(self, images: Images) -> list:
         outputs = self.model(self.prepare(images), training=False)
         return [
             ops.cast(output, "float32") for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
         ]
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"model": keras.saving.serialize_keras_object(self.model)}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> KerasExtractor:
+    def from_config(cls, config: Config) -> KerasExtractor:
         return cls(keras.saving.deserialize_keras_object(config["model"]))
 
     def __repr__(self) -> str:
@@ -127,17 +128,17 @@ class FashionMNISTExtractor(KerasExtractor):
         with np.load(pathlib.Path(fashion_mnist_classifier.__file__).with_suffix(".npz")) as weights:
             self.model.set_weights([weights[name].astype("float32") for name in weights.files])
 
-    def prepare(self, images: Any) -> Any:
+    def prepare(self, images: Images) -> Any:
         images = with_channels(ops.convert_to_tensor(images, dtype="float32"), 1)
         if tuple(images.shape[1:3]) == (28, 28):
             return ops.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
         return super().prepare(images)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> FashionMNISTExtractor:
+    def from_config(cls, config: Config) -> FashionMNISTExtractor:
         return cls(**config)
 
     def __repr__(self) -> str:
@@ -181,16 +182,16 @@ class InceptionV3Extractor(Extractor):
         logits.activation = keras.activations.linear
         self.model = keras.Model(body.input, [body.output, logits(body.output)])
 
-    def features(self, images: Any) -> Any:
+    def features(self, images: Images) -> Any:
         return self.model(self._prepare(images), training=False)[0]
 
-    def probabilities(self, images: Any) -> Any:
+    def probabilities(self, images: Images) -> Any:
         return ops.softmax(self.model(self._prepare(images), training=False)[1], axis=-1)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"image_size": self.image_size, "weights": self.weights}
 
-    def _prepare(self, images: Any) -> Any:
+    def _prepare(self, images: Images) -> Any:
         images = with_channels(ops.convert_to_tensor(images, dtype="float32"), 3)
         size = (self.image_size, self.image_size)
         return 2.0 * ops.image.resize(images, size, data_format="channels_last") - 1.0
@@ -259,16 +260,16 @@ class Inception2015Extractor(Extractor):
                 "Inception2015Extractor(weights=path)"
             ) from error
 
-    def features(self, images: Any) -> Any:
+    def features(self, images: Images) -> Any:
         return self._outputs(images)[0]
 
-    def probabilities(self, images: Any) -> Any:
+    def probabilities(self, images: Images) -> Any:
         return ops.softmax(self._outputs(images)[1], axis=-1)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {"weights": self.weights}
 
-    def _outputs(self, images: Any) -> list[np.ndarray]:
+    def _outputs(self, images: Images) -> list[np.ndarray]:
         import torch
 
         images = ops.convert_to_numpy(with_channels(ops.convert_to_tensor(images, dtype="float32"), 3))
@@ -313,7 +314,7 @@ def get_extractor(identifier: str | dict | Extractor | keras.Model) -> Extractor
     return resolve(identifier, Extractor, {name: functools.partial(_named, name) for name in EXTRACTORS})
 
 
-def resized(images: Any, size: tuple[int, int]) -> Any:
+def resized(images: Images, size: tuple[int, int]) -> Any:
     """Return images resized with antialiasing, by products with constant matrices, which XLA compiles on every device.
 
     Args:
@@ -332,7 +333,7 @@ def _triangle_filter(old: int, new: int) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
 
 
-def with_channels(images: Any, channels: int) -> Any:
+def with_channels(images: Images, channels: int) -> Any:
     """Return images of 1, 3 or 4 channels with as many as asked for: repeated, turned to luma, or without alpha."""
     given = images.shape[-1]
     if given == channels:

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from ddim_keras.support.types import Tensor
+
 IMAGE_SIZE = 32
 NUM_CLASSES = 10
 
@@ -17,7 +19,7 @@ def fashion_mnist_classifier() -> keras.Model:
     Eight convolutions, batch-normalised, in three levels; the features are the last level's averages. 0.38 M parameters.
     """
 
-    def convolution(x: Any, filters: int) -> Any:
+    def convolution(x: Tensor, filters: int) -> Any:
         x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
         return layers.Activation("relu")(layers.BatchNormalization()(x))
 

@@ -10,6 +10,7 @@ from keras import ops
 
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require, warn_of_few
 from ddim_keras.metrics.states import Sums
+from ddim_keras.support.types import Features, Tensor
 
 
 def frechet_distance(
@@ -36,7 +37,7 @@ def frechet_distance(
     return float(squares + np.trace(real_covariance) + np.trace(generated_covariance) - 2.0 * trace_of_root)
 
 
-def fid(real: Any, generated: Any, extractor: Any = None, *, comparable: bool = False) -> float:
+def fid(real: Features, generated: Features, extractor: Any = None, *, comparable: bool = False) -> float:
     """Return the Fréchet inception distance between real and generated images: 0 if their features are distributed alike.
 
     It shrinks with the number of images, to the number of features and far beyond: compare only figures of equal numbers.
@@ -86,7 +87,7 @@ class FID(ImageMetric):
         self._real = Sums(self, "real", (dims,), (dims, dims))
         self._generated = Sums(self, "generated", (dims,), (dims, dims))
 
-    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
+    def update_features(self, real: Features = None, generated: Features = None, counted: Tensor = None) -> None:
         for sums, features in ((self._real, real), (self._generated, generated)):
             if features is not None:
                 features = ops.cast(features, "float32")

@@ -12,6 +12,7 @@ from ddim_keras.data import inputs
 from ddim_keras.metrics.base import ImageMetric, checked_features, require
 from ddim_keras.metrics.states import Sums
 from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.types import Config, Features, Images, Tensor
 
 
 class InceptionScoreResult(NamedTuple):
@@ -21,7 +22,7 @@ class InceptionScoreResult(NamedTuple):
     standard_deviation: float
 
 
-def inception_score(probabilities: Any, splits: int = 10) -> InceptionScoreResult:
+def inception_score(probabilities: Tensor, splits: int = 10) -> InceptionScoreResult:
     """Return exp(E KL(p(y | x) || p(y))): from 1 to the number of classes, high if images are clear and all classes occur.
 
     It looks at generated images alone, and says nothing about how they compare with real ones.
@@ -76,10 +77,10 @@ class InceptionScore(ImageMetric):
     def minimum_images(self) -> int:  # type: ignore[override]
         return self.splits
 
-    def extract(self, images: Any) -> Any:
+    def extract(self, images: Images) -> Any:
         return self.extractor.probabilities(inputs.as_unit_range(images))
 
-    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
+    def update_features(self, real: Features = None, generated: Features = None, counted: Tensor = None) -> None:
         """Take in class probabilities; those of real images are not used."""
         if generated is None:
             return
@@ -107,7 +108,7 @@ class InceptionScore(ImageMetric):
         require(int(count), self.splits, "generated", f"the Inception Score over {self.splits} splits")
         return _over_splits(list(zip(counts, totals, entropies)))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {**super().get_config(), "splits": self.splits}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require, warn_of_few
 from ddim_keras.metrics.states import Sample
 from ddim_keras.support.arguments import integer
+from ddim_keras.support.types import Config, Features, Tensor
 
 
 class KIDResult(NamedTuple):
@@ -41,8 +42,8 @@ def squared_mmd(real: np.ndarray, generated: np.ndarray) -> float:
 
 
 def kid(
-    real: Any,
-    generated: Any,
+    real: Features,
+    generated: Features,
     extractor: Any = None,
     *,
     subsets: int = 100,
@@ -114,7 +115,7 @@ class KID(ImageMetric):
             Sample(self, side, self.capacity, self.extractor.feature_dims, self._options["seed"]) for side in sides
         )
 
-    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
+    def update_features(self, real: Features = None, generated: Features = None, counted: Tensor = None) -> None:
         for sample, features in ((self._real, real), (self._generated, generated)):
             if features is not None:
                 sample.update(features, counted)
@@ -126,7 +127,7 @@ class KID(ImageMetric):
         """Return (mean, standard_deviation) over the subsets."""
         return _over_subsets(self._real.values()[1], self._generated.values()[1], **self._options)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {**super().get_config(), **self._options, "capacity": self.capacity}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require
 from ddim_keras.metrics.states import Sample
 from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.types import Config, Features, Tensor
 
 _BLOCK = 1024  # rows of distances held at a time
 
@@ -60,7 +61,7 @@ def is_within(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.
 
 
 def precision_recall(
-    real: Any, generated: Any, extractor: Any = None, *, neighbours: int = 3, comparable: bool = False
+    real: Features, generated: Features, extractor: Any = None, *, neighbours: int = 3, comparable: bool = False
 ) -> PrecisionRecallResult:
     """Return the share of generated images that lie among the real ones, and of real ones that lie among the generated.
 
@@ -92,7 +93,7 @@ def precision_recall(
 
 
 def density_coverage(
-    real: Any, generated: Any, extractor: Any = None, *, neighbours: int = 5, comparable: bool = False
+    real: Features, generated: Features, extractor: Any = None, *, neighbours: int = 5, comparable: bool = False
 ) -> DensityCoverageResult:
     """Return how many real images' balls hold a generated image, over k, and the share of balls that hold any.
 
@@ -153,7 +154,7 @@ class _ManifoldMetric(ImageMetric):
     def minimum_images(self) -> int:  # type: ignore[override]
         return self.neighbours + 1
 
-    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
+    def update_features(self, real: Features = None, generated: Features = None, counted: Tensor = None) -> None:
         for sample, features in ((self._real, real), (self._generated, generated)):
             if features is not None:
                 sample.update(features, counted)
@@ -176,7 +177,7 @@ class _ManifoldMetric(ImageMetric):
         """Return the two figures by name; after the metric's own name, if that is not the default."""
         return dict(zip(self.result_names, self.values()))
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         own = {"neighbours": self.neighbours, "seed": self.seed, "capacity": self.capacity}
         return {**super().get_config(), **own}
 

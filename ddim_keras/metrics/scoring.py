@@ -20,6 +20,7 @@ from ddim_keras.metrics.states import Sample
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import generate
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
+from ddim_keras.support.types import Data, Features
 
 METRICS: dict[str, Callable[..., ImageMetric]] = {
     "fid": FID,
@@ -34,7 +35,7 @@ _NEIGHBOURS = 5
 
 def score(
     generated: Iterable[Any],
-    real: Any,
+    real: Features,
     metrics: Sequence[str | ImageMetric],
     extractor: str | Extractor | keras.Model,
     per_class: bool = False,
@@ -91,7 +92,7 @@ class _Classes:
         self._real = Sample(self._holder, "real", 10_000, extractor.feature_dims + 1, seed=0)
         self._generated = Sample(self._holder, "generated", 10_000, extractor.feature_dims, seed=0)
 
-    def update(self, side: str, features: Any, labels: np.ndarray | None) -> None:
+    def update(self, side: str, features: Features, labels: np.ndarray | None) -> None:
         if side == "generated":
             self._generated.update(features)
             return
@@ -135,7 +136,7 @@ class _Classes:
 
 def score_generated(
     engine: Engine,
-    dataset: Any,
+    dataset: Data,
     num_images: int = 10_000,
     diffusion_steps: int | Sequence[float] = 20,
     *,

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.support import backend, random
+from ddim_keras.support.types import Features, Tensor
 
 _OWN_COUNTER = 1 << 31
 
@@ -76,7 +77,7 @@ class Sample:
         self._priorities = metric.add_variable((capacity,), "zeros", name=f"{name}_priorities")
         self._count = metric.add_variable((), "zeros", name=f"{name}_count")
 
-    def update(self, features: Any, counted: Any = None) -> None:
+    def update(self, features: Features, counted: Tensor = None) -> None:
         """Add feature vectors, (batch, dims); those whose `counted`, (batch,), is 0 are left out."""
         replica, replicas = backend.replica()
         size = ops.shape(features)[0]
@@ -119,6 +120,6 @@ class Sample:
         return ops.slice(variable.value, [first] + [0] * (len(variable.shape) - 1), [room, *variable.shape[1:]])
 
     @staticmethod
-    def _fill(variable: Any, first: Any, values: Any) -> None:
+    def _fill(variable: Any, first: Any, values: Tensor) -> None:
         start = [first] + [0] * (len(variable.shape) - 1)
         variable.assign(ops.slice_update(ops.zeros(variable.shape), start, values))

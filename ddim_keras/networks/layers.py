@@ -12,6 +12,7 @@ from keras import ops
 from ddim_keras.data import inputs
 from ddim_keras.support import backend
 from ddim_keras.support.progress import progress
+from ddim_keras.support.types import Config, Data, Images
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -50,7 +51,7 @@ class SinusoidalEmbedding(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.dims)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         config = super().get_config()
         config.pop("dtype")
         return {**config, "dims": self.dims, "max_frequency": self.max_frequency, "max_value": self.max_value}
@@ -181,7 +182,7 @@ class ImageNormalization(keras.layers.Layer):
         """Whether `adapt` has run, in this process or before the weights were saved."""
         return bool(ops.convert_to_numpy(self.count) > 0.0)
 
-    def adapt(self, data: Any, batch_size: int = 256, steps: int | None = None, verbose: int = 0) -> None:
+    def adapt(self, data: Data, batch_size: int = 256, steps: int | None = None, verbose: int = 0) -> None:
         """Measure mean and variance of each channel; what an earlier `adapt` measured is forgotten.
 
         Args:
@@ -232,7 +233,7 @@ class ImageNormalization(keras.layers.Layer):
     def call(self, images):
         return (inputs.as_unit_range(images) - self.mean) / self.standard_deviation()
 
-    def denormalize(self, images: Any) -> Any:
+    def denormalize(self, images: Images) -> Any:
         """Return zero-mean unit-variance images to [0, 1], clipped."""
         return ops.clip(self.mean + images * self.standard_deviation(), 0.0, 1.0)
 

@@ -15,6 +15,7 @@ import numpy as np
 from ddim_keras import plotting
 from ddim_keras.support import files
 from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.types import Logs
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -26,7 +27,7 @@ class TrainingProgress(keras.callbacks.Callback):
         ValueError: when training starts on data of unknown length.
     """
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         if not self.params.get("steps"):
             raise ValueError(
                 "TrainingProgress needs data of known length: give fit steps_per_epoch, or use its own bar"
@@ -37,15 +38,15 @@ class TrainingProgress(keras.callbacks.Callback):
         )
         self._epoch = 0
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         done = self._epoch * self._steps + batch + 1
         if done < self._bar.target:  # the last update belongs to on_train_end, which ends the line
             self._bar.update(done, list((logs or {}).items()))
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         shown = {name: value for name, value in (logs or {}).items() if not name.startswith("val_")}
         self._bar.update(self._bar.target, list(shown.items()), finalize=True)
 
@@ -70,13 +71,13 @@ class Throughput(keras.callbacks.Callback):
         super().__init__()
         self.batch_size = positive_int("batch_size", batch_size)
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._ends: list[float] = [time.perf_counter()]
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self._ends.append(time.perf_counter())
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         ends = self._ends[1:] if len(self._ends) > 2 else self._ends
         if logs is not None and ends[-1] > ends[0]:
             logs["images_per_second"] = self.batch_size * (len(ends) - 1) / (ends[-1] - ends[0])
@@ -123,7 +124,7 @@ class SampleImages(keras.callbacks.Callback):
         self.sampling = {"diffusion_steps": diffusion_steps, "seed": seed, "verbose": 0, **sampling}
         self._writer: Any = None
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if (epoch + 1) % self.every:
             return
         grids = {"samples": self.model.generate(self.num_images, **self.sampling)}
@@ -135,7 +136,7 @@ class SampleImages(keras.callbacks.Callback):
             if self.tensorboard is not None:
                 self._summarize(name, plotting.image_grid(images, scale=self.scale), epoch)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Logs | None = None) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -175,7 +176,7 @@ class KeepBest(keras.callbacks.Callback):
         self._note = self.path.with_name(f"{self.path.stem}_score.json")
         self._older_note = self.path.with_suffix(".best.json")  # as version 0.1 called it
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: Logs | None = None) -> None:
         self.best = math.inf if self.mode == "min" else -math.inf
         found = [note for note in (self._note, self._older_note) if note.is_file()]
         if self.path.is_file() and found:
@@ -183,7 +184,7 @@ class KeepBest(keras.callbacks.Callback):
             if note["monitor"] == self.monitor:
                 self.best = float(note["value"])
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         logs = logs or {}
         if self.monitor not in logs:
             raise ValueError(

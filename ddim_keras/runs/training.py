@@ -20,6 +20,7 @@ from ddim_keras.runs.config import RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.support import backend, files, progress
+from ddim_keras.support.types import Data
 
 Tell = Callable[[str], None]
 
@@ -46,7 +47,7 @@ class _Training(NamedTuple):
     recipe: presets.Training
     folder: RunFolder
     model: DiffusionModel
-    data: Any
+    data: Data
     validation: Any
     tell: Tell
 

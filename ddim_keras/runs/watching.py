@@ -15,6 +15,7 @@ from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.signals import StopRequest
 from ddim_keras.support import files
 from ddim_keras.support.progress import ProgressLines
+from ddim_keras.support.types import Logs
 
 
 class Stopped(Exception):
@@ -29,7 +30,7 @@ class KeepCheckpoints(keras.callbacks.Callback):
         self.checkpoints, self.config, self.step, self.request = checkpoints, config, step, request
         self.saved_step, self.saved_time = step, time.monotonic()
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
         minutes = (time.monotonic() - self.saved_time) / 60.0
         due = self.step % self.config.checkpoint_every == 0 or minutes >= self.config.checkpoint_minutes
@@ -40,18 +41,18 @@ class KeepCheckpoints(keras.callbacks.Callback):
         if self.request.asked:
             raise Stopped
 
-    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         if self.request.asked:
             self.save(None)
             raise Stopped
 
-    def save(self, logs: dict[str, Any] | None) -> None:
+    def save(self, logs: Logs | None) -> None:
         self._check(logs)
         if self.step != self.saved_step:
             self.checkpoints.save(self.model, self.step)
             self.saved_step, self.saved_time = self.step, time.monotonic()
 
-    def _check(self, logs: dict[str, Any] | None) -> None:
+    def _check(self, logs: Logs | None) -> None:
         if logs and not all(np.isfinite(float(value)) for value in logs.values()):
             raise DivergedError(f"the loss is not finite at step {self.step}. {self.checkpoints.advice()}")
 
@@ -59,7 +60,7 @@ class KeepCheckpoints(keras.callbacks.Callback):
 class LearningRate(keras.callbacks.Callback):
     """Add the learning rate at the epoch's end to its logs."""
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if logs is not None:
             logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
@@ -77,7 +78,7 @@ class Log(keras.callbacks.Callback):
         super().__init__()
         self.path = path
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         figures = {name: float(value) for name, value in (logs or {}).items()}
         self._write([*self._rows(), {"epoch": epoch, **figures}])
 
@@ -114,5 +115,5 @@ class StepLines(keras.callbacks.Callback):
         super().__init__()
         self.keeper, self.lines = keeper, ProgressLines(steps, "steps")
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.lines.update(self.keeper.step, list((logs or {}).items()))

@@ -84,7 +84,7 @@ def variations(
 
 def inpaint(
     engine: Engine,
-    images: Any,
+    images: Images,
     masks: Any,
     diffusion_steps: int | Sequence[float] = 50,
     *,

@@ -18,14 +18,14 @@ from ddim_keras.sampling.generate import decode
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport, invert_step
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import resolve
-from ddim_keras.support.types import Array, ImageArray
+from ddim_keras.support.types import Array, ImageArray, Images
 
 _LARGEST_ROUND_TRIP_ERROR = 1e-5
 
 
 def encode(
     engine: Engine,
-    images: Any,
+    images: Images,
     diffusion_steps: int | Sequence[float] = 100,
     *,
     exact: bool = False,
@@ -88,7 +88,7 @@ def encode(
 
 
 def reconstruct(
-    engine: Engine, images: Any, diffusion_steps: int | Sequence[float] = 100, **options: Any
+    engine: Engine, images: Images, diffusion_steps: int | Sequence[float] = 100, **options: Any
 ) -> ImageArray:
     """Make images on the way from one latent to another, along the sphere (section 5.3).
 

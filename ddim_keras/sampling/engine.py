@@ -114,7 +114,7 @@ class Engine:
         finally:
             self._held.values = None
 
-    def normalize(self, images: Any) -> ImageArray:
+    def normalize(self, images: Images) -> ImageArray:
         """Check images as a user gives them, and return them with zero mean and unit variance.
 
         Raises:

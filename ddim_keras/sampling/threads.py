@@ -11,6 +11,7 @@ import keras
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend
 from ddim_keras.support.locks import FairLock
+from ddim_keras.support.types import Logs
 
 
 class _Turns(keras.callbacks.Callback):
@@ -21,11 +22,11 @@ class _Turns(keras.callbacks.Callback):
         self._lock = lock
         self._held = 0
 
-    def _take(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def _take(self, batch: int, logs: Logs | None = None) -> None:
         self._lock.acquire()
         self._held += 1
 
-    def _give(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def _give(self, batch: int, logs: Logs | None = None) -> None:
         if self._held:
             self._held -= 1
             self._lock.release()

@@ -40,3 +40,15 @@ ImageShape: TypeAlias = tuple[int, int, int]
 
 Config: TypeAlias = dict[str, Any]
 """What `get_config` returns: the constructor's arguments by name."""
+
+Logs: TypeAlias = dict[str, Any]
+"""The figures of a batch or an epoch by name, as Keras hands them to callbacks."""
+
+Labels: TypeAlias = Any
+"""(batch,) integers, or (batch, classes) one-hot."""
+
+Features: TypeAlias = Any
+"""(batch, features): what an extractor sees in images."""
+
+Data: TypeAlias = Any
+"""Images in any form that `DiffusionModel.fit` takes."""
