@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 import ddim_keras
-from ddim_keras import DiffusionModel, data, networks, plotting
+from ddim_keras import DiffusionModel, data, networks, plotting, presets
 
 
 def make_network(image_shape, width=96, blocks=6):
@@ -22,14 +22,14 @@ def make_network(image_shape, width=96, blocks=6):
     return keras.Model([noisy_images, variances], x)  # as many pixels as it was given
 
 
-def main(size=32, width=96, out="outputs/examples", **lengths):
+def main(size=32, width=96, epochs=5, steps=300, out="outputs/examples"):
     train, val = data.load_dataset("embedded", size, batch_size=32)
     network = make_network((size, size, 1), width)
-    model = DiffusionModel(size, channels=1, network=network, parameterization="velocity")
-    optimizer = keras.optimizers.AdamW(2e-3, global_clipnorm=1.0)
-    model.compile(optimizer, loss="mean_squared_error")
-    lengths = lengths or {"epochs": 5, "steps_per_epoch": 200}
-    model.fit(train.repeat(), validation_data=val, **lengths)
+    predicts = {"parameterization": "velocity", "loss_weighting": "min_snr"}
+    model = DiffusionModel(size, channels=1, network=network, ema_decay=0.99, **predicts)
+    recipe = presets.training("fashion_mnist_32")
+    model.compile(**recipe.compile_arguments(steps=epochs * steps))
+    model.fit(train.repeat(), validation_data=val, epochs=epochs, steps_per_epoch=steps)
     plotting.save_images(f"{out}/own_network.png", model.generate(16, seed=1), scale=3)
     model.save(f"{out}/own_network.keras")  # the network is in it
     return ddim_keras.load_model(f"{out}/own_network.keras")

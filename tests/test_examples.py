@@ -60,7 +60,7 @@ class TinyPreset:
 
 @slow_on_jax
 def test_your_own_network(tmp_path):
-    model = load("your_own_network").main(8, width=8, epochs=1, steps_per_epoch=2, out=str(tmp_path))
+    model = load("your_own_network").main(8, width=8, epochs=1, steps=2, out=str(tmp_path))
     assert model.generate(2, 2).shape == (2, 8, 8, 1)
     assert (tmp_path / "own_network.png").is_file()
 
