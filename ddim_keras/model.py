@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
-import json
 import os
-import pathlib
 import warnings
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras import presets, sampling
-from ddim_keras.data import inputs
+from ddim_keras import plotting, presets, sampling
 from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameterization
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
-from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.networks.unet import residual_unet
-from ddim_keras.samplers import DDIM, Conditions
-from ddim_keras.sampling.choices import EVEN_TIMES, check_noise_end
-from ddim_keras.sampling.denoisers import network_denoiser, predict
-from ddim_keras.sampling.engine import Engine
-from ddim_keras.sampling.threads import taking_turns
+from ddim_keras.samplers import Conditions
+from ddim_keras.sampling.choices import check_noise_end
+from ddim_keras.sampling.denoisers import network_denoiser
 from ddim_keras.sampling.verbs import verb
-from ddim_keras.support import backend, files, random
-from ddim_keras.support.arguments import height_and_width, integer, positive_int, refuse_equal_names
+from ddim_keras.support.arguments import height_and_width, integer, positive_int
 from ddim_keras.support.configurable import resolve
+from ddim_keras.support.keras_files import check_model_file
+from ddim_keras.support.types import Config, Images, Rates, Tensor
+from ddim_keras.training.objective import Objective
+from ddim_keras.training.trainer import EMATrainer
 
-_GOLDEN_RATIO = 0.6180339887498949
 _LARGEST_SIGNAL_AT_NOISE_END = 0.25
+_REGISTERED_NAME = "ddim_keras>DiffusionModel"
+_NOT_A_FUNCTION = (
+    "a DiffusionModel {what}: model.generate(num_images) makes images, model.denoise(noisy_images, noise_rates, signal_rates) "
+    "splits noisy ones into noises and images, and model.ema_network([noisy_images, noise_variances]) is the network alone"
+)
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
-class DiffusionModel(keras.Model):
+class DiffusionModel(EMATrainer):
     """A denoising diffusion implicit model (Song, Meng & Ermon, ICLR 2021).
 
     The defaults are the values of the Keras DDIM example.
@@ -96,9 +94,9 @@ class DiffusionModel(keras.Model):
         block_depth: int = 2,
         *,
         channels: int = 3,
-        schedule: str | Schedule | dict = "angle",
-        parameterization: str | Parameterization | dict = "noise",
-        loss_weighting: str | Weighting | dict = "uniform",
+        schedule: str | Schedule | Config = "angle",
+        parameterization: str | Parameterization | Config = "noise",
+        loss_weighting: str | Weighting | Config = "uniform",
         embedding_dims: int = 32,
         embedding_max_frequency: float = 1000.0,
         conditioning: str = "input",
@@ -107,71 +105,45 @@ class DiffusionModel(keras.Model):
         patch_size: int = 1,
         ema_decay: float = 0.999,
         seed: int | None = None,
-        network: Any = None,
+        network: keras.Model | Config | None = None,
         dtype: Any = None,
         name: str | None = None,
     ):
-        # The images enter as they are: casting them to the policy's half precision would come before normalisation.
-        super().__init__(dtype=dtype, name=name, autocast=False)
-        self.image_shape = (*height_and_width(image_size), positive_int("channels", channels))
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network")
-        self.widths = [int(width) for width in widths]
-        self.block_depth = block_depth
-        self.embedding_dims = embedding_dims
-        self.embedding_max_frequency = float(embedding_max_frequency)
-        self.conditioning = conditioning
-        self.normalization = normalization
-        self.attention_levels = [int(level) for level in attention_levels]
-        self.patch_size = patch_size
-        self.ema_decay = float(ema_decay)
-        self.seed = None if seed is None else integer("seed", seed, minimum=0, below=2**32)
-        self.schedule = resolve(schedule, Schedule, SCHEDULES)
-        self.parameterization = resolve(parameterization, Parameterization, PARAMETERIZATIONS)
-        self.loss_weighting = resolve(loss_weighting, Weighting, WEIGHTINGS)
-
-        check_noise_end(self.schedule, self.parameterization)
-        if (left := float(self.schedule(np.array([1.0]))[0][0])) > _LARGEST_SIGNAL_AT_NOISE_END:
-            warnings.warn(
-                f"{self.schedule!r} ends with a signal rate of {left:.2g}, but sampling starts from noise alone: let it end "
-                "nearer to 0 (a lower min_signal_rate, or larger betas for fewer times)",
-                stacklevel=2,
-            )
-
+        image_shape = (*height_and_width(image_size), positive_int("channels", channels))
+        objective = Objective(
+            resolve(schedule, Schedule, SCHEDULES),
+            resolve(parameterization, Parameterization, PARAMETERIZATIONS),
+            resolve(loss_weighting, Weighting, WEIGHTINGS),
+        )
+        _check_noise_end(objective)
+        # What describes the residual U-Net, as `residual_unet` calls it.
+        self_made = {
+            "widths": [int(width) for width in widths],
+            "block_depth": block_depth,
+            "embedding_dims": embedding_dims,
+            "embedding_max_frequency": float(embedding_max_frequency),
+            "conditioning": conditioning,
+            "normalization": normalization,
+            "attention_levels": [int(level) for level in attention_levels],
+            "patch_size": patch_size,
+        }
+        given = keras.saving.deserialize_keras_object(network) if isinstance(network, dict) else network
+        max_condition = objective.schedule.max_condition
+        networks = _networks(given, image_shape, max_condition=max_condition, dtype=dtype, **self_made)
+        super().__init__(
+            *networks,
+            image_shape=image_shape,
+            objective=objective,
+            ema_decay=ema_decay,
+            seed=None if seed is None else integer("seed", seed, minimum=0, below=2**32),
+            dtype=dtype,
+            name=name,
+        )
+        self.schedule, self.parameterization = objective.schedule, objective.parameterization
+        self.loss_weighting = objective.loss_weighting
         self._custom_network = network is not None
-        if isinstance(network, dict):
-            network = keras.saving.deserialize_keras_object(network)
-        self.network: Any = network or self._make_network("network")
-        _check_network(self.network, self.image_shape)
-        # Made anew or cloned, it has fresh random weights, which the average would drag along for thousands of steps.
-        self.ema_network: Any = keras.models.clone_model(network) if network else self._make_network("ema_network")
-        self.ema_network.set_weights(self.network.get_weights())
-        self.ema_network.trainable = False
-        self.ema_updates = self.add_weight(
-            shape=(), initializer="zeros", dtype="float32", trainable=False, name="ema_updates", aggregation="mean"
-        )
-
-        self.normalizer = ImageNormalization(name="normalizer")
-        self.normalizer.build((None, *self.image_shape))
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self.sampling_seed_generator = keras.random.SeedGenerator(seed)
-        self.noise_loss_tracker = keras.metrics.Mean(name="n_loss")
-        self.image_loss_tracker = keras.metrics.Mean(name="i_loss")
-        self.gradient_norm_tracker: keras.metrics.Metric | None = None
-        self.image_metrics: list[keras.metrics.Metric] = []
-        self.metric_diffusion_steps = 5
-        self.engine = Engine(
-            self.ema_network,
-            image_shape=self.image_shape,
-            schedule=self.schedule,
-            parameterization=self.parameterization,
-            normalizer=self.normalizer,
-            seeds=self.sampling_seed_generator,
-            compute_dtype=self.compute_dtype,
-            jit_compile=lambda: self.jit_compile,
-            before_use=self.synchronize,
-        )
-        self.built = True
+        for option, value in self_made.items():
+            setattr(self, option, value)
 
     generate = verb(sampling.generate)
     encode = verb(sampling.encode)
@@ -184,257 +156,9 @@ class DiffusionModel(keras.Model):
     score = verb(scoring.score_generated)
     reverse_diffusion = verb(sampling.reverse_diffusion)
 
-    # Training
-
-    def compile(
-        self,
-        optimizer: Any = "adamw",
-        loss: Any = "mean_absolute_error",
-        metrics: Sequence[Any] | None = None,
-        *,
-        metric_diffusion_steps: int = 5,
-        gradient_norm: bool = False,
-        jit_compile: bool | str = "auto",
-        **kwargs: Any,
-    ) -> None:
-        """Configure the model for training.
-
-        Args:
-            optimizer: a Keras optimizer or its name.
-            loss: a Keras loss, its name or a function (true, predicted) -> values, applied to what the network predicts.
-            metrics: Keras metrics, or functions, that compare images: `update_state(real_images, generated_images)`, both
-                (batch, height, width, channels) in [0, 1]. They are computed by `evaluate` and in `fit`'s validation, on
-                as many generated images as real ones.
-            metric_diffusion_steps: sampling steps of the images generated for `metrics`.
-            gradient_norm: whether `fit` logs `gradient_norm`, the norm of a batch's gradients of all weights together, before any
-                clipping: the epoch's mean.
-            jit_compile: True compiles with XLA, False makes plain TensorFlow graphs, "auto" takes plain graphs on a CPU,
-                where they measure faster, and XLA elsewhere. JAX always compiles unless False.
-            **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`, as in `keras.Model.compile`.
-        """
-        # The loss compares what happens inside a step, not the model's output: Keras must not try to build it on that.
-        super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
-        self.loss = keras.losses.get(loss)
-        self.image_metrics = [_as_metric(metric, bool(kwargs.get("run_eagerly"))) for metric in metrics or []]
-        self.gradient_norm_tracker = keras.metrics.Mean(name="gradient_norm") if gradient_norm else None
-        refuse_equal_names(self.metrics)
-        self.metric_diffusion_steps = positive_int("metric_diffusion_steps", metric_diffusion_steps)
-        self._compile_arguments = {
-            "optimizer": optimizer,
-            "loss": loss,
-            "metrics": self.image_metrics,
-            "metric_diffusion_steps": metric_diffusion_steps,
-            "gradient_norm": gradient_norm,
-            "jit_compile": jit_compile,
-            **kwargs,
-        }
-        # Built here, its state can be loaded before the first step.
-        self.optimizer.build(self.trainable_variables)
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        if not self.compiled:
-            return None
-        return {name: keras.saving.serialize_keras_object(value) for name, value in self._compile_arguments.items()}
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        importlib.import_module("ddim_keras.optimizers")  # Keras knows only what was imported
-        arguments = {
-            name: keras.saving.deserialize_keras_object(value) for name, value in config.items() if name != "metrics"
-        }
-        metrics = []
-        if config.get("metrics"):
-            importlib.import_module("ddim_keras.metrics")
-        for value in config.get("metrics", []):
-            try:
-                metrics.append(keras.saving.deserialize_keras_object(value))
-            except (OSError, ImportError) as error:  # its extractor cannot be had here, but the model can
-                warnings.warn(f"the metric {value['config'].get('name')!r} was left out: {error}", stacklevel=2)
-        self.compile(**arguments, metrics=metrics)
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        gradient_norm = [] if self.gradient_norm_tracker is None else [self.gradient_norm_tracker]
-        return [self.noise_loss_tracker, self.image_loss_tracker, *gradient_norm, *self.image_metrics]
-
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: str | int = "auto",
-        callbacks: Any = None,
-        validation_split: float = 0.0,
-        validation_data: Any = None,
-        **kwargs: Any,
-    ) -> keras.callbacks.History:
-        """Train the model; as `keras.Model.fit`.
-
-        A normalizer that was not adapted is first adapted to the data.
-
-        Args:
-            x: images: a `tf.data.Dataset` of batches, an array, a generator or a `keras.utils.PyDataset`. Batches are
-                images or (images, labels); labels are ignored. Images are float in [0, 1] or uint8, of the model's shape.
-            y: labels, if `x` is an array; ignored.
-            batch_size, epochs, verbose, callbacks, validation_split, **kwargs: as in `keras.Model.fit`.
-            validation_data: like `x`, or (images, labels).
-
-        Returns:
-            The history, with n_loss, i_loss and their val_ counterparts for each epoch.
-
-        Raises:
-            ValueError: the data are empty, not finite, out of range or of the wrong shape; or the normalizer would have
-                to be adapted to a generator or an endless data set.
-        """
-        if x is None:
-            raise ValueError("fit needs images: got None for x")
-        if inputs.is_tf_dataset(x) or not inputs.can_be_read_again(x):
-            kwargs.setdefault("shuffle", False)  # these bring their own order; Keras would warn of its own default
-        x = inputs.checked(x, self.image_shape)
-        if validation_data is not None:
-            validation_data = inputs.checked(validation_data, self.image_shape)
-        with _input_errors():
-            if not self.normalizer.adapted:
-                self._adapt_normalizer(x, batch_size, kwargs.get("steps_per_epoch"), verbose)
-            watched = self._monitoring_what_exists(callbacks, validation_data is not None or validation_split > 0)
-            with watched, taking_turns(self.engine, callbacks) as callbacks:
-                return super().fit(
-                    x,
-                    y,
-                    batch_size=batch_size,
-                    epochs=epochs,
-                    verbose=verbose,
-                    callbacks=callbacks,
-                    validation_split=validation_split,
-                    validation_data=validation_data,
-                    **kwargs,
-                )
-
-    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """Return n_loss and i_loss of the EMA network (and `metrics`); as `keras.Model.evaluate`.
-
-        Times and noises are fixed by the model's seed and by each image's place in `x`: the same weights and data give
-        the same figures, whatever the batch size.
-
-        Args:
-            x: images, as for `fit`.
-            y: labels; ignored.
-            **kwargs: as in `keras.Model.evaluate`.
-        """
-        self._require_adapted("evaluate")
-        if x is not None and not kwargs.get("_use_cached_eval_dataset"):  # fit has checked its validation data already
-            x = inputs.checked(x, self.image_shape)
-        with _input_errors():
-            as_dictionary = kwargs.pop("return_dict", False)
-            with taking_turns(self.engine, kwargs.pop("callbacks", None)) as callbacks:
-                found = super().evaluate(x, y, return_dict=True, callbacks=callbacks, **kwargs)
-        logs = {name: found[name] for name in self.evaluation_losses()}
-        for metric in self.image_metrics:
-            result = metric.result()
-            logs |= result if isinstance(result, dict) else {metric.name: float(result)}
-        return logs if as_dictionary else list(logs.values())
-
-    def get_metrics_result(self) -> dict[str, Any]:
-        """Return the running losses. The image metrics, which may take seconds, `evaluate` adds once at its end."""
-        return self.training_logs()
-
-    def train_step(self, *arguments: Any) -> Any:
-        """One gradient step and one update of the EMA network; called by `fit`."""
-        return backend.train_step(self, *arguments)
-
-    def test_step(self, *arguments: Any) -> Any:
-        """One evaluation step on the EMA network; called by `evaluate`."""
-        return backend.test_step(self, *arguments)
-
-    def training_loss(self, data: Any) -> Any:
-        """Return the scalar to minimise for a batch, and update the n_loss and i_loss trackers."""
-        images = self.normalizer(inputs.images_of(data))
-        noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
-        diffusion_times = self.schedule.training_times(self._stratified_uniform(ops.shape(images)[0]))
-        noise_rates, signal_rates = self.diffusion_schedule(diffusion_times)
-        noisy_images = signal_rates * images + noise_rates * noises
-        noise_levels = self.schedule.conditions(signal_rates, noise_rates)
-        prediction = predict(self.network, noisy_images, noise_levels, training=True)
-        pred_noises, pred_images = self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
-        target = self.parameterization.target(images, noises, signal_rates, noise_rates)
-        losses = self._image_losses(target, prediction)
-        weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
-        self._track_losses(images, noises, pred_images, pred_noises)
-        return ops.mean(ops.reshape(weights, (-1,)) * losses)
-
-    def track_gradients(self, gradients: list, scale: Any) -> None:
-        """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if one was compiled."""
-        if self.gradient_norm_tracker is None:
-            return
-        squares = [ops.sum(ops.square(ops.cast(part, "float32"))) for part in gradients if part is not None]
-        norm = ops.sqrt(sum(squares)) / scale
-        # Half precision overflows now and then; the optimizer leaves such a step out.
-        finite = ops.isfinite(norm)
-        self.gradient_norm_tracker.update_state(ops.where(finite, norm, 0.0), sample_weight=ops.cast(finite, "float32"))
-
-    def training_logs(self) -> dict[str, Any]:
-        """Return the running n_loss and i_loss, and gradient_norm if it was compiled."""
-        logs = self.evaluation_losses()
-        if self.gradient_norm_tracker is not None:
-            logs["gradient_norm"] = self.gradient_norm_tracker.result()
-        return logs
-
-    def evaluation_losses(self) -> dict[str, Any]:
-        """Return the running n_loss and i_loss."""
-        return {tracker.name: tracker.result() for tracker in (self.noise_loss_tracker, self.image_loss_tracker)}
-
-    def evaluation_logs(self, data: Any) -> dict[str, Any]:
-        """Update and return all metrics for a batch, on the EMA network."""
-        unit_images = inputs.as_unit_range(inputs.images_of(data))
-        images = self.normalizer(unit_images)
-        # Each image's place in the data set: the tracker has counted those before it.
-        first = ops.cast(self.noise_loss_tracker.count, "int32")
-        replica, replicas = backend.replica()  # each has counted its own images only
-        places = (first + ops.arange(ops.shape(images)[0], dtype="int32")) * replicas + replica
-        noises = random.normal(self._evaluation_seed, 0, places, self.image_shape)
-        # Multiples of the golden ratio spread evenly over [0, 1), wherever they are cut off.
-        uniform = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)
-        diffusion_times = self.schedule.training_times(uniform)
-        noise_rates, signal_rates = self.diffusion_schedule(ops.reshape(diffusion_times, (-1, 1, 1, 1)))
-        noisy_images = signal_rates * images + noise_rates * noises
-        pred_noises, pred_images = self.denoise(noisy_images, noise_rates, signal_rates, training=False)
-        self._track_losses(images, noises, pred_images, pred_noises)
-        if self.image_metrics:
-            noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
-            steps, memory = self.metric_diffusion_steps, self.engine.no_memory(noises)
-            _, planned = self.engine.plan(DDIM(), steps, EVEN_TIMES, None)
-            generated, _, _ = self.engine.walk_on_device(
-                (), noises, memory, planned.table, 0, steps, self._evaluation_seed, places
-            )
-            generated = self.denormalize(generated)
-            for metric in self.image_metrics:
-                metric.update_state(unit_images, generated)
-        return self.evaluation_losses()
-
-    def synchronize(self) -> None:
-        """On JAX, `fit` holds the weights outside the model: bring them back, as is needed in a callback."""
-        if self.compiled and backend.BACKEND_HOLDS_WEIGHTS:
-            with self.engine.lock:
-                self.jax_state_sync()
-
-    def update_ema(self) -> None:
-        """Move the EMA network's weights, normalisation statistics included, towards the network's."""
-        updates = self.ema_updates + 1.0
-        decay = ops.minimum(self.ema_decay, (1.0 + updates) / (10.0 + updates))
-        self.ema_updates.assign(updates)
-        for average, weight in zip(self.ema_network.weights, self.network.weights):
-            average.assign(average + (1.0 - ops.cast(decay, average.dtype)) * (weight - average))
-
-    # Diffusion
-
-    def diffusion_schedule(self, diffusion_times: Any) -> tuple[Any, Any]:
-        """Return (noise_rates, signal_rates), in this order, at diffusion times in [0, 1], shaped as they are."""
-        signal_rates, noise_rates = self.schedule(ops.convert_to_tensor(diffusion_times, dtype="float32"))
-        return noise_rates, signal_rates
-
     def denoise(
-        self, noisy_images: Any, noise_rates: Any, signal_rates: Any, training: bool = False
-    ) -> tuple[Any, Any]:
+        self, noisy_images: Images, noise_rates: Rates, signal_rates: Rates, training: bool = False
+    ) -> tuple[Images, Images]:
         """Split noisy images into the two components the network sees in them (eq. 9).
 
         Args:
@@ -452,13 +176,13 @@ class DiffusionModel(keras.Model):
         return self.predict_components(noisy_images, noise_rates, signal_rates, conditions, training=training)
 
     def predict_components(
-        self, noisy_images: Any, noise_rates: Any, signal_rates: Any, conditions: Any, training: bool = False
-    ) -> tuple[Any, Any]:
+        self, noisy_images: Images, noise_rates: Rates, signal_rates: Rates, conditions: Tensor, training: bool = False
+    ) -> tuple[Images, Images]:
         """As `denoise`, for who knows what the network is told: `conditions`, from `schedule.conditions`."""
         denoise = network_denoiser(self.network, self.parameterization, True) if training else self.engine.denoise
         return denoise(noisy_images, noise_rates, signal_rates, Conditions(conditions))
 
-    def denormalize(self, images: Any) -> Any:
+    def denormalize(self, images: Images) -> Images:
         """Return images of zero mean and unit variance to [0, 1], clipped."""
         return self.normalizer.denormalize(images)
 
@@ -471,15 +195,40 @@ class DiffusionModel(keras.Model):
             epoch, logs: what Keras gives to a callback; the epoch becomes the title.
             num_rows, num_cols: shape of the grid.
         """
-        from ddim_keras import plotting
-
         plotting.show_images(
             self.generate(num_rows * num_cols, diffusion_steps=20, verbose=0),
             columns=num_cols,
             title=None if epoch is None else f"epoch {epoch + 1}",
         )
 
-    # Presets
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(_NOT_A_FUNCTION.format(what="cannot be called"))
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(_NOT_A_FUNCTION.format(what="cannot be called"))
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(_NOT_A_FUNCTION.format(what="has no predict"))
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(_NOT_A_FUNCTION.format(what="has no predict_on_batch"))
+
+    def compute_output_shape(self, input_shape: Any = None) -> tuple[int | None, ...]:
+        """Return the shape of the images it generates, (batch, height, width, channels)."""
+        shape = tuple(input_shape or ())
+        return (shape[0] if shape and not isinstance(shape[0], (tuple, list)) else None, *self.image_shape)
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", **kwargs: Any) -> None:
+        """Write the EMA network for other programs to run; as `keras.Model.export`. Sampling is theirs to do.
+
+        Args:
+            filepath: where to.
+            format: "tf_saved_model", "onnx", ... The exported function takes [noisy images (batch, height, width, channels), of
+                zero mean and unit variance; noise variances (batch, 1, 1, 1), or times] and returns what the network
+                predicts: noises, images or velocities.
+            **kwargs: as in `keras.Model.export`.
+        """
+        self.ema_network.export(os.fspath(filepath), format=format, **kwargs)
 
     @classmethod
     def from_preset(cls, preset: str | os.PathLike, *, load_weights: bool = True, **changes: Any) -> DiffusionModel:
@@ -508,14 +257,7 @@ class DiffusionModel(keras.Model):
             )
         model = cls(**found.config)
         if found.arrays is not None:
-            weights = model._preset_weights()
-            if [array.shape for array in found.arrays] != [tuple(weight.shape) for weight in weights]:
-                raise ValueError(
-                    f"the weights of the preset {os.fspath(preset)} are damaged: their shapes are not those of the model in its "
-                    "preset.json"
-                )
-            for weight, array in zip(weights, found.arrays):
-                weight.assign(array)
+            presets.assign(model._preset_weights(), found.arrays, preset)
             model.network.set_weights(model.ema_network.get_weights())
         return model
 
@@ -543,22 +285,9 @@ class DiffusionModel(keras.Model):
         arrays = [ops.convert_to_numpy(weight).astype("float32") for weight in self._preset_weights()]
         presets.write(presets.Preset(config, arrays, training or presets.Training()), folder, half)
 
-    def _preset_weights(self) -> list[Any]:
+    def _preset_weights(self) -> list[Variable]:
         normalizer = self.normalizer
         return [normalizer.mean, normalizer.variance, normalizer.count, *self.ema_network.weights]
-
-    # Saving
-
-    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
-        """Write the whole model, optimizer included, to one `.keras` file; as `keras.Model.save`.
-
-        The file is written beside and renamed: an interrupted save leaves the old one whole.
-        """
-        _save_whole(super().save, filepath, overwrite, **kwargs)
-
-    def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
-        """Write all weights (EMA, optimizer and random state included) to a `.weights.h5` file, whole or not at all."""
-        _save_whole(super().save_weights, filepath, overwrite, **kwargs)
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -570,7 +299,7 @@ class DiffusionModel(keras.Model):
         self.sampling_seed_generator.state.assign(store["sampling_random_state"])
         super().load_own_variables({key: store[key] for key in store.keys() if not key.endswith("_random_state")})
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         serialize = keras.saving.serialize_keras_object
         return {
             "image_size": list(self.image_shape[:2]),
@@ -601,96 +330,6 @@ class DiffusionModel(keras.Model):
                 dtype = keras.saving.deserialize_keras_object(dtype)
             return cls(**{**config, "dtype": dtype})
 
-    # Inside
-
-    def _make_network(self, name: str) -> keras.Model:
-        return residual_unet(
-            self.image_shape,
-            self.widths,
-            self.block_depth,
-            self.embedding_dims,
-            self.embedding_max_frequency,
-            self.schedule.max_condition,
-            self.conditioning,
-            self.normalization,
-            self.attention_levels,
-            self.patch_size,
-            self.dtype_policy,
-            name,
-        )
-
-    def _stratified_uniform(self, batch_size: Any) -> Any:
-        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts (Kingma et al. 2021)."""
-        offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
-        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(batch_size, "float32")
-        return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
-
-    def _image_losses(self, true: Any, predicted: Any) -> Any:
-        """The compiled loss for each image, shape (batch,)."""
-        function = self.loss
-        values = (
-            function.call(true, predicted) if isinstance(function, keras.losses.Loss) else function(true, predicted)
-        )
-        batch_size = ops.shape(true)[0]
-        if len(values.shape) == 0:  # a function that averages over the batch by itself
-            return ops.broadcast_to(values, (batch_size,))
-        return ops.mean(ops.reshape(values, (batch_size, -1)), axis=1)
-
-    def _track_losses(self, images: Any, noises: Any, pred_images: Any, pred_noises: Any) -> None:
-        self.noise_loss_tracker.update_state(self._image_losses(noises, pred_noises))
-        self.image_loss_tracker.update_state(self._image_losses(images, pred_images))
-
-    @property
-    def _evaluation_seed(self) -> int:
-        return self.seed or 0
-
-    def _adapt_normalizer(self, data: Any, batch_size: int | None, steps: int | None, verbose: Any) -> None:
-        advice = "adapt it first: model.normalizer.adapt(images), on an array or a data set that ends"
-        if isinstance(data, (tuple, list)):
-            data = data[0]
-        if not inputs.can_be_read_again(data):
-            raise ValueError(
-                f"the normalizer was not adapted, and adapting it would use up the images of a {type(data).__name__}: {advice}"
-            )
-        if not inputs.is_array(data) and inputs.number_of_batches(data) == -1 and steps is None:
-            raise ValueError(
-                f"the normalizer was not adapted, and the data set never ends: {advice}; or give steps_per_epoch"
-            )
-        if verbose:
-            print("Adapting the normalizer to the data, as model.normalizer.adapt was not called:")
-        self.normalizer.adapt(data, batch_size or 32, steps, verbose=1 if verbose else 0)
-
-    def _require_adapted(self, method: str) -> None:
-        if not self.normalizer.adapted:
-            raise ValueError(
-                f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or model.fit first"
-            )
-
-    @contextlib.contextmanager
-    def _monitoring_what_exists(self, callbacks: Any, has_validation: bool) -> Any:
-        """Let callbacks that wait for a KID which is not computed watch the validation's image loss instead.
-
-        The Keras example always computes its KID; here it is a metric like others. Keras would only warn, never save, and
-        the script would fail on the missing checkpoint after the whole training.
-        """
-        computed = {metric.name for metric in self.image_metrics}
-        changed = []
-        callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
-        for callback in callbacks:
-            if getattr(callback, "monitor", None) == "val_kid" and "kid" not in computed and has_validation:
-                warnings.warn(
-                    f"{type(callback).__name__} monitors 'val_kid', but no metric named 'kid' was compiled: it will monitor "
-                    "'val_i_loss' instead. To have a KID, give one to compile(metrics=[...])",
-                    stacklevel=4,
-                )
-                callback.monitor = "val_i_loss"
-                changed.append(callback)
-        try:
-            yield
-        finally:
-            for callback in changed:
-                callback.monitor = "val_kid"
-
 
 def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
     """Read a model that `DiffusionModel.save` wrote; as `keras.models.load_model`, with clearer errors.
@@ -703,65 +342,33 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something other than a `DiffusionModel`.
     """
-    path = pathlib.Path(filepath)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model file at {path}: expected a .keras file written by DiffusionModel.save")
-    advice = "restore it from a backup or save the model again"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            names = set(archive.namelist())
-            config = json.loads(archive.read("config.json")) if "config.json" in names else None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a whole .keras file ({error}): it was cut short, or never was one; {advice}"
-        ) from error
-    if damaged is not None:
-        raise ValueError(f"{path} is damaged: its part {damaged} fails its checksum; {advice}")
-    if config is None or not names >= {"metadata.json", "model.weights.h5"}:
-        raise ValueError(f"{path} is a zip file but not a .keras model: it holds {sorted(names)[:5]}")
-    if config.get("registered_name") != "ddim_keras>DiffusionModel":
-        found = config.get("registered_name") or config.get("class_name")
-        raise ValueError(
-            f"{path} holds a {found}, not a ddim_keras DiffusionModel: load it with keras.models.load_model"
+    return keras.models.load_model(check_model_file(filepath, _REGISTERED_NAME), **kwargs)
+
+
+def _networks(
+    network: keras.Model | None, image_shape: tuple[int, int, int], dtype: Any, **options: Any
+) -> tuple[keras.Model, keras.Model]:
+    """Return the network that is trained, and the one that will be its average, with the same weights."""
+    if network is not None:
+        _check_network(network, image_shape)
+        average = keras.models.clone_model(network)
+    else:
+        policy = keras.dtype_policies.get(dtype)
+        network = residual_unet(image_shape, dtype=policy, name="network", **options)
+        average = residual_unet(image_shape, dtype=policy, name="ema_network", **options)
+    # Made anew or cloned, it has fresh random weights, which the average would drag along for thousands of steps.
+    average.set_weights(network.get_weights())
+    return network, average
+
+
+def _check_noise_end(objective: Objective) -> None:
+    check_noise_end(objective.schedule, objective.parameterization)
+    if (left := float(objective.schedule(np.array([1.0]))[0][0])) > _LARGEST_SIGNAL_AT_NOISE_END:
+        warnings.warn(
+            f"{objective.schedule!r} ends with a signal rate of {left:.2g}, but sampling starts from noise alone: let it end "
+            "nearer to 0 (a lower min_signal_rate, or larger betas for fewer times)",
+            stacklevel=3,
         )
-    return keras.models.load_model(path, **kwargs)
-
-
-def _save_whole(save: Callable, filepath: str | os.PathLike, overwrite: bool, **kwargs: Any) -> None:
-    if "://" in str(filepath) or not overwrite:
-        save(filepath, overwrite=overwrite, **kwargs)
-        return
-    with files.written_beside(filepath) as temporary:
-        save(str(temporary), overwrite=True, **kwargs)
-
-
-def _as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
-    extractor = getattr(metric, "extractor", None)
-    if not getattr(extractor, "compiles", True) and not run_eagerly:
-        raise ValueError(
-            f"{extractor!r} cannot run within a compiled step: compile with run_eagerly=True, or score the trained model with "
-            "model.score"
-        )
-    if isinstance(metric, keras.metrics.Metric):
-        return metric
-    if callable(metric):
-        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"))
-    raise ValueError(
-        f"a metric must be a keras.metrics.Metric or a function (real_images, generated_images), got {metric!r}"
-    )
-
-
-@contextlib.contextmanager
-def _input_errors() -> Any:
-    """Show what is wrong with the data, not TensorFlow's account of the pipeline that found it."""
-    try:
-        yield
-    except Exception as error:
-        found = inputs.input_error(error)
-        if found is None:
-            raise
-        raise found from None
 
 
 def _check_network(network: keras.Model, image_shape: tuple[int, int, int]) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import make_oracle_model, make_small_model, random_images
-from ddim_keras.sampling.interpolation import slerp, slerp_grid
+from ddim_keras.interpolation import slerp, slerp_grid
 from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule
 
 from ddim_keras.sampling import ConvergenceError

@@ -80,6 +80,7 @@ def test_wrong_values_are_refused_by_adapt(kind):
     ("shape", "message"),
     [
         ((24, 8, 8), r"wrong rank: got shape \(\w+, 8, 8\), expected .*\(batch, 8, 8, 1\): add the channel axis"),
+        ((24, 8, 1), r"wrong rank: got shape"),
         ((24, 8, 8, 3), r"images have 3 channels: .*build the model with channels=3"),
         ((24, 8, 12, 1), r"wrong size: got shape \(\w+, 8, 12, 1\), .*build the model with image_size=\(8, 12\)"),
     ],

@@ -418,7 +418,7 @@ def test_a_saved_model_keeps_its_metrics_and_their_extractor(tmp_path):
     reloaded = keras.models.load_model(tmp_path / "model.keras")
     with pytest.warns(UserWarning):
         found = reloaded.evaluate(images, verbose=0, return_dict=True)
-    assert list(found) == ["n_loss", "i_loss", "fid", "kid"]
+    assert list(found) == ["n_loss", "i_loss", "fid", "kid", "loss"]
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-6)
     assert (tmp_path / "model.keras").stat().st_size < 2e6
 

@@ -91,14 +91,14 @@ def test_compile_arguments_survive(tmp_path):
     again = ddim_keras.load_model(tmp_path / "model.keras")
     assert float(again.optimizer.learning_rate) == pytest.approx(3e-4)
     assert isinstance(again.loss, keras.losses.Huber)
-    assert again.metrics_names == ["n_loss", "i_loss", "mse"]
+    assert again.metrics_names == ["n_loss", "i_loss", "mse", "loss"]
 
 
 def test_weights_alone_and_model_checkpoint(tmp_path):
     images = random_images()
     model = make_trained_model()
     checkpoint = keras.callbacks.ModelCheckpoint(
-        tmp_path / "best.weights.h5", monitor="val_n_loss", mode="min", save_best_only=True, save_weights_only=True
+        tmp_path / "best.weights.h5", monitor="val_n_loss", save_best_only=True, save_weights_only=True
     )
     model.fit(images, batch_size=8, validation_data=images, callbacks=[checkpoint], verbose=0)
     again = make_small_model()

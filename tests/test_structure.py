@@ -15,6 +15,7 @@ FLOORS = [
     "networks",
     "samplers",
     "sampling",
+    "training",
     "metrics",
     "plotting",
     "presets",

@@ -144,7 +144,7 @@ def test_fit_takes_labels_beside_an_array_and_validation_data():
     history = model.fit(
         images, np.arange(16), batch_size=8, validation_data=(images[:5], np.arange(5)), verbose=0
     ).history
-    assert set(history) == {"n_loss", "i_loss", "val_n_loss", "val_i_loss"}
+    assert set(history) == {"n_loss", "i_loss", "loss", "val_n_loss", "val_i_loss", "val_loss"}
 
 
 def test_fit_takes_a_generator_once_the_normalizer_is_adapted():
@@ -159,7 +159,7 @@ def test_evaluate_gives_the_same_figures_again_and_for_any_batch_size(trained_mo
     first = trained_model.evaluate(images, batch_size=21, verbose=0)
     trained_model.generate(1, 2)
     np.testing.assert_allclose(trained_model.evaluate(images, batch_size=4, verbose=0), first, rtol=1e-5)
-    assert trained_model.metrics_names == ["n_loss", "i_loss"]
+    assert trained_model.metrics_names == ["n_loss", "i_loss", "loss"]
 
 
 def test_evaluate_measures_the_ema_network():
@@ -180,7 +180,7 @@ def test_compiled_metrics_compare_real_and_generated_images():
     assert "mean_difference" not in history
     assert 0.0 < history["val_mean_difference"][0] < 1.0
     dictionary = model.evaluate(images, verbose=0, return_dict=True)
-    assert set(dictionary) == {"n_loss", "i_loss", "mean_difference"}
+    assert list(dictionary) == ["n_loss", "i_loss", "mean_difference", "loss"]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_logged_gradient_norm_is_that_of_the_step(policy, tmp_path):
     ]
     assert np.sqrt(sum(moved)) > 0.01
     assert history["gradient_norm"] == [pytest.approx(np.sqrt(sum(moved)), rel=1e-3)]
-    assert set(model.evaluate(random_images(8), verbose=0, return_dict=True)) == {"n_loss", "i_loss"}
+    assert set(model.evaluate(random_images(8), verbose=0, return_dict=True)) == {"n_loss", "i_loss", "loss"}
     model.save_weights(tmp_path / "a.weights.h5")
     other = compiled(make_small_model(dtype=policy), optimizer=keras.optimizers.SGD(1.0))
     other.load_weights(tmp_path / "a.weights.h5")

@@ -1,103 +1,47 @@
-"""What may be given as images: arrays, data sets and generators, checked before they reach the network."""
+"""What may be given as images: arrays, data sets and generators, checked before they reach the network.
+
+Whatever its form, `fit` and `evaluate` get tuples (images,), (images, labels) or (images, labels, sample_weight) of it.
+"""
 
 from __future__ import annotations
 
 import itertools
-import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from ddim_keras.support import backend
-
-# Resizing may overshoot [0, 1] by a rounding error; more than this is another range.
-_RANGE_TOLERANCE = 1e-3
-_NOT_FINITE = "{what} contain NaN or infinity: remove or repair those images before training"
-_OUT_OF_RANGE = (
-    "{what} are out of range: got values from {smallest} to {largest}, expected floats in [0, 1] or uint8: divide by 255 if "
-    "they run from 0 to 255, add 1 and halve if they run from -1 to 1"
+from ddim_keras.data import image_checks
+from ddim_keras.data.batches import (
+    Batch,
+    as_array,
+    packed,
+    prepared,
+    taken_apart,
 )
-# TensorFlow wraps the message of a failed assertion in its own words; these find it again.
-_ERROR_START, _ERROR_END = "<ddim_keras input error>", "</ddim_keras input error>"
+from ddim_keras.data.image_checks import as_unit_range, check_images, check_range, check_shape
 
+__all__ = [
+    "Batch",
+    "as_unit_range",
+    "can_be_read_again",
+    "check_images",
+    "check_range",
+    "check_shape",
+    "checked",
+    "for_keras",
+    "has_at_least",
+    "input_error",
+    "is_array",
+    "is_one_piece",
+    "is_tf_dataset",
+    "iterate_batches",
+    "number_of_batches",
+    "taken_apart",
+]
 
-def as_unit_range(images: Any) -> Any:
-    """Return images as float32 in [0, 1]: uint8 is divided by 255, floats are only cast."""
-    images = ops.convert_to_tensor(images)
-    if keras.backend.standardize_dtype(images.dtype) == "uint8":
-        return ops.cast(images, "float32") / 255.0
-    return ops.cast(images, "float32")
-
-
-def images_of(batch: Any) -> Any:
-    """Return the images of a batch that is images, (images,), (images, labels) or (images, labels, weights)."""
-    if isinstance(batch, (tuple, list)):
-        batch = batch[0]
-    if isinstance(batch, dict):
-        raise ValueError(
-            f"a batch must be images or (images, labels), got a dictionary with keys {sorted(batch)}: pick the images out of "
-            "it first, for instance with dataset.map(lambda example: example['image'])"
-        )
-    return batch
-
-
-def check_images(images: Any, image_shape: tuple[int, ...], what: str = "images") -> None:
-    """Raise ValueError unless `images` are a batch of the given shape, finite and in [0, 1] (or uint8).
-
-    Args:
-        images: array of shape (batch, height, width, channels).
-        image_shape: the (height, width, channels) expected.
-        what: what to call them in the message.
-    """
-    check_shape(images.shape, image_shape, what)
-    check_dtype(images.dtype, what)
-    if images.dtype != np.uint8 and images.size:
-        check_range(float(np.min(images)), float(np.max(images)), what)
-
-
-def check_shape(shape: Any, image_shape: tuple[int, ...], what: str = "images") -> None:
-    """Raise ValueError unless `shape` is (batch, *image_shape), where None matches anything."""
-    shape = tuple(shape)
-    expected = f"expected (batch, height, width, channels) = (batch, {', '.join(map(str, image_shape))})"
-    if len(shape) != 4:
-        hint = ""
-        if len(shape) == 3:
-            hint = (
-                ": add the channel axis with images[..., None]"
-                if image_shape[-1] == 1
-                else ": one image is images[None]"
-            )
-        raise ValueError(f"{what} have the wrong rank: got shape {shape}, {expected}{hint}")
-    if shape[-1] not in (None, image_shape[-1]):
-        raise ValueError(
-            f"{what} have {shape[-1]} channels: got shape {shape}, {expected}: convert them, or build the model with "
-            f"channels={shape[-1]}"
-        )
-    if any(size not in (None, wanted) for size, wanted in zip(shape[1:3], image_shape[:2])):
-        raise ValueError(
-            f"{what} have the wrong size: got shape {shape}, {expected}: resize them, or build the model with "
-            f"image_size={shape[1:3]}"
-        )
-
-
-def check_dtype(dtype: Any, what: str = "images") -> None:
-    """Raise ValueError unless the dtype is uint8 or a floating type."""
-    name = keras.backend.standardize_dtype(dtype)
-    if name != "uint8" and "float" not in name:
-        raise ValueError(
-            f"{what} have dtype {name}, expected uint8 (0 to 255) or floats in [0, 1]: convert them with .astype('uint8')"
-        )
-
-
-def check_range(smallest: float, largest: float, what: str = "images") -> None:
-    """Raise ValueError unless both ends are finite and inside [0, 1]."""
-    if not (np.isfinite(smallest) and np.isfinite(largest)):
-        raise ValueError(_NOT_FINITE.format(what=what))
-    if smallest < -_RANGE_TOLERANCE or largest > 1.0 + _RANGE_TOLERANCE:
-        raise ValueError(_OUT_OF_RANGE.format(what=what, smallest=f"{smallest:.4g}", largest=f"{largest:.4g}"))
+_EMPTY = "the data set is empty: it has 0 batches (drop_remainder=True with a batch larger than the data?)"
 
 
 def is_tf_dataset(data: Any) -> bool:
@@ -109,145 +53,277 @@ def is_array(data: Any) -> bool:
     return hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")
 
 
+def is_one_piece(data: Any) -> bool:
+    """Whether `data` are arrays of all images, labels and weights, or lists of them, and not a data set of batches."""
+    if isinstance(data, Mapping):
+        return True
+    if isinstance(data, (tuple, list)):
+        # A list of tuples is a list of batches.
+        return bool(data) and not all(isinstance(part, (tuple, list)) for part in data)
+    return is_array(data)
+
+
 def can_be_read_again(data: Any) -> bool:
     """Whether a pass over `data` leaves it whole. Generators and other iterators do not survive one."""
-    return is_array(data) or isinstance(data, keras.utils.PyDataset) or iter(data) is not data
+    return is_one_piece(data) or isinstance(data, keras.utils.PyDataset) or iter(data) is not data
 
 
 def number_of_batches(data: Any) -> int | None:
-    """Return how many batches `data` has, None if that is unknown, -1 if it never ends."""
+    """Return how many batches a data set has, None if that is unknown, -1 if it never ends."""
     if is_tf_dataset(data):
         cardinality = int(data.cardinality())
         return None if cardinality == -2 else cardinality
     if isinstance(data, keras.utils.PyDataset):
         return data.num_batches if data.num_batches is not None else -1
+    if isinstance(data, (itertools.count, itertools.cycle, itertools.repeat)):
+        return -1
     return len(data) if hasattr(data, "__len__") else None
 
 
-def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator, int | None]:
-    """Return an iterator over the batches of `data` and their number where it is known."""
-    if is_array(data):
-        images = np.asarray(data)
-        starts = range(0, len(images), batch_size)
-        return (images[start : start + batch_size] for start in starts), len(starts)
+def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | None]:
+    """Return an iterator over the batches of `data`, taken apart, and their number where it is known."""
+    if is_one_piece(data):
+        whole = _in_one_piece(data)
+        starts = range(0, len(whole.images), batch_size)
+        slices = (slice(start, start + batch_size) for start in starts)
+        return (Batch(*(None if part is None else part[where] for part in whole)) for where in slices), len(starts)
     number = number_of_batches(data)
+    batches: Iterable = data
     if isinstance(data, keras.utils.PyDataset):
         indices: Iterable[int] = itertools.count() if number in (None, -1) else range(number or 0)
-        return (data[index] for index in indices), None if number == -1 else number
-    return iter(data), None if number == -1 else number
+        batches = (data[index] for index in indices)
+    return map(taken_apart, batches), None if number == -1 else number
 
 
-def checked(data: Any, image_shape: tuple[int, ...]) -> Any:
-    """Return `data` with every batch checked before it is used, in a form that `fit` takes as it took `data`.
+def has_at_least(data: Any, minimum: int, steps: int | None = None) -> bool:
+    """Whether `data`, or its first `steps` batches, hold as many images; only as many are read. True if it cannot be known."""
+    if is_one_piece(data):
+        return len(_in_one_piece(data).images) >= minimum
+    if not can_be_read_again(data):
+        return True
+    found = 0
+    for batch in itertools.islice(iterate_batches(data, 1)[0], steps):
+        found += len(batch.images) if batch.sample_weight is None else int((as_array(batch.sample_weight) >= 0).sum())
+        if found >= minimum:
+            return True
+    return False
+
+
+def for_keras(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    image_shape: tuple[int, ...],
+    *,
+    class_weight: dict | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+    multiple: int = 1,
+) -> tuple[Any, Any, Any]:
+    """Return (x, y, sample_weight) as Keras's trainer is to get them, with every batch checked before it is used.
 
     Arrays are checked here and now; data sets and generators as they are read.
+
+    Args:
+        x: images in any form that `fit` takes.
+        y, sample_weight: beside arrays of images, or None.
+        image_shape: the (height, width, channels) expected.
+        class_weight: weights by class, which become sample weights.
+        batch_size: images in a batch of arrays.
+        shuffle: whether arrays are shuffled; matters only where they are cut into batches here.
+        multiple: every batch is brought to a multiple of so many images, one for each device.
+
+    Raises:
+        ValueError: the data are empty, or their structure, shape, type or values are wrong.
+    """
+    if is_one_piece(x):
+        whole = _in_one_piece(x)
+        y = whole.labels if y is None else y
+        sample_weight = whole.sample_weight if sample_weight is None else sample_weight
+        batch = prepared((whole.images, y, sample_weight), image_shape, class_weight)
+        if not len(batch.images):
+            raise ValueError("the data set is empty: got an array of 0 images")
+        if multiple > 1:
+            return _ArrayBatches(batch, image_shape, batch_size or 32, shuffle, multiple), None, None
+        images, labels, sample_weight = (*packed(batch), None, None)[:3]
+        return images, labels, sample_weight
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if value is not None:
+            raise ValueError(
+                f"{name} goes with arrays of images; a {type(x).__name__} must give it in its own batches: "
+                "(images, labels) or (images, labels, sample_weight)"
+            )
+    return checked(x, image_shape, class_weight, multiple), None, None
+
+
+def checked(data: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1) -> Any:
+    """Return `data` with every batch checked before it is used.
+
+    Arrays are checked here and now, and returned as they are or as (images, labels, ...); data sets and generators become
+    data sets and generators of tuples, checked as they are read.
 
     Raises:
         ValueError: the data are empty, or their shape or values are wrong.
     """
-    if is_array(data):
-        images = np.asarray(data)
-        check_images(images, image_shape)
-        if not len(images):
-            raise ValueError("the data set is empty: got an array of 0 images")
-        return images
-    if isinstance(data, (tuple, list)):
-        return type(data)([checked(data[0], image_shape), *data[1:]])
+    if is_one_piece(data):
+        parts = for_keras(data, None, None, image_shape, class_weight=class_weight)
+        parts = tuple(part for part in parts if part is not None)
+        return parts if len(parts) > 1 else parts[0]
     if number_of_batches(data) == 0:
-        raise ValueError(
-            "the data set is empty: it has 0 batches (drop_remainder=True with a batch larger than the data?)"
-        )
+        raise ValueError(_EMPTY)
     if is_tf_dataset(data):
-        return _leaving_the_processor_alone(_checked_tf_dataset(data, image_shape))
+        from ddim_keras.data import tf_inputs  # TensorFlow is loaded already: the data set is its own
+
+        return tf_inputs.checked(data, image_shape, class_weight, multiple)
     if isinstance(data, keras.utils.PyDataset):
-        return _CheckedPyDataset(data, image_shape)
-    if isinstance(data, types.GeneratorType):
-        return _checked_generator(data, image_shape)
-    return data
+        return _CheckedPyDataset(data, image_shape, class_weight, multiple)
+    if not hasattr(data, "__iter__"):
+        raise ValueError(
+            f"images must be an array, a data set of batches or a generator, got {data!r} of type {type(data).__name__}"
+        )
+    if iter(data) is data:
+        return _checked_generator(data, image_shape, class_weight, multiple)
+    if number_of_batches(data) is None:
+        raise ValueError(
+            f"a {type(data).__name__} does not say how many batches it has: give it a __len__, or give iter(...) of it with "
+            "steps_per_epoch, a keras.utils.PyDataset or a tf.data.Dataset"
+        )
+    return _CheckedIterable(data, image_shape, class_weight, multiple)
+
+
+def brings_its_own_order(data: Any) -> bool:
+    """Whether the batches of what `checked` returned cannot be asked for in another order."""
+    return not is_one_piece(data) and (
+        not isinstance(data, keras.utils.PyDataset) or isinstance(data, (_CheckedIterable, _ArrayBatches))
+    )
 
 
 def input_error(error: Exception) -> ValueError | None:
     """Return the ValueError behind an error that a checked `tf.data` pipeline raised, or None for other errors."""
     message = str(error)
-    if _ERROR_START not in message:
+    if image_checks.ERROR_START not in message:
         return None
-    return ValueError(message.split(_ERROR_START)[1].split(_ERROR_END)[0])
+    return ValueError(message.split(image_checks.ERROR_START)[1].split(image_checks.ERROR_END)[0])
 
 
-def _leaving_the_processor_alone(dataset: Any) -> Any:
-    """Turn off the tuning of tf.data's parallelism where the network itself runs on the processor.
+def parts_of(data: Any) -> tuple[Any, Any, Any]:
+    """Return (images, labels, sample_weight) of what `fit` takes as validation data: images, or a tuple that begins with them."""
+    given = data if isinstance(data, tuple) and 1 <= len(data) <= 3 else (data,)
+    images, labels, sample_weight = (*given, None, None)[:3]
+    return images, labels, sample_weight
 
-    There it was measured to leave every other pass over the data one core instead of two for the network. A pipeline
-    whose user has chosen is left as it is.
+
+def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[tuple, tuple]:
+    """Return arrays (x, y, sample_weight) for training and for validation, which gets the last `share` of them.
+
+    Raises:
+        ValueError: the data are no arrays, or one side would be empty.
     """
-    import tensorflow as tf
-
-    options = dataset.options()
-    if options.autotune.enabled is None and not backend.on_accelerator():
-        changed = tf.data.Options()
-        changed.autotune.enabled = False
-        return dataset.with_options(changed)
-    return dataset
-
-
-def _checked_tf_dataset(dataset: Any, image_shape: tuple[int, ...]) -> Any:
-    spec = images_of(dataset.element_spec)
-    if not hasattr(spec, "shape"):
-        raise ValueError(f"a batch must be images or (images, labels), got elements of {dataset.element_spec}")
-    if spec.shape.rank is not None:
-        check_shape(spec.shape, image_shape)
-    check_dtype(spec.dtype.name)
-    if spec.dtype.name == "uint8":
-        return dataset
-    import tensorflow as tf  # the data set's own library: it is loaded already
-
-    before, between, after = _OUT_OF_RANGE.format(what="images", smallest="|", largest="|").split("|")
-    not_finite = _NOT_FINITE.format(what="images")
-
-    def check(*batch):
-        images = images_of(batch)
-        smallest, largest = tf.reduce_min(images), tf.reduce_max(images)
-        # A sum hands NaN on; TensorFlow's minimum does not.
-        finite = tf.math.is_finite(tf.reduce_sum(tf.cast(images, "float32")))
-        inside = (smallest >= -_RANGE_TOLERANCE) & (largest <= 1.0 + _RANGE_TOLERANCE)
-        numbers = [tf.strings.as_string(value, shortest=True) for value in (smallest, largest)]
-        out_of_range = tf.strings.join([before, numbers[0], between, numbers[1], after])
-        message = tf.strings.join([_ERROR_START, tf.where(finite, out_of_range, not_finite), _ERROR_END])
-        # An empty batch has no range: its minimum is infinite.
-        with tf.control_dependencies([tf.debugging.Assert((finite & inside) | (tf.size(images) == 0), [message])]):
-            images = tf.identity(images)
-        return images if len(batch) == 1 else (images, *batch[1:])
-
-    return dataset.map(check, num_parallel_calls=2, deterministic=True).prefetch(2)
+    if not is_one_piece(x):
+        raise ValueError(
+            f"validation_split divides arrays alone, got a {type(x).__name__}: divide it yourself (for a tf.data.Dataset "
+            "with take and skip), and give validation_data"
+        )
+    whole = _in_one_piece(x)
+    whole = Batch(*(given if given is not None else own for own, given in zip(whole, (None, y, sample_weight))))
+    number = len(whole.images)
+    first = int(number * (1.0 - share))
+    if first in (0, number):
+        raise ValueError(
+            f"{number} images cannot be divided by validation_split={share}: one side would be empty; give more images or "
+            "another share"
+        )
+    parts = [None if part is None else as_array(part) for part in whole]
+    first_part, second_part = (
+        tuple(None if part is None else part[where] for part in parts)
+        for where in (slice(None, first), slice(first, None))
+    )
+    return first_part, second_part
 
 
-def _checked_generator(generator: Iterator, image_shape: tuple[int, ...]) -> Iterator:
+def _in_one_piece(data: Any) -> Batch:
+    """Arrays in whatever structure, as one batch of NumPy arrays."""
+    if isinstance(data, (tuple, list)) and all(len(getattr(part, "shape", ())) == 4 for part in data):
+        # Images alone: labels never have four axes.
+        return Batch(np.concatenate([as_array(part) for part in data]) if len(data) > 1 else as_array(data[0]))
+    batch = taken_apart(data)
+    return Batch(*(None if part is None else as_array(part) for part in batch))
+
+
+def _checked_generator(
+    generator: Iterable, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
+) -> Iterator:
     for batch in generator:
-        check_images(np.asarray(images_of(batch)), image_shape)
-        yield batch if isinstance(batch, tuple) else (batch,)  # Keras wants tuples of a generator
+        yield packed(prepared(batch, image_shape, class_weight, multiple))
 
 
 class _CheckedPyDataset(keras.utils.PyDataset):
-    def __init__(self, dataset: keras.utils.PyDataset, image_shape: tuple[int, ...]):
+    """A PyDataset that gives what another does, checked and as tuples."""
+
+    def __init__(self, dataset: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1):
         super().__init__(
             workers=dataset.workers,
             use_multiprocessing=dataset.use_multiprocessing,
             max_queue_size=dataset.max_queue_size,
         )
         self.dataset = dataset
-        self.image_shape = image_shape
+        self._options = (image_shape, class_weight, multiple)
 
-    def __getitem__(self, index):
-        batch = self.dataset[index]
-        check_images(np.asarray(images_of(batch)), self.image_shape)
-        return batch
+    def __getitem__(self, index: int) -> tuple:
+        return packed(prepared(self.dataset[index], *self._options))
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int | None:
         return self.dataset.num_batches
 
-    def on_epoch_begin(self):
+    def on_epoch_begin(self) -> None:
         self.dataset.on_epoch_begin()
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.dataset.on_epoch_end()
+
+
+class _CheckedIterable(keras.utils.PyDataset):
+    """An iterable of a known number of batches, such as a list of them or PyTorch's DataLoader, as a PyDataset.
+
+    Its batches come in its own order, and it is begun anew whenever another than the next one is asked for.
+    """
+
+    def __init__(self, data: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int):
+        super().__init__()
+        self._data, self._options = data, (image_shape, class_weight, multiple)
+        self._next = 0
+        self._iterator: Iterator | None = None
+
+    def __getitem__(self, index: int) -> tuple:
+        if self._iterator is None or index != self._next:
+            self._iterator = itertools.islice(iter(self._data), index, None)
+        self._next = index + 1
+        return packed(prepared(next(self._iterator), *self._options))
+
+    @property
+    def num_batches(self) -> int:
+        return len(self._data)
+
+
+class _ArrayBatches(keras.utils.PyDataset):
+    """Arrays cut into batches that can be divided among devices, in a new order each epoch if they are shuffled."""
+
+    def __init__(self, whole: Batch, image_shape: tuple[int, ...], batch_size: int, shuffle: bool, multiple: int):
+        super().__init__()
+        self._whole, self._batch_size, self._shuffle = whole, batch_size, shuffle
+        self._options = (image_shape, None, multiple)
+        self._order = np.arange(len(whole.images))
+
+    def __getitem__(self, index: int) -> tuple:
+        where = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        batch = tuple(None if part is None else part[where] for part in self._whole)
+        return packed(prepared(batch, *self._options))
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self._order) // self._batch_size)
+
+    def on_epoch_begin(self) -> None:
+        if self._shuffle:
+            self._order = np.random.permutation(len(self._order))

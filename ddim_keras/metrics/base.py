@@ -27,17 +27,34 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
     Args:
         extractor: an `Extractor`, its name ("inception_v3", "fashion_mnist", "inception_2015"), or a Keras model.
         name: name of the metric; validation logs its figure as `val_<name>`, or several under names of their own.
+
+    Attributes:
+        minimum_images: the fewest images of each side that `result` needs.
     """
 
+    minimum_images = 1
+
     real_is_used = True
+    # Which way is better, as Keras's own metrics say it; callbacks ask when their mode is "auto".
+    _direction = "down"
 
     def __init__(self, extractor: str | dict | Extractor | keras.Model, name: str):
         super().__init__(name=name, dtype="float32")
         self.extractor = get_extractor(extractor)
 
+    @property
+    def result_names(self) -> list[str]:
+        """The names under which its figures are logged."""
+        return [self.name]
+
     @abc.abstractmethod
-    def update_features(self, real: Any = None, generated: Any = None) -> None:
-        """Take in what `extract` made of the images of either side, or of both."""
+    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
+        """Take in what `extract` made of the images of either side, or of both.
+
+        Args:
+            real, generated: what `extract` returned.
+            counted: (batch,), 0 for images that do not count and 1 for the others; None for all.
+        """
 
     @abc.abstractmethod
     def result(self) -> Any:
@@ -52,11 +69,17 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
 
         Args:
             real_images, generated_images: (batch, height, width, channels), floats in [0, 1] or uint8; or None.
+            sample_weight: (batch,), 0 for images that are to be left out and 1 for the others, such as those that fill up
+                the last batch where several devices share it; None for all.
         """
-        if sample_weight is not None:
-            raise ValueError(f"{self.name} counts all images alike: sample_weight must be None")
         sides = (real_images if self.real_is_used else None, generated_images)
-        self.update_features(*(None if images is None else self.extract(images) for images in sides))
+        features: list[Any] = [None if images is None else self.extract(images) for images in sides]
+        if sample_weight is None:
+            self.update_features(features[0], features[1])
+            return
+        if isinstance(sample_weight, (np.ndarray, list, tuple)) and not np.isin(sample_weight, (0.0, 1.0)).all():
+            raise ValueError(f"{self.name} counts all images alike: sample_weight must be None, or hold 0 and 1 alone")
+        self.update_features(features[0], features[1], counted=ops.cast(sample_weight, "float32"))
 
     def merge_state(self, metrics: Sequence[ImageMetric]) -> None:
         """Take in what other metrics of the same settings have seen, on another machine say."""
@@ -106,24 +129,21 @@ def checked_batches(data: Any, side: str) -> Iterator[tuple[np.ndarray, np.ndarr
     """Yield (images, labels or None), batch after batch.
 
     Args:
-        data: an array of images; a pair of those and an array of labels; or batches of images or of (images, labels).
+        data: images in any form that `DiffusionModel.fit` takes, with labels or without.
         side: what the images are, for errors: "real" or "generated".
 
     Raises:
         ValueError: the data never end, or images that are not finite, out of range or of another rank.
     """
-    if isinstance(data, (tuple, list)) and len(data) == 2 and inputs.is_array(data[0]) and np.ndim(data[1]) == 1:
-        images, labels = np.asarray(data[0]), np.asarray(data[1])
-        if len(images) != len(labels):
-            raise ValueError(f"expected a label for each of {len(images)} images, got {len(labels)}")
-        data = [(images[i : i + _BATCH], labels[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
-    if not inputs.is_array(data) and inputs.number_of_batches(data) == -1:
+    if not inputs.is_one_piece(data) and inputs.number_of_batches(data) == -1:
         raise ValueError(f"the {side} images never end: give a data set without repeat()")
-    for batch in inputs.iterate_batches(data, _BATCH)[0]:
-        images = np.asarray(inputs.images_of(batch))
+    for images, labels, _ in inputs.iterate_batches(data, _BATCH)[0]:
+        images = np.asarray(images)
         inputs.check_images(images, images.shape[1:], f"{side} images")
-        labelled = isinstance(batch, (tuple, list)) and len(batch) > 1
-        yield images, np.asarray(batch[1]) if labelled else None
+        labels = None if labels is None else np.asarray(labels)
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"expected a label for each of {len(images)} images, got {len(labels)}")
+        yield images, labels
 
 
 def require(number: int, minimum: int, what: str, metric: str) -> None:

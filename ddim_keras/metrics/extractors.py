@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import os
 import pathlib
 import tempfile
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -121,7 +122,8 @@ class FashionMNISTExtractor(KerasExtractor):
     """
 
     def __init__(self) -> None:
-        super().__init__(fashion_mnist_classifier.fashion_mnist_classifier())
+        with _keras_defaults():
+            super().__init__(fashion_mnist_classifier.fashion_mnist_classifier())
         with np.load(pathlib.Path(fashion_mnist_classifier.__file__).with_suffix(".npz")) as weights:
             self.model.set_weights([weights[name].astype("float32") for name in weights.files])
 
@@ -169,10 +171,11 @@ class InceptionV3Extractor(Extractor):
         self.weights = str(weights)
         if self.weights != "imagenet" and not pathlib.Path(self.weights).is_file():
             raise FileNotFoundError(f"no weights of InceptionV3 at {self.weights}")
-        whole = self._with_top()
-        body = keras.applications.InceptionV3(
-            include_top=False, input_shape=(image_size, image_size, 3), weights=None, pooling="avg"
-        )
+        with _keras_defaults():
+            whole = self._with_top()
+            body = keras.applications.InceptionV3(
+                include_top=False, input_shape=(image_size, image_size, 3), weights=None, pooling="avg"
+            )
         body.set_weights(whole.get_weights()[:-2])
         logits = whole.layers[-1]
         logits.activation = keras.activations.linear
@@ -273,6 +276,22 @@ class Inception2015Extractor(Extractor):
         with torch.no_grad():
             outputs = self._network(torch.from_numpy(np.ascontiguousarray(bytes_.transpose(0, 3, 1, 2))))
         return [output.numpy() for output in outputs]
+
+
+@contextlib.contextmanager
+def _keras_defaults() -> Iterator[None]:
+    """Let networks be built as their weights expect it, whatever the user configured."""
+    config = keras.config
+    before = config.image_data_format(), config.floatx(), config.dtype_policy()
+    config.set_image_data_format("channels_last")
+    config.set_floatx("float32")
+    config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        config.set_image_data_format(before[0])
+        config.set_floatx(before[1])
+        config.set_dtype_policy(before[2])
 
 
 EXTRACTORS: dict[str, Callable[[], Extractor]] = {

@@ -78,18 +78,24 @@ class FID(ImageMetric):
         name: name of the metric.
     """
 
+    minimum_images = 2
+
     def __init__(self, extractor: Any = "inception_v3", name: str = "fid"):
         super().__init__(extractor, name)
         dims = self.extractor.feature_dims
         self._real = Sums(self, "real", (dims,), (dims, dims))
         self._generated = Sums(self, "generated", (dims,), (dims, dims))
 
-    def update_features(self, real: Any = None, generated: Any = None) -> None:
+    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
         for sums, features in ((self._real, real), (self._generated, generated)):
             if features is not None:
                 features = ops.cast(features, "float32")
+                number = ops.shape(features)[0]
+                if counted is not None:
+                    features = ops.where(counted[:, None] > 0, features, 0.0)
+                    number = ops.sum(counted)
                 products = ops.matmul(ops.transpose(features), features)
-                sums.update(ops.shape(features)[0], ops.sum(features, axis=0), products)
+                sums.update(number, ops.sum(features, axis=0), products)
 
     def result(self) -> float:
         moments: list[np.ndarray] = []

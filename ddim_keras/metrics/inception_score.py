@@ -63,6 +63,7 @@ class InceptionScore(ImageMetric):
     """
 
     real_is_used = False
+    _direction = "up"
 
     def __init__(self, extractor: Any = "inception_v3", name: str = "inception_score", splits: int = 10):
         super().__init__(extractor, name)
@@ -71,20 +72,27 @@ class InceptionScore(ImageMetric):
             raise ValueError(f"the Inception Score needs class probabilities, which {self.extractor!r} does not give")
         self._sums = Sums(self, "sums", (splits,), (splits, self.extractor.num_classes), (splits,))
 
+    @property
+    def minimum_images(self) -> int:  # type: ignore[override]
+        return self.splits
+
     def extract(self, images: Any) -> Any:
         return self.extractor.probabilities(inputs.as_unit_range(images))
 
-    def update_features(self, real: Any = None, generated: Any = None) -> None:
+    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
         """Take in class probabilities; those of real images are not used."""
         if generated is None:
             return
-        size = ops.shape(generated)[0]
+        size = number = ops.shape(generated)[0]
         places = ops.mod(self._sums.count() + ops.arange(size, dtype="int32"), self.splits)
         membership = ops.transpose(ops.one_hot(places, self.splits, dtype="float32"))
+        if counted is not None:
+            membership = membership * counted
+            number = ops.sum(counted)
         terms = ops.where(generated > 0.0, generated * ops.log(ops.where(generated > 0.0, generated, 1.0)), 0.0)
         entropies = ops.sum(terms, axis=1, keepdims=True)
         self._sums.update(
-            size,
+            number,
             ops.sum(membership, axis=1),
             ops.matmul(membership, generated),
             ops.matmul(membership, entropies)[:, 0],

@@ -95,6 +95,8 @@ class KID(ImageMetric):
         capacity: images of each side that are kept: a fair sample of all.
     """
 
+    minimum_images = 2
+
     def __init__(
         self,
         extractor: Any = "inception_v3",
@@ -112,10 +114,10 @@ class KID(ImageMetric):
             Sample(self, side, self.capacity, self.extractor.feature_dims, self._options["seed"]) for side in sides
         )
 
-    def update_features(self, real: Any = None, generated: Any = None) -> None:
+    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
         for sample, features in ((self._real, real), (self._generated, generated)):
             if features is not None:
-                sample.update(features)
+                sample.update(features, counted)
 
     def result(self) -> float:
         return self.mean_and_deviation().mean

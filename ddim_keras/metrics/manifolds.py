@@ -129,6 +129,8 @@ def density_coverage(
 class _ManifoldMetric(ImageMetric):
     default_name: str
     default_neighbours: int
+    figures: tuple[str, ...]
+    _direction = "up"
 
     def __init__(
         self,
@@ -147,10 +149,14 @@ class _ManifoldMetric(ImageMetric):
             Sample(self, side, self.capacity, self.extractor.feature_dims, self.seed) for side in sides
         )
 
-    def update_features(self, real: Any = None, generated: Any = None) -> None:
+    @property
+    def minimum_images(self) -> int:  # type: ignore[override]
+        return self.neighbours + 1
+
+    def update_features(self, real: Any = None, generated: Any = None, counted: Any = None) -> None:
         for sample, features in ((self._real, real), (self._generated, generated)):
             if features is not None:
-                sample.update(features)
+                sample.update(features, counted)
 
     @staticmethod
     @abc.abstractmethod
@@ -161,10 +167,14 @@ class _ManifoldMetric(ImageMetric):
         """Return the two figures as a named tuple."""
         return self.compare(self._real.values()[1], self._generated.values()[1], self.neighbours)
 
+    @property
+    def result_names(self) -> list[str]:
+        prefix = "" if self.name == self.default_name else f"{self.name}_"
+        return [f"{prefix}{name}" for name in self.figures]
+
     def result(self) -> dict[str, float]:
         """Return the two figures by name; after the metric's own name, if that is not the default."""
-        prefix = "" if self.name == self.default_name else f"{self.name}_"
-        return {f"{prefix}{name}": figure for name, figure in self.values()._asdict().items()}
+        return dict(zip(self.result_names, self.values()))
 
     def get_config(self) -> dict[str, Any]:
         own = {"neighbours": self.neighbours, "seed": self.seed, "capacity": self.capacity}
@@ -210,6 +220,7 @@ class PrecisionRecall(_ManifoldMetric):
     """
 
     default_name, default_neighbours = "precision_recall", 3
+    figures = PrecisionRecallResult._fields
     compare = staticmethod(_precision_recall)
 
 
@@ -224,4 +235,5 @@ class DensityCoverage(_ManifoldMetric):
     """
 
     default_name, default_neighbours = "density_coverage", 5
+    figures = DensityCoverageResult._fields
     compare = staticmethod(_density_coverage)

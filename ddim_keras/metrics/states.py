@@ -76,8 +76,8 @@ class Sample:
         self._priorities = metric.add_variable((capacity,), "zeros", name=f"{name}_priorities")
         self._count = metric.add_variable((), "zeros", name=f"{name}_count")
 
-    def update(self, features: Any) -> None:
-        """Add feature vectors, (batch, dims)."""
+    def update(self, features: Any, counted: Any = None) -> None:
+        """Add feature vectors, (batch, dims); those whose `counted`, (batch,), is 0 are left out."""
         replica, replicas = backend.replica()
         size = ops.shape(features)[0]
         places = ops.cast(self._count, "int32") + ops.arange(size, dtype="int32")
@@ -88,7 +88,11 @@ class Sample:
         room = self.capacity // replicas
         first = replica * room
         # Ties keep their order, which is that of arrival.
-        priorities = ops.concatenate([self._part(self._priorities, first, room), random.unit_interval(words[0])])
+        drawn = random.unit_interval(words[0])
+        if counted is not None:
+            drawn = ops.where(counted > 0, drawn, 0.0)  # as a place that nothing fills
+            size = ops.sum(counted)
+        priorities = ops.concatenate([self._part(self._priorities, first, room), drawn])
         priorities, kept = ops.top_k(priorities, room)
         joined = ops.concatenate([self._part(self._features, first, room), ops.cast(features, "float32")])
         self._fill(self._priorities, first, priorities)

@@ -73,7 +73,7 @@ class ConditionedConv2D(keras.layers.Conv2D):
     """
 
     def __init__(self, filters: int, kernel_size: int | tuple[int, int], **kwargs: Any):
-        super().__init__(filters, kernel_size, **{**kwargs, "padding": "same"})
+        super().__init__(filters, kernel_size, **{**kwargs, "padding": "same", "data_format": "channels_last"})
         self.input_spec = None  # Conv2D's wants a single input; its build says so again
         if self.kernel_size not in ((1, 1), (3, 3)):
             raise ValueError(f"kernel_size must be 1 or 3, got {kernel_size}")
@@ -86,13 +86,14 @@ class ConditionedConv2D(keras.layers.Conv2D):
     def call(self, inputs):
         images, vectors = inputs
         channels = images.shape[-1]
-        outputs = ops.conv(images, self.kernel[:, :, :channels], padding="same")
+        outputs = ops.conv(images, self.kernel[:, :, :channels], padding="same", data_format="channels_last")
         outputs = outputs + self._spread(vectors, self.kernel[:, :, channels:], images.shape[1:3])
         return self.activation(outputs + self.bias)
 
     def _spread(self, vectors, kernel, size):
         small = [min(side, length) for side, length in zip(self.kernel_size, size)]
-        outputs = ops.conv(ops.tile(vectors, (1, *small, 1)), kernel, padding="same")
+        vectors = ops.tile(vectors, (1, *small, 1))
+        outputs = ops.conv(vectors, kernel, padding="same", data_format="channels_last")
         for axis in (2, 1):
             missing = size[axis - 1] - small[axis - 1]
             if small[axis - 1] == 3 and missing:
@@ -183,8 +184,8 @@ class ImageNormalization(keras.layers.Layer):
         """Measure mean and variance of each channel; what an earlier `adapt` measured is forgotten.
 
         Args:
-            data: a `tf.data.Dataset`, a `keras.utils.PyDataset` or another iterable of batches, or an array of images.
-                Batches are images or tuples that begin with images. All are checked on the way.
+            data: images in any form that `DiffusionModel.fit` takes: an array, a `tf.data.Dataset`, a `keras.utils.PyDataset` or
+                another iterable of batches. Labels and weights are ignored. All images are checked on the way.
             batch_size: images at a time, for an array.
             steps: number of batches to look at; None for all of them.
             verbose: 1 shows a progress bar.
@@ -200,12 +201,13 @@ class ImageNormalization(keras.layers.Layer):
         for index, batch in enumerate(batches):
             if steps is not None and index >= steps:
                 break
-            images = inputs.images_of(batch)
-            images = np.asarray(images)
+            images = np.asarray(batch.images)
             if not self.built:
                 self.build((None, *images.shape[1:]))
             inputs.check_images(images, self.image_shape)
             pixels = images.reshape(-1, images.shape[-1])
+            if images.dtype != np.uint8:
+                pixels = np.clip(pixels.astype("float64"), 0.0, 1.0)  # what resizing overshot
             sums = np.stack([pixels.sum(0, dtype="float64"), np.square(pixels, dtype="float64").sum(0)])
             if images.dtype == np.uint8:
                 sums /= np.array([[255.0], [255.0**2]])

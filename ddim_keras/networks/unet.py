@@ -16,6 +16,7 @@ from ddim_keras.networks.layers import (
     SinusoidalEmbedding,
 )
 from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.types import Tensor
 
 CONDITIONINGS = ("input", "every_block")
 NORMALIZATIONS = ("batch", "group")
@@ -54,7 +55,8 @@ def residual_unet(
         attention_levels: levels, counted from 0 at the full resolution, whose blocks are followed by self-attention over the
             pixels (Ho et al. 2020), in heads of 32 channels.
         patch_size: p: the network works on patches of p x p pixels, as p * p times the channels at 1/p of the size.
-        dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32 in any case.
+        dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32 in any case, and so are the
+            weights of a 16-bit policy: "float16" computes as "mixed_float16" does.
         name: name of the model.
 
     Returns:
@@ -71,77 +73,100 @@ def residual_unet(
     if any(level not in range(len(widths)) for level in attention_levels):
         raise ValueError(f"attention_levels must lie in [0, {len(widths)}), the levels, got {list(attention_levels)}")
 
-    def normalize(x: Any) -> Any:
-        if normalization == "batch":
-            return BatchNormalization(dtype=dtype)(x)
-        return GroupNormalization(math.gcd(8, x.shape[-1]), dtype=dtype)(x)
-
-    def residual_block(x: Any, width: int) -> Any:
-        residual = x if x.shape[-1] == width else layers.Conv2D(width, kernel_size=1, dtype=dtype)(x)
-        x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(normalize(x))
-        if conditioning == "every_block":
-            x = layers.Add(dtype=dtype)([x, layers.Dense(width, dtype=dtype)(embedding)])
-        x = layers.Activation("swish", dtype=dtype)(x)
-        x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(x)
-        return layers.Add(dtype=dtype)([x, residual])
-
-    def residual_block_of_pair(x: Any, embedding: Any, width: int) -> Any:
-        """A residual block of x joined with the embedding repeated over the image."""
-        residual = ConditionedConv2D(width, kernel_size=1, dtype=dtype)([x, embedding])
-        x, embedding = normalize(x), normalize(embedding)
-        x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=dtype)([x, embedding])
-        x = layers.Conv2D(width, kernel_size=3, padding="same", dtype=dtype)(x)
-        return layers.Add(dtype=dtype)([x, residual])
-
-    def attention_block(x: Any) -> Any:
-        height, width, channels = x.shape[1:]
-        tokens = layers.Reshape((height * width, channels), dtype=dtype)(normalize(x))
-        heads = max(1, channels // 32)
-        tokens = layers.MultiHeadAttention(heads, channels // heads, dtype=dtype)(tokens, tokens)
-        return layers.Add(dtype=dtype)([x, layers.Reshape((height, width, channels), dtype=dtype)(tokens)])
-
-    def level_blocks(x: Any, level: int, skips: list | None = None) -> list:
-        """The blocks of a level, each one's output; on the way up each takes a skip connection."""
-        outputs = []
-        for depth in range(block_depth):
-            if skips is None and level == depth == 0 and conditioning == "input":
-                x = residual_block_of_pair(x, embedding, widths[0])
-            else:
-                if skips is not None:
-                    x = layers.Concatenate(dtype=dtype)([x, skips.pop()])
-                x = residual_block(x, widths[level])
-            if level in attention_levels:
-                x = attention_block(x)
-            outputs.append(x)
-        return outputs
-
-    noisy_images = keras.Input(image_shape, name="noisy_images")
-    noise_variances = keras.Input((1, 1, 1), name="noise_variances")
-
+    noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
+    noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
+    dtype = _with_float32_weights(dtype)
     embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)(noise_variances)
     if conditioning == "every_block":
         for _ in range(2):
             embedding = layers.Dense(4 * embedding_dims, activation="swish", dtype=dtype)(embedding)
-    patches = _to_patches(noisy_images, patch_size)
-    x = layers.Conv2D(widths[0], kernel_size=1, dtype=dtype)(patches)
+    blocks = _Blocks(embedding, conditioning, normalization, dtype)
 
+    def level_blocks(x: Tensor, level: int, skips: list | None = None) -> list:
+        """The blocks of a level, each one's output; on the way up each takes a skip connection."""
+        outputs = []
+        for depth in range(block_depth):
+            if skips is None and level == depth == 0 and conditioning == "input":
+                x = blocks.residual_with_embedding(x, widths[0])
+            else:
+                if skips is not None:
+                    x = layers.Concatenate(dtype=dtype)([x, skips.pop()])
+                x = blocks.residual(x, widths[level])
+            if level in attention_levels:
+                x = blocks.attention(x)
+            outputs.append(x)
+        return outputs
+
+    patches = _to_patches(noisy_images, patch_size)
+    x = blocks.convolution(patches, widths[0], 1)
     skips: list = []
     for level in range(len(widths) - 1):
         outputs = level_blocks(x, level)
         skips += outputs
-        x = layers.AveragePooling2D(2, dtype=dtype)(outputs[-1])
+        x = layers.AveragePooling2D(2, data_format="channels_last", dtype=dtype)(outputs[-1])
     x = level_blocks(x, len(widths) - 1)[-1]
     for level in reversed(range(len(widths) - 1)):
-        x = layers.UpSampling2D(2, interpolation="bilinear", dtype=dtype)(x)
+        x = layers.UpSampling2D(2, "channels_last", interpolation="bilinear", dtype=dtype)(x)
         x = level_blocks(x, level, skips)[-1]
-
-    x = layers.Conv2D(patches.shape[-1], kernel_size=1, kernel_initializer="zeros", dtype="float32", name="prediction")(
-        x
-    )
+    prediction = {"kernel_initializer": "zeros", "dtype": "float32", "name": "prediction"}
+    x = layers.Conv2D(patches.shape[-1], 1, data_format="channels_last", **prediction)(x)
     return keras.Model([noisy_images, noise_variances], _from_patches(x, patch_size), name=name)
 
 
-def _to_patches(images: Any, size: int) -> Any:
+class _Blocks:
+    """What the network is made of. Each block returns a tensor of the height and width it is given."""
+
+    def __init__(self, embedding: Tensor, conditioning: str, normalization: str, dtype: Any):
+        self.embedding, self.conditioning, self.normalization = embedding, conditioning, normalization
+        self.dtype = dtype
+
+    def convolution(self, x: Tensor, width: int, kernel_size: int) -> Tensor:
+        # Whatever Keras's configuration says of data formats: images are channels-last here.
+        return layers.Conv2D(width, kernel_size, padding="same", data_format="channels_last", dtype=self.dtype)(x)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        if self.normalization == "batch":
+            return BatchNormalization(dtype=self.dtype)(x)
+        return GroupNormalization(math.gcd(8, x.shape[-1]), dtype=self.dtype)(x)
+
+    def residual(self, x: Tensor, width: int) -> Tensor:
+        skipped = x if x.shape[-1] == width else self.convolution(x, width, 1)
+        x = self.convolution(self.normalize(x), width, 3)
+        if self.conditioning == "every_block":
+            x = layers.Add(dtype=self.dtype)([x, layers.Dense(width, dtype=self.dtype)(self.embedding)])
+        x = layers.Activation("swish", dtype=self.dtype)(x)
+        x = self.convolution(x, width, 3)
+        return layers.Add(dtype=self.dtype)([x, skipped])
+
+    def residual_with_embedding(self, x: Tensor, width: int) -> Tensor:
+        """A residual block of x joined with the embedding repeated over the image."""
+        skipped = ConditionedConv2D(width, kernel_size=1, dtype=self.dtype)([x, self.embedding])
+        x, embedding = self.normalize(x), self.normalize(self.embedding)
+        x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=self.dtype)([x, embedding])
+        x = self.convolution(x, width, 3)
+        return layers.Add(dtype=self.dtype)([x, skipped])
+
+    def attention(self, x: Tensor) -> Tensor:
+        height, width, channels = x.shape[1:]
+        tokens = layers.Reshape((height * width, channels), dtype=self.dtype)(self.normalize(x))
+        heads = max(1, channels // 32)
+        tokens = layers.MultiHeadAttention(heads, channels // heads, dtype=self.dtype)(tokens, tokens)
+        tokens = layers.Reshape((height, width, channels), dtype=self.dtype)(tokens)
+        return layers.Add(dtype=self.dtype)([x, tokens])
+
+
+def _with_float32_weights(dtype: Any) -> Any:
+    """Return a policy that computes as `dtype` does, on weights of at least 32 bits.
+
+    16 bits would round an optimizer's small steps away, and those of the weights' average.
+    """
+    policy = keras.dtype_policies.get(dtype)
+    if policy.variable_dtype in ("float16", "bfloat16"):
+        return keras.DTypePolicy(f"mixed_{policy.variable_dtype}")
+    return dtype
+
+
+def _to_patches(images: Tensor, size: int) -> Tensor:
     """(batch, height, width, channels) to (batch, height / size, width / size, size * size * channels)."""
     if size == 1:
         return images
@@ -151,7 +176,7 @@ def _to_patches(images: Any, size: int) -> Any:
     return layers.Reshape((height // size, width // size, size * size * channels), dtype="float32")(x)
 
 
-def _from_patches(x: Any, size: int) -> Any:
+def _from_patches(x: Tensor, size: int) -> Tensor:
     if size == 1:
         return x
     rows, columns, features = x.shape[1:]

@@ -3,7 +3,7 @@
 Nothing here knows `DiffusionModel`, which reads and writes presets: a preset is a configuration, arrays and a recipe.
 """
 
-from ddim_keras.presets.folders import Preset, check_free, names, read, training, write
+from ddim_keras.presets.folders import Preset, assign, check_free, names, read, training, write
 from ddim_keras.presets.recipes import Training
 
-__all__ = ["Preset", "Training", "check_free", "names", "read", "training", "write"]
+__all__ = ["Preset", "Training", "assign", "check_free", "names", "read", "training", "write"]

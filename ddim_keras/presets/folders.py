@@ -16,7 +16,7 @@ import numpy as np
 
 from ddim_keras.presets.recipes import Training
 from ddim_keras.support import files
-from ddim_keras.support.types import Config, ImageArray
+from ddim_keras.support.types import Config, ImageArray, Variable
 
 _FOLDER = pathlib.Path(__file__).parent / "pretrained"
 _FORMAT = 1
@@ -100,6 +100,20 @@ def read(preset: str | os.PathLike, load_weights: bool = True, changes: Mapping[
                 "give load_weights=False and train"
             )
     return Preset({**config, **changes}, arrays, found)
+
+
+def assign(variables: Sequence[Variable], arrays: Sequence[ImageArray], preset: str | os.PathLike) -> None:
+    """Put a preset's arrays into the variables of a model, in their order.
+
+    Raises:
+        ValueError: they have other shapes.
+    """
+    if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
+        raise ValueError(
+            f"{_folder(preset) / 'weights.npz'} is damaged: its shapes are not those of the model in preset.json"
+        )
+    for variable, array in zip(variables, arrays):
+        variable.assign(array)
 
 
 def check_free(folder: str | os.PathLike) -> pathlib.Path:

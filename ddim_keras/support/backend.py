@@ -109,9 +109,8 @@ def train_step(model: Any, *arguments: Any) -> Any:
         # A graph runs what it can: without this, a step at the end of the data would still move the averages along.
         with tf.control_dependencies([part for part in tf.nest.flatten(data) if part is not None]):
             with tf.GradientTape() as tape:
-                loss = model.training_loss(data)
-                replicas = tf.distribute.get_strategy().num_replicas_in_sync
-                scaled_loss = model.optimizer.scale_loss(loss / replicas if replicas > 1 else loss)
+                scaled_loss = model.optimizer.scale_loss(model.training_loss(data))
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
             variables = model.network.trainable_variables
             gradients = tape.gradient(scaled_loss, variables)
             model.track_gradients(gradients, model.optimizer.scale_loss(tf.constant(1.0 / replicas)))
@@ -168,6 +167,44 @@ def replica() -> tuple[Any, int]:
     return context.replica_id_in_sync_group, context.num_replicas_in_sync
 
 
+def named_state(state: tuple, parts: dict[str, bool]) -> dict[str, list]:
+    """Return the JAX trainer's state in the form that its `jax_state_sync` brings back into the model."""
+    names = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
+    return dict(zip([name for name in names if parts.get(name)], state))
+
+
+@contextlib.contextmanager
+def keeping_state(model: Any) -> Iterator[None]:
+    """Bring the weights back into the model when a loop of Keras's over batches is interrupted: on JAX they are outside."""
+    try:
+        yield
+    except BaseException:
+        synchronize = getattr(model, "jax_state_sync", None)
+        if synchronize is not None:
+            synchronize()
+        raise
+
+
+def sum_over_replicas(value: Any) -> Any:
+    """Return the sum of a scalar over all replicas, where the model is copied to several devices; else the scalar."""
+    if replica()[1] == 1:
+        return value
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def devices_of_a_batch(model: Any) -> int:
+    """Return among how many devices each batch is divided: TensorFlow's replicas, or the batch axis of a JAX mesh."""
+    if BACKEND == "tensorflow":
+        return int(model.distribute_strategy.num_replicas_in_sync)
+    distribution = keras.distribution.distribution()
+    if distribution is None or distribution.batch_dim_name is None:
+        return 1
+    mesh = distribution.device_mesh
+    return int(mesh.shape[list(mesh.axis_names).index(distribution.batch_dim_name)])
+
+
 def fused_batch_normalization(inputs: Any, epsilon: float, mean: Any = None, variance: Any = None) -> tuple | None:
     """Normalise over all axes but the last in one kernel, or return None where the backend has none.
 
@@ -175,14 +212,14 @@ def fused_batch_normalization(inputs: Any, epsilon: float, mean: Any = None, var
     XLA, and so JAX, fuses that layer by itself.
 
     Args:
-        inputs: (batch, height, width, channels), any float type.
+        inputs: (batch, height, width, channels), any float type; for float64 there is no such kernel.
         epsilon: added to the variance.
         mean, variance: statistics of shape (channels,) to normalise with; None for those of `inputs`.
 
     Returns:
         (outputs, mean, biased variance), the statistics in float32.
     """
-    if BACKEND != "tensorflow":
+    if BACKEND != "tensorflow" or inputs.dtype == "float64":
         return None
     import tensorflow as tf
 
@@ -191,8 +228,8 @@ def fused_batch_normalization(inputs: Any, epsilon: float, mean: Any = None, var
         inputs,
         tf.ones(channels),
         tf.zeros(channels),
-        mean=mean,
-        variance=variance,
+        mean=None if mean is None else tf.cast(mean, "float32"),
+        variance=None if variance is None else tf.cast(variance, "float32"),
         epsilon=epsilon,
         is_training=mean is None,
     )

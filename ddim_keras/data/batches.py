@@ -1,0 +1,225 @@
+"""Taking a batch apart into images, labels and sample weights, in whatever form it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddim_keras.data.image_checks import check_images
+
+IMAGE_KEYS = ("image", "images", "img", "pixel_values")
+LABEL_KEYS = ("label", "labels")
+WEIGHT_KEYS = ("sample_weight",)
+
+
+class Batch(NamedTuple):
+    """What one batch holds.
+
+    Attributes:
+        images: (batch, height, width, channels).
+        labels: of each image, or None.
+        sample_weight: (batch,), how much each image counts, or None. A weight below 0 marks an image that only fills the batch
+            up, so that it can be divided among devices: it does not count at all.
+    """
+
+    images: Any
+    labels: Any = None
+    sample_weight: Any = None
+
+
+def taken_apart(batch: Any) -> Batch:
+    """Return (images, labels, sample_weight) of a batch; labels and weights are None where there are none.
+
+    Args:
+        batch: images; a tuple or list (images,), (images, labels) or (images, labels, sample_weight); a dictionary with one of
+            the keys "image", "images", "img" or "pixel_values", and perhaps "label" or "labels", and "sample_weight"; a tuple
+            that begins with such a dictionary; or a list of single images or of such dictionaries of one image each. It
+            may hold arrays, tensors, or the specifications of a `tf.data.Dataset`.
+
+    Raises:
+        ValueError: another structure.
+    """
+    if _is_list_of_examples(batch):
+        return _stacked(batch)
+    labels = sample_weight = None
+    images = batch
+    if isinstance(batch, (tuple, list)):
+        if not 1 <= len(batch) <= 3:
+            raise ValueError(
+                "a batch must be images, (images, labels), (images, labels, sample_weight) or a dictionary, got "
+                f"{type(batch).__name__} of {len(batch)}"
+            )
+        images, labels, sample_weight = (*batch, None, None)[:3]
+    while isinstance(images, (tuple, list)) and len(images) == 1:
+        images = images[0]
+    if isinstance(images, Mapping):
+        found = _of_dictionary(images)
+        images = found.images
+        labels = found.labels if labels is None else labels
+        sample_weight = found.sample_weight if sample_weight is None else sample_weight
+    if isinstance(images, (tuple, list)):
+        if _is_list_of_examples(images):
+            images = _stacked(list(images)).images
+        else:
+            raise ValueError(
+                f"a batch must begin with images, one array of them, got {len(images)} parts: {_described(images)}"
+            )
+    if isinstance(labels, Mapping):
+        labels = _only(labels, LABEL_KEYS)
+    if labels is not None and tuple(getattr(labels, "shape", ()))[1:] == (0,):
+        labels = None  # `packed` filled their place
+    return Batch(images, labels, sample_weight)
+
+
+def packed(batch: Batch) -> tuple:
+    """Return a batch in a form that Keras hands on as it is: (images,), (images, labels) or all three."""
+    if batch.sample_weight is None:
+        return (batch.images,) if batch.labels is None else (batch.images, batch.labels)
+    # Keras drops weights where there are no labels.
+    labels = np.zeros((len(batch.images), 0), "float32") if batch.labels is None else batch.labels
+    return batch.images, labels, batch.sample_weight
+
+
+def prepared(batch: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1) -> Batch:
+    """Return a batch of arrays, taken apart and checked.
+
+    Args:
+        batch: as for `taken_apart`.
+        image_shape: the (height, width, channels) expected.
+        class_weight: weights by class, which become weights by image; labels are then needed.
+        multiple: the number of images is brought to a multiple of this one, by images of weight -1.
+
+    Raises:
+        ValueError: images, labels or weights that do not fit.
+    """
+    images, labels, sample_weight = taken_apart(batch)
+    images = as_array(images)
+    check_images(images, image_shape)
+    number = len(images)
+    if labels is not None:
+        labels = as_array(labels)
+        if labels.ndim and len(labels) != number:
+            raise ValueError(f"expected a label for each of {number} images, got {len(labels)}")
+    if sample_weight is not None:
+        sample_weight = check_sample_weight(as_array(sample_weight), number)
+    if class_weight is not None:
+        check_class_weight(class_weight, labels, sample_weight)
+        classes = classes_of(labels)
+        sample_weight = 1.0 + sum((weight - 1.0) * (classes == index) for index, weight in class_weight.items()).astype(
+            "float32"
+        )
+    return _filled_up(Batch(images, labels, sample_weight), multiple)
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Return an array, or tensor of any library, as a NumPy array."""
+    if isinstance(values, (tuple, list)) and len({np.shape(value) for value in values}) > 1:
+        shapes = sorted({np.shape(value) for value in values})
+        raise ValueError(f"images must all be of one size to make a batch, got {shapes[:4]}: resize them first")
+    return np.asarray(values)
+
+
+def check_sample_weight(weights: np.ndarray, number: int) -> np.ndarray:
+    """Return weights as float32, or raise ValueError unless there is one for each image, finite and not below 0."""
+    if weights.shape != (number,):
+        raise ValueError(
+            f"sample weights must be one number for each image, shape ({number},), got shape {weights.shape}: "
+            "images are weighted, not their pixels"
+        )
+    if weights.dtype.kind not in "biuf" and "float" not in weights.dtype.name:
+        raise ValueError(f"sample weights must be numbers, got dtype {weights.dtype}")
+    weights = weights.astype("float32")
+    if not np.isfinite(weights).all() or (weights < 0.0).any():
+        raise ValueError("sample weights must be finite and at least 0: got NaN, infinity or a negative number")
+    return weights
+
+
+def check_class_weight(class_weight: Any, labels: Any, sample_weight: Any) -> None:
+    """Raise ValueError unless weights by class can be used: a dictionary, labels to look up, and no other weights."""
+    if not isinstance(class_weight, Mapping) or not class_weight:
+        raise ValueError(f"class_weight must be a dictionary {{class: weight}}, got {class_weight!r}")
+    for index, weight in class_weight.items():
+        if not (np.isfinite(weight) and weight >= 0.0 and int(index) == index):
+            raise ValueError(
+                f"class_weight must give integer classes finite weights of at least 0, got {{{index!r}: {weight!r}}}"
+            )
+    if sample_weight is not None:
+        raise ValueError("give class_weight or sample weights, not both: multiply them yourself if you mean both")
+    if labels is None:
+        raise ValueError(
+            "class_weight needs labels to look the weights up by: give batches of (images, labels), or y beside an array"
+        )
+
+
+def classes_of(labels: Any) -> np.ndarray:
+    """Return integer classes of labels (batch,), (batch, 1) or one-hot (batch, classes)."""
+    if labels.ndim == 2:
+        labels = labels.argmax(axis=-1) if labels.shape[-1] > 1 else labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "biuf":
+        raise ValueError(
+            "class_weight needs labels that are integers, shape (batch,), or one-hot, shape (batch, classes), got "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    return np.rint(labels).astype("int64")
+
+
+def _filled_up(batch: Batch, multiple: int) -> Batch:
+    if multiple == 1:
+        return batch
+    number = len(batch.images)
+    weights = np.ones(number, "float32") if batch.sample_weight is None else batch.sample_weight
+    places = np.arange(number + -number % multiple) % max(number, 1)
+    images, labels = (None if part is None else part[places] for part in batch[:2])
+    return Batch(images, labels, np.where(np.arange(len(places)) < number, weights[places], -1.0).astype("float32"))
+
+
+def _of_dictionary(batch: Mapping) -> Batch:
+    images = _only(batch, IMAGE_KEYS)
+    if images is None:
+        raise ValueError(
+            f"a batch must hold images, got a dictionary with keys {sorted(map(str, batch))}: name them by one of "
+            f"{list(IMAGE_KEYS)}, or pick them out first, for instance with "
+            "dataset.map(lambda example: example['picture'])"
+        )
+    return Batch(images, _only(batch, LABEL_KEYS), _only(batch, WEIGHT_KEYS))
+
+
+def _only(batch: Mapping, keys: tuple[str, ...]) -> Any:
+    found = [key for key in keys if key in batch]
+    if len(found) > 1:
+        raise ValueError(
+            f"a batch must name its {found[0].rstrip('s')}s once, got a dictionary with both {found[0]!r} and {found[1]!r}"
+        )
+    return batch[found[0]] if found else None
+
+
+def _is_list_of_examples(batch: Any) -> bool:
+    """Whether it is a list of single images, as arrays of one rank or as dictionaries."""
+    if not isinstance(batch, list) or not batch:
+        return False
+    if all(isinstance(part, Mapping) for part in batch):
+        return True
+    ranks = {len(getattr(part, "shape", ())) if not isinstance(part, (tuple, list)) else -1 for part in batch}
+    # PIL's images have no shape, but become arrays.
+    pictures = all(hasattr(part, "__array_interface__") and not hasattr(part, "shape") for part in batch)
+    return pictures or ranks == {3} or (ranks == {2} and len(batch) > 3)
+
+
+def _stacked(examples: list) -> Batch:
+    if isinstance(examples[0], Mapping):
+        parts = [_of_dictionary(example) for example in examples]
+        columns: list[list[Any]] = [
+            [None if value is None else np.asarray(value) for value in column] for column in zip(*parts)
+        ]
+        join: Any = np.concatenate if columns[0][0].ndim == 4 else as_array  # of batches, or of single images
+        return Batch(*(None if column[0] is None else join(column) for column in columns))
+    return Batch(as_array([np.asarray(example) for example in examples]))
+
+
+def _described(parts: Any) -> str:
+    shapes = [getattr(part, "shape", None) for part in parts][:4]
+    return ", ".join(
+        type(part).__name__ if shape is None else f"shape {tuple(shape)}" for part, shape in zip(parts, shapes)
+    )

@@ -1,0 +1,1 @@
+"""How a denoising network is trained by Keras's `fit`: what is minimised, on which data, watched by whom."""

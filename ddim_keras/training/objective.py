@@ -1,0 +1,121 @@
+"""What training minimises, and the losses that are measured beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from ddim_keras.diffusion.parameterizations import Parameterization
+from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.diffusion.weightings import Weighting
+from ddim_keras.sampling.denoisers import predict
+from ddim_keras.support.types import Images, Rates, Tensor
+
+
+class LossTracker(keras.metrics.Mean):
+    """The mean of the losses, which also counts the images it has seen, whatever their weights."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.images = self.add_variable((), "zeros", name="images")
+
+    def update_state(self, values: Tensor, sample_weight: Tensor | None = None) -> None:
+        super().update_state(values, sample_weight=sample_weight)
+        self.images.assign(self.images + ops.cast(ops.shape(values)[0], "float32"))
+
+    def reset_state(self) -> None:
+        super().reset_state()
+        self.images.assign(0.0)
+
+
+class Objective:
+    """The weighted loss of what the network predicts, and the plain losses of the noises and images in it.
+
+    Args:
+        schedule: what the network is told of the noise.
+        parameterization: what it predicts.
+        loss_weighting: how much each noise level counts.
+
+    Attributes:
+        loss: a Keras loss, or a function (true, predicted) -> values.
+        noise_losses, image_losses, losses: their running means, n_loss, i_loss and loss.
+    """
+
+    def __init__(self, schedule: Schedule, parameterization: Parameterization, loss_weighting: Weighting):
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.loss_weighting = loss_weighting
+        self.loss: Callable[[Images, Images], Tensor] = keras.losses.get("mean_absolute_error")
+        # Whatever Keras's floatx is: 16 bits could not count the images.
+        self.noise_losses = keras.metrics.Mean(name="n_loss", dtype="float32")
+        self.image_losses = keras.metrics.Mean(name="i_loss", dtype="float32")
+        self.losses = LossTracker(name="loss", dtype="float32")
+
+    def results(self) -> dict[str, Tensor]:
+        """Return the running n_loss, i_loss and loss."""
+        return {tracker.name: tracker.result() for tracker in (self.noise_losses, self.image_losses, self.losses)}
+
+    def measure(
+        self,
+        network: keras.Model,
+        images: Images,
+        noises: Images,
+        signal_rates: Rates,
+        noise_rates: Rates,
+        sample_weight: Tensor | None,
+        training: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Ask a network for the images and noises of a batch, and take their losses into the running ones.
+
+        Args:
+            network: of [noisy images, noise levels].
+            images, noises: (batch, height, width, channels), of zero mean and unit variance.
+            signal_rates, noise_rates: (batch, 1, 1, 1).
+            sample_weight: (batch,), by which the losses are multiplied; negative for what only fills the batch up. Or None.
+            training: as for `keras.Model.call`.
+
+        Returns:
+            (each image's loss, weighted, (batch,); 1 where the image counts and 0 where it only fills the batch up, (batch,),
+            or None if all count).
+        """
+        noisy_images = signal_rates * images + noise_rates * noises
+        noise_levels = self.schedule.conditions(signal_rates, noise_rates)
+        prediction = predict(network, noisy_images, noise_levels, training)
+        pred_noises, pred_images = self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
+        target = self.parameterization.target(images, noises, signal_rates, noise_rates)
+        weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
+        losses = ops.reshape(weights, (-1,)) * self._of_images(target, prediction)
+        sample_weight, counted = _weights_and_counted(sample_weight)
+        if sample_weight is not None:
+            losses = losses * sample_weight
+        self.noise_losses.update_state(self._of_images(noises, pred_noises), sample_weight=sample_weight)
+        self.image_losses.update_state(self._of_images(images, pred_images), sample_weight=sample_weight)
+        self.losses.update_state(losses, sample_weight=counted)
+        return losses, counted
+
+    def _of_images(self, true: Images, predicted: Images) -> Tensor:
+        """The loss for each image, shape (batch,)."""
+        function = self.loss
+        values = (
+            function.call(true, predicted) if isinstance(function, keras.losses.Loss) else function(true, predicted)
+        )
+        batch_size = ops.shape(true)[0]
+        if len(values.shape) == 0:  # a function that averages over the batch by itself
+            return ops.broadcast_to(values, (batch_size,))
+        return ops.mean(ops.reshape(values, (batch_size, -1)), axis=1)
+
+
+def _weights_and_counted(sample_weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return weights of images, and 1 for those that count and 0 for those that only fill the batch up; or (None, None)."""
+    if sample_weight is None:
+        return None, None
+    sample_weight = ops.cast(sample_weight, "float32")
+    if len(sample_weight.shape) != 1:
+        raise ValueError(
+            f"sample weights must be one number for each image, shape (batch,), got shape {tuple(sample_weight.shape)}: "
+            "images are weighted, not their pixels"
+        )
+    return ops.maximum(sample_weight, 0.0), ops.cast(sample_weight >= 0.0, "float32")

@@ -1,0 +1,168 @@
+"""What is settled before a training or an evaluation starts: its data, metrics, optimizer and normalizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from ddim_keras.data import inputs
+from ddim_keras.networks.layers import ImageNormalization
+from ddim_keras.support.types import ImageShape
+
+
+class FitData(NamedTuple):
+    """What Keras's `fit` is given.
+
+    Attributes:
+        x, y, sample_weight: to train on, every batch checked before it is used.
+        validation_data: (x, y, sample_weight) to validate on, or None.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    validation_data: tuple[Any, Any, Any] | None
+
+
+def fit_data(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    image_shape: ImageShape,
+    *,
+    validation_data: Any,
+    validation_split: float,
+    class_weight: dict[int, float] | None,
+    batch_size: int | None,
+    validation_batch_size: int | None,
+    shuffle: bool,
+    devices: int,
+) -> FitData:
+    """Bring what a user gave to `fit` into the form in which Keras gets it.
+
+    Args:
+        devices: among how many devices each batch is divided; the other arguments are those of `fit`.
+
+    Raises:
+        ValueError: the data are empty, or their structure, shape, type or values are wrong.
+    """
+    if x is None:
+        raise ValueError("fit needs images: got None for x")
+    if validation_split and validation_data is None:
+        (x, y, sample_weight), validation_data = inputs.split(x, y, sample_weight, validation_split)
+    x, y, sample_weight = inputs.for_keras(
+        x,
+        y,
+        sample_weight,
+        image_shape,
+        class_weight=class_weight,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        multiple=devices,
+    )
+    if validation_data is not None:
+        size = validation_batch_size or batch_size
+        parts = inputs.parts_of(validation_data)
+        validation_data = inputs.for_keras(*parts, image_shape, batch_size=size, multiple=devices)
+    return FitData(x, y, sample_weight, validation_data)
+
+
+def check_validation(
+    data: Any, steps: int | None, metrics: Sequence[keras.metrics.Metric], what: str, argument: str
+) -> None:
+    """Find out before training starts, not after its first epoch, what validation could not do.
+
+    Args:
+        data: what `inputs.for_keras` returned.
+        steps: batches to look at, or None for all.
+        metrics: those that were compiled.
+        what, argument: what to call the data and the steps in a message.
+
+    Raises:
+        ValueError: the data never end and no steps are given, or they are too few for a metric.
+    """
+    require_steps(data, steps, what, argument)
+    for metric in metrics:
+        minimum = getattr(metric, "minimum_images", 1)
+        with input_errors():
+            enough = minimum == 1 or inputs.has_at_least(data, minimum, steps)
+        if not enough:
+            raise ValueError(
+                f"the metric {metric.name!r} needs at least {minimum} images of each side, but {what} holds fewer: "
+                "give more, or compile without it"
+            )
+
+
+def require_steps(data: Any, steps: int | None, what: str, argument: str) -> None:
+    """Raise ValueError for data that never end, unless the number of steps is given."""
+    if steps is None and not inputs.is_one_piece(data) and inputs.can_be_read_again(data):
+        if inputs.number_of_batches(data) == -1:
+            raise ValueError(f"{what} never ends: give {argument}, or a data set without repeat()")
+
+
+@contextlib.contextmanager
+def input_errors() -> Iterator[None]:
+    """Show what is wrong with the data, not TensorFlow's account of the pipeline that found it."""
+    try:
+        yield
+    except Exception as error:
+        found = inputs.input_error(error)
+        if found is None:
+            raise
+        raise found from None
+
+
+def adapt_normalizer(
+    normalizer: ImageNormalization, data: Any, batch_size: int | None, steps: int | None, verbose: Any
+) -> None:
+    """Adapt a normalizer to the data of a training that is about to start.
+
+    Raises:
+        ValueError: a look at the data would use them up, or never end.
+    """
+    advice = "adapt it first: model.normalizer.adapt(images), on an array or a data set that ends"
+    if not inputs.can_be_read_again(data):
+        raise ValueError(
+            f"the normalizer was not adapted, and adapting it would use up the images of a {type(data).__name__}: {advice}"
+        )
+    if not inputs.is_one_piece(data) and inputs.number_of_batches(data) == -1 and steps is None:
+        raise ValueError(
+            f"the normalizer was not adapted, and the data set never ends: {advice}; or give steps_per_epoch"
+        )
+    if verbose:
+        print("Adapting the normalizer to the data, as model.normalizer.adapt was not called:")
+    normalizer.adapt(data, batch_size or 32, steps, verbose=1 if verbose else 0)
+
+
+def as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
+    """Return what a user gave to `compile` as a Keras metric.
+
+    Raises:
+        ValueError: it is neither a metric nor a function, or cannot run within a compiled step.
+    """
+    extractor = getattr(metric, "extractor", None)
+    if not getattr(extractor, "compiles", True) and not run_eagerly:
+        raise ValueError(
+            f"{extractor!r} cannot run within a compiled step: compile with run_eagerly=True, or score the trained model with "
+            "model.score"
+        )
+    if isinstance(metric, keras.metrics.Metric):
+        return metric
+    if callable(metric):
+        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"), dtype="float32")
+    raise ValueError(
+        f"a metric must be a keras.metrics.Metric or a function (real_images, generated_images), got {metric!r}"
+    )
+
+
+def with_loss_scale(optimizer: Any, policy: keras.DTypePolicy, wanted: bool) -> Any:
+    """Return an optimizer that scales the loss where gradients are float16; Keras does so for "mixed_float16" alone."""
+    if not wanted or policy.name != "float16":
+        return optimizer
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
