@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 import ddim_keras
 from ddim_keras import plotting
+from ddim_keras.diffusion.spacings import diffusion_times, levels_of
 from ddim_keras.samplers import Plan, UniPC, plan
 from ddim_keras.samplers.base import MEMORY
-from ddim_keras.spacings import diffusion_times, levels_of
 
 PICTURE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "images" / "how_generate_works.png"
 PRESET = "fashion_mnist_32"

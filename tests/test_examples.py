@@ -5,11 +5,11 @@ import importlib.util
 import numpy as np
 import pytest
 from conftest import ROOT, GaussianOracle, slow_on_jax
-from ddim_keras.schedules import LinearBetaSchedule
-from ddim_keras.spacings import diffusion_times, levels_of
 from PIL import Image
 
 from ddim_keras import samplers
+from ddim_keras.diffusion.schedules import LinearBetaSchedule
+from ddim_keras.diffusion.spacings import diffusion_times, levels_of
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

@@ -107,25 +107,64 @@ def test_examples_in_docstrings_run(module):
     assert result.attempted > 0 and result.failed == 0
 
 
+def run_smaller(code: str, smaller: dict[str, str]) -> dict:
+    for usual, tiny in smaller.items():
+        assert usual in code, f"the code no longer says {usual}"
+        code = code.replace(usual, tiny)
+    namespace: dict = {}
+    exec(compile(code, "documentation", "exec"), namespace)
+    return namespace
+
+
 @slow_on_jax
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    """All of it, in order, on a smaller model and for one short epoch."""
+    """All of it, in order, with a smaller network and for one short epoch; it is about ten lines."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     code = "\n".join(blocks)
-    assert "DiffusionModel(" in code
-    small = {
+    assert len(code.split("\n")) <= 12
+    smaller = {
+        "load_weights=False": "load_weights=False, widths=[8], block_depth=1",
+        "epochs=5, steps_per_epoch=1000": "epochs=1, steps_per_epoch=2, validation_steps=1",
+    }
+    assert run_smaller(code, smaller)["images"].shape == (16, 32, 32, 1)
+    assert ddim_keras.load_model("clothes.keras").widths == [8]
+
+
+WHAT_THE_README_OF_0_1_SHOWED = """
+import keras
+import ddim_keras
+from ddim_keras import DiffusionModel
+
+train, val = ddim_keras.data.load_dataset("embedded", image_size=32, batch_size=64)
+
+model = DiffusionModel(image_size=32, widths=[32, 64, 96, 128], block_depth=2, channels=1)
+model.normalizer.adapt(train)
+model.compile(optimizer=keras.optimizers.AdamW(1e-3, weight_decay=1e-4), loss="mean_absolute_error")
+model.fit(train, validation_data=val, epochs=50)
+
+images = model.generate(num_images=16, diffusion_steps=20)
+images = model.generate(16, 50, eta=1.0, seed=7)
+
+latents = model.encode(images, diffusion_steps=100)
+again = model.decode(latents, diffusion_steps=100)
+path = model.interpolate(latents[0], latents[1], num_images=9, diffusion_steps=50)
+
+model.save("clothes.keras")
+model = keras.models.load_model("clothes.keras")
+"""
+
+
+@slow_on_jax
+def test_what_the_readme_of_0_1_showed_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    smaller = {
         "image_size=32": "image_size=8",
         "widths=[32, 64, 96, 128]": "widths=[4, 8]",
         "block_depth=2": "block_depth=1",
         "epochs=50": "epochs=1, steps_per_epoch=2, validation_steps=1",
     }
-    for usual, tiny in small.items():
-        assert usual in code, f"the README no longer says {usual}"
-        code = code.replace(usual, tiny)
-    namespace: dict = {}
-    exec(compile(code, "README.md", "exec"), namespace)
-    assert namespace["images"].shape == (16, 8, 8, 1)
+    assert run_smaller(WHAT_THE_README_OF_0_1_SHOWED, smaller)["images"].shape == (16, 8, 8, 1)
 
 
 def test_every_registered_class_says_what_it_is():
