@@ -14,26 +14,17 @@ from ddim_keras.support import importing
 from ddim_keras.support.version import __version__
 
 if TYPE_CHECKING:
-    from ddim_keras import (
-        callbacks,
-        data,
-        exporting,
-        metrics,
-        networks,
-        optimizers,
-        plotting,
-        presets,
-        runs,
-        samplers,
-        sampling,
-    )
+    from ddim_keras import data, metrics, networks, optimizers, plotting, presets, runs, samplers, sampling
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
+    from ddim_keras.runs import callbacks, exporting
     from ddim_keras.sampling import clipping
 
 # Public names that stand elsewhere. The modules can be imported by them too.
 _MOVED = {
+    "callbacks": "ddim_keras.runs.callbacks",
     "clipping": "ddim_keras.sampling.clipping",
+    "exporting": "ddim_keras.runs.exporting",
     "forward": "ddim_keras.diffusion.forward",
     "interpolation": "ddim_keras.sampling.interpolate",
     "inversion": "ddim_keras.sampling.inversion",

@@ -25,7 +25,7 @@ from ddim_keras.sampling.verbs import verb
 from ddim_keras.support.arguments import height_and_width, integer, positive_int
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import check_model_file
-from ddim_keras.support.types import Config, Images, Rates, Tensor
+from ddim_keras.support.types import Config, Images, Rates, Tensor, Variable
 from ddim_keras.training.objective import Objective
 from ddim_keras.training.trainer import EMATrainer
 

@@ -6,6 +6,7 @@ are in `depth` (bits), `colours` (transparency) and `deep_files` (what Pillow re
 TensorFlow and TFDS are imported when a data set is first loaded.
 """
 
+from ddim_keras.data.finding import fingerprint
 from ddim_keras.data.loading import load_dataset, read_images
 
-__all__ = ["load_dataset", "read_images"]
+__all__ = ["fingerprint", "load_dataset", "read_images"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import warnings
@@ -25,6 +26,7 @@ _NO_PICTURES = {
     *(".ipynb", ".doc", ".docx", ".xlsx", ".odt", ".sha256", ".md5", ".part", ".crdownload", ".tmp", ".lock"),
 }
 _NO_PICTURE_NAMES = {"license", "licence", "copying", "notice", "readme", "changelog", "makefile", "dockerfile"}
+_FIRST_BYTES = 4096
 _NAMED = 3  # files named in a message; the rest are counted
 _NO_SUFFIX, _BROKEN_LINK, _CLOSED = "without a suffix", "links to nothing", "folders that cannot be opened"
 
@@ -71,6 +73,29 @@ def find_images(root: pathlib.Path) -> Found:
             )
         raise ValueError(f"no images in {root}: expected files ending in {', '.join(common)}{others}{instead}")
     return found
+
+
+def fingerprint(source: str) -> str | None:
+    """Return by what the images of a folder are known wherever it stands: names, sizes and first bytes.
+
+    Args:
+        source: as for `load_dataset`.
+
+    Returns:
+        A SHA-256; or None if `source` is no folder, but the name of a data set.
+    """
+    root = pathlib.Path(source).expanduser()
+    digest = hashlib.sha256()
+    if (root / "dataset_info.json").is_file():  # a prepared TFDS data set
+        digest.update((root / "dataset_info.json").read_bytes())
+        return digest.hexdigest()
+    if not root.is_dir():
+        return None
+    for parts in find_images(root).images:
+        path = root.joinpath(*parts)
+        with open(path, "rb") as file:
+            digest.update(f"{'/'.join(parts)} {path.stat().st_size} ".encode() + file.read(_FIRST_BYTES))
+    return digest.hexdigest()
 
 
 def warn_of_left_out(root: pathlib.Path, found: Found) -> None:

@@ -11,6 +11,7 @@ from keras import ops
 
 from ddim_keras.data import inputs
 from ddim_keras.support import backend
+from ddim_keras.support.progress import progress
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -197,7 +198,7 @@ class ImageNormalization(keras.layers.Layer):
         batches, number = inputs.iterate_batches(data, batch_size)
         if steps is not None:
             number = steps if number is None else min(steps, number)
-        bar = keras.utils.Progbar(number) if verbose else None
+        bar = progress(number, "batches") if verbose else None
         for index, batch in enumerate(batches):
             if steps is not None and index >= steps:
                 break

@@ -19,15 +19,15 @@ class Training:
     Attributes:
         batch_size: images per step.
         learning_rate: of the optimizer, at its highest.
-        schedule: "constant", or "cosine": the learning rate rises from a twentieth over the first `warmup` of the steps, and then
+        schedule: of the learning rate: constant, or cosine, with which it rises from a twentieth over the first `warmup` of the steps, and then
             falls along a cosine to a hundredth.
-        warmup: share of the steps, with "cosine".
+        warmup: share of the steps in which the learning rate rises, with cosine.
         weight_decay: of the optimizer.
-        clip_norm: largest norm of a step's gradient, over all weights together; None does not clip.
-        loss: a Keras loss.
+        clip_norm: largest norm of a step's gradient, over all weights together; without it nothing is clipped.
+        loss: a Keras loss by name.
         flip: whether images are mirrored at random.
         accumulate: batches whose gradients make one step of the optimizer.
-        optimizer: "adamw", or "muon" for `ddim_keras.optimizers.Muon`.
+        optimizer: adamw, or muon for `ddim_keras.optimizers.Muon`.
     """
 
     batch_size: int = 64

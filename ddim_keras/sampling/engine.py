@@ -22,6 +22,7 @@ from ddim_keras.sampling.denoisers import Wrapper, network_denoiser
 from ddim_keras.support import backend, random
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.locks import FairLock
+from ddim_keras.support.progress import progress
 from ddim_keras.support.types import Array, ImageArray, Images, ImageShape, Numbers, Tensor, Variable
 
 # Images per batch where the user does not say, and the pixels of that many 64 x 64 images: larger images are made fewer
@@ -287,7 +288,7 @@ class Engine:
             size = min([size, *(small for small in _SMALL_BATCHES if small >= num_images)])
         starts = range(0, num_images, size)
         show = verbose == 1 or (verbose == "auto" and len(starts) > 1)
-        bar = keras.utils.Progbar(num_images, unit_name="image") if show else None
+        bar = progress(num_images, "images") if show else None
         for start in starts:
             stop = min(start + size, num_images)
             yield Batch(start, stop, np.arange(start, start + size, dtype="int32"))

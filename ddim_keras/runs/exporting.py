@@ -20,8 +20,10 @@ from ddim_keras.model import DiffusionModel
 from ddim_keras.sampling.choices import sampler_and_spacing
 from ddim_keras.support import backend, files
 from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.version import __version__
 
 _CONTACT_SHEET = 64  # images
+_OF_COLOURS = ("png", "tfrecord")  # what writes PNGs
 
 
 def export_images(
@@ -72,6 +74,10 @@ def export_images(
     if machine >= len(starts):
         raise ValueError(
             f"there are only {len(starts)} shards of {shard_size} images for {machines} machines: lower the shard size"
+        )
+    if format in _OF_COLOURS and model.image_shape[-1] not in (1, 2, 3, 4):
+        raise ValueError(
+            f"PNG holds images of 1 to 4 channels, this model's have {model.image_shape[-1]}: give format='npz'"
         )
     options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
     model.generate(0, **options)  # refuses what cannot work before anything is written
@@ -149,10 +155,8 @@ def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    import ddim_keras
-
     return {
-        "ddim_keras": ddim_keras.__version__,
+        "ddim_keras": __version__,
         "keras": keras.__version__,
         "backend": backend.BACKEND,
         "python": platform.python_version(),

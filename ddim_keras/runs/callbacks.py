@@ -152,7 +152,8 @@ class SampleImages(keras.callbacks.Callback):
 class KeepBest(keras.callbacks.Callback):
     """Keep the best epoch's whole model in one `.keras` file, written beside and renamed.
 
-    The best figure so far stands in a file beside it, so that a resumed training does not replace a better model.
+    The best figure so far stands in a file beside it, `best_score.json` for `best.keras`, so that a resumed
+    training does not replace a better model.
 
     Args:
         path: of the `.keras` file.
@@ -171,12 +172,14 @@ class KeepBest(keras.callbacks.Callback):
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
         self.monitor, self.mode = monitor, mode
-        self._note = self.path.with_suffix(".best.json")
+        self._note = self.path.with_name(f"{self.path.stem}_score.json")
+        self._older_note = self.path.with_suffix(".best.json")  # as version 0.1 called it
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.best = math.inf if self.mode == "min" else -math.inf
-        if self.path.is_file() and self._note.is_file():
-            note = json.loads(self._note.read_text())
+        found = [note for note in (self._note, self._older_note) if note.is_file()]
+        if self.path.is_file() and found:
+            note = json.loads(found[0].read_text())
             if note["monitor"] == self.monitor:
                 self.best = float(note["value"])
 
@@ -194,3 +197,4 @@ class KeepBest(keras.callbacks.Callback):
         self.model.save(self.path)
         with files.written_beside(self._note) as temporary:
             temporary.write_text(json.dumps({"monitor": self.monitor, "value": value, "epoch": epoch + 1}) + "\n")
+        self._older_note.unlink(missing_ok=True)

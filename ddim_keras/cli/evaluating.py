@@ -1,0 +1,64 @@
+"""`evaluate`: scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ddim_keras.cli.group import main
+from ddim_keras.cli.models import load
+from ddim_keras.cli.options import field_option, model_option, sampling, sampling_options
+from ddim_keras.runs import RunConfig
+
+
+@main.command()
+@model_option
+@click.option(
+    "--data", "-d", default=None, help="As for train; its validation part is used.  [default: the run's, or embedded]"
+)
+@field_option(RunConfig, "split", "the run's, or the data set's own")
+@click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
+@click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="[default: the run's, or crop]")
+@click.option("--num-images", "-n", default=1000, show_default=True, help="How many to generate.")
+@click.option(
+    "--features",
+    default=None,
+    help="inception_v3, fashion_mnist, inception_2015.  [default: inception_v3 for colour, fashion_mnist for grey images]",
+)
+@click.option("--metric", "metrics", multiple=True, help="fid, kid, precision_recall, ...  [default: these three]")
+@click.option("--seed", default=0, show_default=True)
+@sampling_options
+def evaluate(
+    source: str,
+    data: str | None,
+    split: Any,
+    data_dir: str | None,
+    fit: str | None,
+    num_images: int,
+    features: str | None,
+    metrics: tuple[str, ...],
+    seed: int,
+    **options: Any,
+) -> None:
+    """Score generated images against real ones.
+
+    Of a run, against the images that it kept for validation.
+
+    \b
+    ddim-keras evaluate --data fashion_mnist --fit pad --features fashion_mnist --num-images 10000
+    """
+    from ddim_keras.runs import validating
+
+    model = load(source)
+    chosen_data = {"data": data, "split": split, "data_dir": data_dir, "fit": fit}
+    validation = validating.held_out_images(model.image_shape, source, **chosen_data)
+    chosen = metrics or ("fid", "kid", "precision_recall")
+    try:
+        scores = model.score(
+            validation, num_images, metrics=chosen, extractor=features, seed=seed, **sampling(**options)
+        )
+    except ConnectionError as error:
+        raise click.ClickException(f"{error}; here that is --features fashion_mnist, rough for colour") from error
+    for name, value in scores.items():
+        click.echo(f"{name}: {value:.5f}")

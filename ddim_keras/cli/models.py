@@ -1,0 +1,124 @@
+"""Models by name or file: finding them, and saying what they are."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING
+
+import click
+
+from ddim_keras.cli.group import main
+from ddim_keras.cli.options import model_option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ddim_keras.model import DiffusionModel
+
+
+def load(source: str, compile: bool = False) -> DiffusionModel:
+    """The model at a .keras file, in a run's folder, or of a preset; `compile` brings the optimizer and metrics along."""
+    from ddim_keras import presets
+    from ddim_keras.model import DiffusionModel, load_model
+
+    path = pathlib.Path(source)
+    if path.suffix == ".keras" or path.is_file():
+        return load_model(path, compile=compile)
+    if (path / "config.yaml").is_file():
+        for name in ("model.keras", "best.keras"):
+            if (path / name).is_file():
+                return load_model(path / name, compile=compile)
+        raise ValueError(f"the run in {path} has no model yet: resume it with ddim-keras train --out {path}")
+    if not (path / "preset.json").is_file() and source not in presets.names():
+        raise ValueError(
+            f"no model at {source}: expected a .keras file, a run's folder, or a preset: {presets.names()}"
+        )
+    return DiffusionModel.from_preset(source)
+
+
+def read(model: DiffusionModel, paths: tuple[pathlib.Path, ...], fit: str) -> np.ndarray:
+    """Image files as the model takes them: brought to its size, in its channels."""
+    import numpy as np
+
+    from ddim_keras.data import read_images
+
+    *size, channels = model.image_shape
+    return np.asarray(read_images(paths, size, channels, fit=fit))
+
+
+@main.command()
+@model_option
+@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.option("--full", is_flag=True, help="Keep float32 weights in a preset.")
+def export(source: str, out: pathlib.Path, full: bool) -> None:
+    """Write a model as a preset or a .keras file.
+
+    \b
+    ddim-keras export -m runs/photos photos-preset
+    ddim-keras export -m photos-preset photos.keras
+    """
+    if out.suffix not in ("", ".keras"):
+        raise click.BadParameter(f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT")
+    model = load(source, compile=True)
+    if out.suffix == ".keras":
+        model.save(out)
+    else:
+        model.save_to_preset(out, half=not full)
+    click.echo(f"Written to {out}")
+
+
+@main.command()
+@model_option
+def info(source: str) -> None:
+    """Say what a model is.
+
+    \b
+    ddim-keras info -m runs/photos/model.keras
+    """
+    from ddim_keras.runs import exporting
+
+    model = load(source)
+    height, width, channels = model.image_shape
+    lines = {
+        "images": f"{height} x {width} x {channels}",
+        "parameters": f"{model.network.count_params():,}",
+        "predicts": type(model.parameterization).__name__.removesuffix("Parameterization").lower(),
+        "schedule": repr(model.schedule),
+        "precision": model.dtype_policy.name,
+        "trained": _trained(model),
+        "sha256": exporting.model_hash(model),
+    }
+    for name, value in lines.items():
+        click.echo(f"{name + ':':12s}{value}")
+
+
+@main.command()
+def datasets() -> None:
+    """List what --data takes.
+
+    \b
+    ddim-keras datasets
+    """
+    import tensorflow_datasets as tfds
+
+    click.echo("embedded    10,000 + 1,000 images of clothes that ship with the package")
+    click.echo("a folder    of images, flat or one subfolder a class")
+    click.echo("or a TFDS name, such as:")
+    click.echo(
+        "  " + "\n  ".join(name for name in tfds.list_builders(with_community_datasets=False) if name in _PICTURES)
+    )
+
+
+_PICTURES = {
+    *("beans", "caltech101", "cars196", "cats_vs_dogs", "celeb_a", "celeb_a_hq", "cifar10", "cifar100", "emnist"),
+    *("eurosat", "fashion_mnist", "food101", "imagenette", "kmnist", "lsun", "mnist", "oxford_flowers102"),
+    *("oxford_iiit_pet", "stanford_dogs", "stl10", "svhn_cropped", "tf_flowers"),
+}
+
+
+def _trained(model: DiffusionModel) -> str:
+    import numpy as np
+
+    if not all(np.isfinite(weight).all() for weight in model.ema_network.get_weights()):
+        return "diverged: its weights hold NaN or infinity"
+    return "yes" if model.normalizer.adapted else "no"

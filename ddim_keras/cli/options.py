@@ -1,0 +1,134 @@
+"""Options that several commands share, and those that come from the fields of a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import click
+
+from ddim_keras.presets import recipes
+from ddim_keras.runs import config
+from ddim_keras.support.docstrings import attributes
+
+_CHOICES: Mapping[tuple[type, str], Collection[str]] = {
+    (config.RunConfig, "fit"): config.FITS,
+    (config.RunConfig, "unreadable"): config.UNREADABLE,
+    (recipes.Training, "optimizer"): recipes.OPTIMIZERS,
+    (recipes.Training, "schedule"): recipes.LEARNING_RATE_SCHEDULES,
+}
+# Values that a shell writes otherwise than Python.
+_SHOWN: Mapping[str, Any] = {"cache": "memory", "tensorboard": "yes", "jit": "where it is faster"}
+
+
+def options_of(configuration: type, leave_out: Collection[str] = (), default: str | None = None) -> Callable:
+    """Return a decorator that gives a command an option for each field of a dataclass, None where it is not given.
+
+    Types and choices come from the fields, the help from the docstring.
+
+    Args:
+        configuration: the dataclass.
+        leave_out: fields without an option.
+        default: what to say of all defaults; None for the fields' own.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        for field in reversed(dataclasses.fields(configuration)):
+            if field.name not in leave_out:
+                command = field_option(configuration, field.name, default)(command)
+        return command
+
+    return decorate
+
+
+def field_option(configuration: type, name: str, default: str | None = None) -> Callable:
+    """Return the option of one field, as for `options_of`."""
+    field = next(field for field in dataclasses.fields(configuration) if field.name == name)
+    text = attributes(configuration)[name].replace("`", "")
+    text = text[0].upper() + text[1:]
+    shown = default or _SHOWN.get(name, field.default)
+    flag = "--" + name.replace("_", "-")
+    kind = str(field.type).split(" | ")[0]
+    options: dict[str, Any] = {"default": None, "help": text if shown is None else f"{text}  [default: {shown}]"}
+    if kind == "bool" and name != "cache":
+        flag = f"{flag}/--no-{flag[2:]}"
+    elif choices := _CHOICES.get((configuration, name)):
+        options["type"] = click.Choice(list(choices))
+    else:
+        options["type"] = _PARSED.get(name) or {"int": int, "float": float}.get(kind, str)
+    return click.option(flag, *_SHORT.get(name, ()), **options)
+
+
+class _ImageSize(click.ParamType):
+    """64, or 64x96 for height and width."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | list[int]:
+        try:
+            sizes = [int(part) for part in str(value).lower().replace(",", "x").split("x")]
+        except ValueError:
+            sizes = []
+        if len(sizes) not in (1, 2) or min(sizes) < 1:
+            self.fail(
+                f"expected a side in pixels, such as 64, or HEIGHTxWIDTH, such as 64x96, got {value!r}", param, ctx
+            )
+        return sizes[0] if len(sizes) == 1 else sizes
+
+
+class _Split(click.ParamType):
+    """A fraction, or two names with a comma between them."""
+
+    name = "split"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | list[str | None]:
+        try:
+            return float(value)
+        except ValueError:
+            parts = [part.strip() for part in str(value).split(",")]
+        if len(parts) != 2 or not parts[0]:
+            self.fail(
+                f"expected TRAIN,VALIDATION, such as train[:90%],test or train,none, or a fraction such as 0.1, got {value!r}",
+                param,
+                ctx,
+            )
+        return [parts[0], None if parts[1].lower() in ("", "none") else parts[1]]
+
+
+_SHORT: Mapping[str, tuple[str, ...]] = {"data": ("-d",)}
+_PARSED: Mapping[str, click.ParamType] = {"image_size": _ImageSize(), "split": _Split()}
+
+
+def model_option(command: Callable) -> Callable:
+    about = "A .keras file, a preset's name or folder, or the folder of a run.  [default: fashion_mnist_32]"
+    return click.option("--model", "-m", "source", default="fashion_mnist_32", help=about)(command)
+
+
+def fit_option(command: Callable) -> Callable:
+    about = "How images are brought to the model's size; their colours become its channels."
+    return click.option("--fit", type=click.Choice(list(config.FITS)), default="crop", show_default=True, help=about)(
+        command
+    )
+
+
+def sampling_options(command: Callable) -> Callable:
+    options = [
+        click.option("--steps", "-s", default=20, show_default=True, help="S, the number of sampling steps."),
+        click.option("--sampler", default=None, help="ddim, ddpm, heun, dpm_solver_2m, unipc, ...  [default: unipc]"),
+        click.option("--eta", type=float, default=None, help="DDIM's stochasticity, from 0 (DDIM) to 1 (DDPM)."),
+        click.option(
+            "--spacing",
+            default=None,
+            help="linear, quadratic, trailing, karras, ...  [default: karras with unipc, else linear]",
+        ),
+        click.option("--clipping", default=None, help="none, static or dynamic.  [default: none]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def sampling(steps: int, **options: Any) -> dict[str, Any]:
+    """What `generate` takes for the options of `sampling_options`."""
+    return {"diffusion_steps": steps, **{name: value for name, value in options.items() if value is not None}}

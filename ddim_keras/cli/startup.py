@@ -1,0 +1,38 @@
+"""Starting TensorFlow without the lines that it writes at every start, whatever its settings say."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import tempfile
+
+# Information and warnings of its C++ part, and what it says of a CUDA that is not there.
+_CHATTER = re.compile(
+    rb"WARNING: All log messages before absl|[IW]\d{4} |\d{4}-\d\d-\d\d [\d:.]+: [IW] |To enable the following instructions"
+    rb"|E\d{4} .*(cuInit|cuda_platform|cudart_stub|Unable to register cu|computation_placer)"
+)
+
+
+def quiet_start() -> None:
+    """Import Keras and wake its backend, keeping back what is written to standard error meanwhile but for what matters.
+
+    Called by the command before it runs; a help is shown without it.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "keras" in sys.modules:
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            importlib.import_module("ddim_keras.support.backend").on_accelerator()  # finds the devices
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if line.strip() and not _CHATTER.match(line):
+                    os.write(2, line)

@@ -1,0 +1,84 @@
+"""`train`: its options are the settings of a run and of a recipe."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import pathlib
+import sys
+from typing import Any
+
+import click
+
+from ddim_keras.cli.group import INTERRUPTED, main
+from ddim_keras.cli.options import options_of
+from ddim_keras.presets import Training
+from ddim_keras.runs import RunConfig
+
+
+@main.command()
+@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The run's folder.")
+@click.option(
+    "--config", "-c", type=click.Path(path_type=pathlib.Path), help="A config.yaml; flags given beside it win."
+)
+@options_of(RunConfig, leave_out=("model", "training"))
+@options_of(Training, default="the recipe's")
+@click.option("--ema-decay", type=float, default=None, help="Of the averaged weights.  [default: the preset's]")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help='Any argument of DiffusionModel, such as parameterization=noise or "widths=(32, 64)".',
+)
+def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, ...], **flags: Any) -> None:
+    """Train, or resume an interrupted training.
+
+    The same command resumes, or the one with --out alone; a new run needs --data or --config. More --steps make a run
+    longer, and --data may name another place of the same images.
+
+    \b
+    ddim-keras train --data embedded --out runs/clothes
+    ddim-keras train --data path/to/photos --image-size 64 --out runs/photos
+    ddim-keras train --config runs/photos/config.yaml --seed 1 --out runs/photos-1
+    """
+    from ddim_keras import runs
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "cache" in given:
+        given["cache"] = {"memory": True, "no": False}.get(given["cache"], os.path.abspath(given["cache"]))
+    if given.get("kid") == "none":
+        given["kid"] = None
+    for name in ("data", "data_dir", "preset"):  # found again from any folder
+        if name in given and pathlib.Path(given[name]).expanduser().is_dir():
+            given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
+    if config is None and (out / "config.yaml").is_file():
+        config = out / "config.yaml"
+    if config is None and "data" not in given:
+        raise click.UsageError(f"there is no run in {out} to resume: give --data, or --config, to start one")
+    start = dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
+    training = {
+        name: given.pop(name) for name in [field.name for field in dataclasses.fields(Training)] if name in given
+    }
+    model = {"ema_decay": given.pop("ema_decay")} if "ema_decay" in given else {}
+    model |= dict(_setting(text) for text in settings)
+    chosen = {
+        **start,
+        **given,
+        "training": {**start["training"], **training},
+        "model": {**start["model"], **model},
+    }
+    result = runs.train(runs.RunConfig(**chosen), out, tell=click.echo)
+    if not result.finished:
+        sys.exit(INTERRUPTED)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise click.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--set")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word, such as velocity

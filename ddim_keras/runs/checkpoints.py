@@ -1,0 +1,89 @@
+"""Whole training states in a run's folder, each with its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import warnings
+
+import keras
+import numpy as np
+
+from ddim_keras.model import DiffusionModel
+from ddim_keras.support import files
+
+
+class DivergedError(ArithmeticError):
+    """The loss or the weights are not finite any more; the message names the last good checkpoint."""
+
+
+class Checkpoints:
+    """Whole training states by step, each with its checksum.
+
+    Args:
+        folder: where they are.
+        keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        self.folder, self.keep = folder, keep
+
+    def save(self, model: DiffusionModel, step: int) -> pathlib.Path:
+        """Write the state at a step, beside and renamed, then remove the oldest beyond `keep`.
+
+        Raises:
+            DivergedError: a weight is not finite; nothing is written.
+            OSError: the disk is full, say; the older checkpoints stay.
+        """
+        model.synchronize()
+        if not all(np.isfinite(keras.ops.convert_to_numpy(weight)).all() for weight in model.ema_network.weights):
+            raise DivergedError(f"the weights hold NaN or infinity at step {step}. {self.advice()}")
+        path = self.folder / f"step_{step:09d}.weights.h5"
+        model.save_weights(path)
+        # The checksum last: a state without one was not finished.
+        with files.written_beside(self._note(path)) as temporary:
+            temporary.write_text(json.dumps({"step": step, "sha256": _sha256(path)}) + "\n")
+        paths = self.paths()
+        newer = [
+            other for other in paths if other.name > path.name
+        ]  # damaged, as the training went on from an older one
+        for old in newer + paths[len(newer) + self.keep :]:
+            self._note(old).unlink(missing_ok=True)
+            old.unlink()
+        return path
+
+    def paths(self) -> list[pathlib.Path]:
+        """Return the checkpoints there are, the newest first."""
+        return sorted(self.folder.glob("step_*.weights.h5"), reverse=True)
+
+    def newest_whole(self) -> tuple[pathlib.Path, int] | None:
+        """Return (path, step) of the newest checkpoint that is whole, warning of newer ones that are not; None without any."""
+        for path in self.paths():
+            try:
+                note = json.loads(self._note(path).read_text())
+                if note["sha256"] == _sha256(path):
+                    return path, int(note["step"])
+                problem = "its checksum is wrong"
+            except (OSError, ValueError, KeyError) as error:
+                problem = f"its checksum cannot be read ({error})"
+            warnings.warn(f"the checkpoint {path} is damaged: {problem}. Trying the one before", stacklevel=3)
+        return None
+
+    def advice(self) -> str:
+        newest = self.newest_whole()
+        if newest is None:
+            return "There is no checkpoint before it. Lower the learning rate, or clip the gradients (clip_norm)"
+        return f"The last good checkpoint is {newest[0]}. Lower the learning rate, or clip the gradients (clip_norm)"
+
+    @staticmethod
+    def _note(path: pathlib.Path) -> pathlib.Path:
+        return path.with_name(path.name.replace(".weights.h5", ".json"))
+
+
+def _sha256(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

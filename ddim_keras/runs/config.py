@@ -1,0 +1,198 @@
+"""The configuration of a run. Keras is imported when a run begins, not before."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import yaml
+
+from ddim_keras import presets
+from ddim_keras.support import files
+from ddim_keras.support.arguments import height_and_width, integer, positive_int
+
+# What does not touch the weights.
+MAY_CHANGE = {"cache", "keep", "checkpoint_every", "checkpoint_minutes", "samples", "samples_every", "tensorboard"}
+FEATURES = ("inception_v3", "fashion_mnist")  # what can run within a compiled step
+FITS = ("crop", "pad")
+UNREADABLE = ("refuse", "skip")
+# Not settings of a run's `model`: it has its own for these, or a file cannot hold them.
+_NOT_SET_BY_MODEL = {"self", "name", "network", "seed", "dtype"}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything about a run: `config.yaml` in its folder holds just this.
+
+    Attributes:
+        data: what to train on: embedded, the name of a TFDS data set, or a folder of images.
+        steps: batches in all.
+        image_size: side of the images in pixels, or height and width, such as 64x96.
+        channels: 1, 3 or 4; without it the data set's own.
+        split: what to train on and what to keep for validation. Of TFDS two splits, such as train[:90%],test; of a folder two
+            subfolders, such as train,dev, or a fraction, such as 0.1. Without it the data set's own, or 0.2.
+        fit: how images are brought to size: crop takes the largest centred part, pad shrinks the whole image.
+        background: the colour that transparent images are laid on: a name, or #rrggbb.
+        bits: of images deeper than 8 bits, how many they use; without it this is found out.
+        unreadable: what to do with a folder's images that cannot be read: refuse, or skip.
+        data_dir: where TFDS keeps its data.
+        cache: where resized images are kept: memory (true in the file), no (false; they are resized anew each epoch), or a folder.
+        preset: whose network and recipe to take.
+        model: arguments of `DiffusionModel` that differ from the preset's.
+        training: settings of `presets.Training` that differ from the preset's.
+        precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where the hardware computes in it.
+        jit: whether to compile with XLA; auto where it is faster.
+        seed: fixes weights, order, noises and sampled images.
+        validate_every: steps between validations, sampled images and lines of the log; without it one pass over the data, but
+            at least 100.
+        validation_images: how many images of the validation part to validate on, about, from all over it; null in the file for all.
+        kid: features for the KID of each validation: inception_v3, fashion_mnist, or none for no KID. auto becomes the first
+            for colour images where its weights can be had, and the second otherwise.
+        samples: images generated after validations, to look at; 0 for none.
+        samples_every: validations between them.
+        tensorboard: whether to write a TensorBoard log.
+        checkpoint_every: steps between checkpoints.
+        checkpoint_minutes: minutes between them at the most.
+        keep: how many of the newest checkpoints to keep.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    data: str = "embedded"
+    steps: int = 5000
+    image_size: int | list[int] = 32
+    channels: int | None = None
+    split: Any = None
+    fit: str = "crop"
+    background: str | list[int] = "white"
+    bits: int | None = None
+    unreadable: str = "refuse"
+    data_dir: str | None = None
+    cache: bool | str = True
+    preset: str = "fashion_mnist_32"
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precision: str = "auto"
+    jit: bool | str = "auto"
+    seed: int = 0
+    validate_every: int | None = None
+    validation_images: int | None = 2000
+    kid: str | None = "auto"
+    samples: int = 16
+    samples_every: int = 1
+    tensorboard: bool = True
+    checkpoint_every: int = 1000
+    checkpoint_minutes: float = 10.0
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("model", "training"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} must hold settings by name, got {getattr(self, name)!r}")
+        # As a file would give it back, so that a run equals its own.
+        plain = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(self))))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        self._check_numbers()
+        self._check_words()
+        self.recipe()
+
+    def _check_numbers(self) -> None:
+        for name in ("steps", "checkpoint_every", "keep", "samples_every"):
+            positive_int(name, getattr(self, name))
+        integer("samples", self.samples, minimum=0)
+        integer("seed", self.seed, minimum=0, below=2**32)
+        for name in ("validate_every", "validation_images", "bits"):
+            if getattr(self, name) is not None:
+                positive_int(name, getattr(self, name))
+        height_and_width(self.image_size)
+        minutes = self.checkpoint_minutes
+        if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not minutes > 0.0:
+            raise ValueError(f"checkpoint_minutes must be a positive number, got {minutes!r}")
+
+    def _check_words(self) -> None:
+        for name in ("data", "preset", "precision"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a name or a folder, got {getattr(self, name)!r}")
+        if not isinstance(self.cache, (bool, str)):
+            raise ValueError(f"cache must be true, false or a folder, got {self.cache!r}")
+        if not isinstance(self.tensorboard, bool):
+            raise ValueError(f"tensorboard must be true or false, got {self.tensorboard!r}")
+        if self.jit not in (True, False, "auto"):
+            raise ValueError(f"jit must be true, false or auto, got {self.jit!r}")
+        for name, choices in (("fit", FITS), ("unreadable", UNREADABLE)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")
+        if self.channels not in (None, 1, 3, 4):
+            raise ValueError(f"channels must be 1, 3 or 4, or None for the data set's own, got {self.channels!r}")
+        if self.kid not in (None, "auto", *FEATURES):
+            raise ValueError(f"kid must be one of {['auto', *FEATURES]}, or None, got {self.kid!r}")
+
+    def recipe(self) -> presets.Training:
+        """Return the preset's training with this run's changes.
+
+        Raises:
+            ValueError: an unknown preset, or a setting that is unknown or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(presets.Training)}
+        if unknown := sorted(set(self.training) - known, key=str):
+            raise ValueError(f"unknown training settings {unknown}: expected some of {sorted(known)}")
+        return dataclasses.replace(presets.training(self.preset), **self.training)
+
+    def write(self, path: pathlib.Path) -> None:
+        """Write `config.yaml`, whole or not at all."""
+        with files.written_beside(path) as temporary:
+            temporary.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> RunConfig:
+        """Read a `config.yaml`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no YAML, or has settings that are unknown or out of range; names the file.
+        """
+        path = pathlib.Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no configuration at {path}")
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold settings as NAME: VALUE, a line each, got {values!r}")
+        if unknown := sorted(set(values) - known, key=str):
+            raise ValueError(f"{path} has unknown settings {unknown}: expected some of {sorted(known)}")
+        try:
+            return cls(**_of_this_version(values))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def check_model_settings(settings: dict[str, Any], parameters: set[str]) -> None:
+    """Raise ValueError unless a run's `model` holds arguments of `DiffusionModel`, whose names are `parameters`."""
+    known = parameters - _NOT_SET_BY_MODEL
+    if unknown := sorted(set(settings) - known, key=str):
+        raise ValueError(f"unknown model settings {unknown}: expected some of {sorted(known)}")
+
+
+def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as version 0.1 wrote them, all of them, meaning what they meant there."""
+    newer = {"background", "bits"}
+    written_by_0_1 = set(values) == {field.name for field in dataclasses.fields(RunConfig)} - newer
+    if written_by_0_1 and values["channels"] is None and pathlib.Path(str(values["data"])).expanduser().is_dir():
+        return {**values, "channels": 3}  # grey folders, too, were read as RGB
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, paths as text: what YAML knows."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

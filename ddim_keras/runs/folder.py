@@ -1,0 +1,128 @@
+"""The folder of a run: what lies where, and whether a configuration may resume it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from ddim_keras.data import fingerprint
+from ddim_keras.runs.config import MAY_CHANGE, RunConfig
+from ddim_keras.support import files
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: of the folder; it need not exist yet.
+
+    Attributes:
+        config, checkpoints, samples, log, tensorboard, best, model: what lies in it.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.config = path / "config.yaml"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.log = path / "log.csv"
+        self.tensorboard = path / "tensorboard"
+        self.best = path / "best.keras"
+        self.model = path / "model.keras"
+        self._fingerprint = path / "data.json"
+
+    def reconcile(self, config: RunConfig, tell: Callable[[str], None]) -> RunConfig:
+        """Return the configuration to train with: the one given, with what an earlier run in the folder has found out.
+
+        Another number of steps and another place of the same images are taken, and said.
+
+        Raises:
+            ValueError: the folder holds a run with another configuration, or something other than a run.
+        """
+        if not self.config.is_file():
+            if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+                raise ValueError(f"{self.path} holds something other than a run: choose another folder, or empty it")
+            return config
+        found = RunConfig.read(self.config)
+        if config.kid == "auto":  # as it was found out then
+            config = dataclasses.replace(config, kid=found.kid)
+        if config.channels is None:
+            config = dataclasses.replace(config, channels=found.channels)
+        if config.data != found.data:
+            self._check_moved_data(found.data, config.data)
+            tell(f"The images are at {config.data} now, where they were at {found.data}")
+        elif self._known() not in (None, fingerprint(config.data)):
+            warnings.warn(
+                f"the images in {config.data} are not those that the run in {self.path} began with: some were added, removed or "
+                "changed, and what was held out for validation may be trained on now",
+                stacklevel=3,
+            )
+        self._refuse_other_settings(config, found)
+        if config.steps != found.steps:
+            tell(_changed_length(config, found.steps))
+        return config
+
+    def write(self, config: RunConfig) -> None:
+        """Write the configuration, and by what the images are known if they move."""
+        config.write(self.config)
+        known = fingerprint(config.data)
+        if known is not None:
+            with files.written_beside(self._fingerprint) as temporary:
+                temporary.write_text(json.dumps({"images": known}) + "\n")
+
+    def _check_moved_data(self, before: str, now: str) -> None:
+        """Raise ValueError unless the images of a run are the same in another place."""
+        known = fingerprint(now)
+        expected = self._known()
+        if known is None or (expected is None and pathlib.Path(before).is_dir()):
+            raise ValueError(
+                f"{self.path} was trained on {before}, not on {now}: choose another folder for another data set"
+            )
+        if expected is None:
+            warnings.warn(
+                f"the run in {self.path} does not say which images {before} held: those in {now} are taken to be the same",
+                stacklevel=2,
+            )
+        elif known != expected:
+            raise ValueError(
+                f"{self.path} was trained on {before}, and {now} holds other images (by their names, sizes and first bytes): a "
+                "run can only be resumed on the same ones"
+            )
+
+    def _known(self) -> str | None:
+        """By what the images of the run are known; None if it does not say."""
+        if not self._fingerprint.is_file():
+            return None
+        try:
+            return str(json.loads(self._fingerprint.read_text())["images"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._fingerprint} is damaged ({error}): remove it if the images are the same"
+            ) from error
+
+    def _refuse_other_settings(self, config: RunConfig, found: RunConfig) -> None:
+        ours, theirs = dataclasses.asdict(config), dataclasses.asdict(found)
+        may_change = MAY_CHANGE | {"steps", "data", "data_dir"}
+        different = [name for name in ours if ours[name] != theirs[name] and name not in may_change]
+        if different:
+            changes = ", ".join(f"{name}: {theirs[name]!r} there, {ours[name]!r} now" for name in different)
+            raise ValueError(
+                f"{self.path} holds a run with another configuration ({changes}): resume it with its own, {self.config}, or "
+                "choose another folder"
+            )
+
+
+def _changed_length(config: RunConfig, before: int) -> str:
+    text = (
+        f"The run is {'longer' if config.steps > before else 'shorter'} now: {config.steps} steps instead of {before}."
+    )
+    recipe: Any = config.recipe()
+    if recipe.schedule == "constant":
+        return f"{text} The learning rate stays {recipe.learning_rate:g}"
+    return f"{text} The learning rate follows the {recipe.schedule} schedule of {config.steps} steps from here on" + (
+        ", so it rises again at first" if config.steps > before else ""
+    )

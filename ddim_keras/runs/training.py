@@ -1,0 +1,259 @@
+"""Training in a folder: begun, watched, interrupted, and resumed as if nothing had happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import inspect
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+
+from ddim_keras import data, metrics, presets
+from ddim_keras.model import DiffusionModel
+from ddim_keras.runs import callbacks, watching
+from ddim_keras.runs.checkpoints import Checkpoints
+from ddim_keras.runs.config import RunConfig, check_model_settings
+from ddim_keras.runs.folder import RunFolder
+from ddim_keras.runs.signals import stopping_after_the_step
+from ddim_keras.support import backend, files, progress
+
+Tell = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What `train` did.
+
+    Attributes:
+        model: the model as it stands.
+        step: steps taken in all.
+        finished: False if it was asked to stop.
+    """
+
+    model: DiffusionModel
+    step: int
+    finished: bool
+
+
+class _Training(NamedTuple):
+    """What a run is made of, once its data are there."""
+
+    config: RunConfig
+    recipe: presets.Training
+    folder: RunFolder
+    model: DiffusionModel
+    data: Any
+    validation: Any
+    tell: Tell
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.config.validate_every or max(100, int(self.data.cardinality()))
+
+
+def train(config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verbose: int = 1) -> RunResult:
+    """Train in a folder, from the start or from where an earlier run with the same configuration was interrupted.
+
+    A run that was killed at any moment, and gone on with, ends with the same weights as one that was not, on one machine.
+    The first Ctrl-C (or SIGTERM) saves and stops after the step; the second stops at once.
+
+    The folder holds `config.yaml`, `checkpoints/`, `log.csv`, `samples/`, `tensorboard/`, `best.keras` (by validation KID, or
+    image loss), and at the end `model.keras`.
+
+    Args:
+        config: what to do.
+        folder: where.
+        tell: called with a line for each thing a user should know.
+        verbose: as for `fit`.
+
+    Raises:
+        ValueError: the folder holds a run with another configuration; or data or settings that cannot be used.
+        DivergedError: the loss or the weights are not finite any more.
+    """
+    check_model_settings(config.model, set(inspect.signature(DiffusionModel).parameters))
+    place = RunFolder(pathlib.Path(folder))
+    config = place.reconcile(config, tell)
+    training = _prepare(config, place, tell)
+    checkpoints = Checkpoints(place.checkpoints, config.keep)
+    step = _resume(training, checkpoints)
+    if step == config.steps and place.model.is_file():
+        tell(f"Nothing is left to do: trained for {config.steps} steps, {place.model}")
+        return RunResult(training.model, step, True)
+    with stopping_after_the_step() as request:
+        keeper = watching.KeepCheckpoints(checkpoints, config, step, request)
+        _continue_log(training, keeper)
+        while keeper.step < config.steps and not request.asked:
+            _fit(training, keeper, verbose)
+    # The iterators that `fit` has left, before the interpreter ends: their threads may be inside Python then.
+    gc.collect()
+    if keeper.step < config.steps:
+        tell(
+            f"Stopped after step {keeper.step} of {config.steps}, saved in {place.checkpoints}: the same command resumes"
+        )
+        return RunResult(training.model, keeper.step, False)
+    training.model.save(place.model)
+    tell(f"Trained for {config.steps} steps: {place.model}")
+    return RunResult(training.model, keeper.step, True)
+
+
+def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:
+    """Load the data, make the model, and write the configuration now that it is known to work."""
+    keras.utils.set_random_seed(config.seed)  # before the data: TensorFlow mixes its seed into their order
+    recipe = config.recipe()
+    training_data, validation = data.load_dataset(
+        config.data,
+        tuple(config.image_size) if isinstance(config.image_size, list) else config.image_size,
+        recipe.batch_size,
+        split=tuple(config.split) if isinstance(config.split, list) else config.split,
+        channels=config.channels,
+        fit=config.fit,
+        background=config.background,
+        bits=config.bits,
+        unreadable=config.unreadable,
+        flip=recipe.flip,
+        seed=config.seed,
+        data_dir=config.data_dir,
+        cache=config.cache,
+    )
+    validation = _spread_over(validation, config.validation_images, recipe.batch_size)
+    if config.kid == "auto":
+        config = dataclasses.replace(config, kid=_features_for(validation, tell))
+    model = _make_model(config, recipe, training_data)
+    place.write(config)
+    return _Training(config, recipe, place, model, training_data, validation, tell)
+
+
+def _resume(training: _Training, checkpoints: Checkpoints) -> int:
+    """Bring the model to the newest checkpoint that is whole, or to the start, and return its step."""
+    config, model = training.config, training.model
+    for place in (training.folder.path, training.folder.checkpoints, training.folder.samples):
+        files.remove_leftovers(place)
+    step = 0
+    newest = checkpoints.newest_whole()
+    if newest is not None:
+        model.load_weights(newest[0])
+        step = newest[1]
+        if step > config.steps:
+            raise ValueError(
+                f"{training.folder.path} is trained for {step} steps already: give --steps {step} or more, or start a run in "
+                "another folder"
+            )
+        training.tell(f"Resuming from step {step} of {config.steps}, {newest[0]}")
+    elif checkpoints.paths():
+        training.tell("No checkpoint is whole: starting again from the first step")
+    if not model.normalizer.adapted:
+        training.tell("Measuring the images' mean and variance")
+        model.normalizer.adapt(training.data)
+    return step
+
+
+def _continue_log(training: _Training, keeper: watching.KeepCheckpoints) -> None:
+    """Make log, samples and best model those of the step that the training resumes from."""
+    every, step = training.steps_per_epoch, keeper.step
+    finished = step == training.config.steps
+    # The last epoch may be a short one.
+    watching.Log(training.folder.log).forget_from(-(-step // every) if finished else step // every)
+    if step and (step % every == 0 or finished):
+        _catch_up(training.model, training.validation, _watchers(training, keeper)[1:], (step - 1) // every)
+
+
+def _fit(training: _Training, keeper: watching.KeepCheckpoints, verbose: int) -> None:
+    """Train to the end of the epoch that was interrupted; from there on, epoch by epoch."""
+    config, every = training.config, training.steps_per_epoch
+    epoch, done = divmod(keeper.step, every)
+    in_one_go = done == 0 and keeper.step + every <= config.steps
+    watchers = _watchers(training, keeper)
+    if verbose and not progress.is_watched():
+        watchers.append(watching.StepLines(keeper, config.steps))
+        verbose = 0
+    try:
+        training.model.fit(
+            training.data.from_step(keeper.step),
+            initial_epoch=epoch,
+            epochs=config.steps // every if in_one_go else epoch + 1,
+            steps_per_epoch=every if in_one_go else min(every - done, config.steps - keeper.step),
+            validation_data=training.validation,
+            verbose=verbose,
+            callbacks=watchers,
+        )
+    except watching.Stopped:
+        training.model.synchronize()
+        for watcher in watchers:  # they close their files
+            watcher.on_train_end()
+
+
+def _catch_up(model: DiffusionModel, validation: Any, watchers: list[keras.callbacks.Callback], epoch: int) -> None:
+    """Show the end of an epoch to the watchers that keep images and models: a kill may have come between them and its last step.
+
+    The line in the CSV log, if it is missing, stays so, as the losses of the training are gone.
+    """
+    logs = {} if validation is None else model.evaluate(validation, return_dict=True, verbose=0)
+    logs = {f"val_{name}": value for name, value in logs.items()}
+    for watcher in watchers:
+        if isinstance(watcher, (callbacks.SampleImages, callbacks.KeepBest)):
+            watcher.set_model(model)
+            watcher.on_train_begin()
+            watcher.on_epoch_end(epoch, logs)
+            watcher.on_train_end()
+
+
+def _spread_over(validation: Any, number: int | None, batch_size: int) -> Any:
+    """Return about as many images of a validation set: every so many batches, as it may be sorted by class."""
+    if validation is None or number is None:
+        return validation
+    stride = -(-int(validation.cardinality()) // -(-number // batch_size))
+    return validation.shard(stride, 0) if stride > 1 else validation
+
+
+def _features_for(validation: Any, tell: Tell) -> str | None:
+    """Choose the features of the validation's KID; None where there are too few images for one."""
+    if validation is None or len(first := next(iter(validation))) < 2:
+        return None
+    if first.shape[-1] != 1:
+        try:
+            metrics.get_extractor("inception_v3")
+            return "inception_v3"
+        except ConnectionError as error:
+            tell(f"The validation's KID is a rough one, by the features of fashion_mnist: {error}")
+    return "fashion_mnist"
+
+
+def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any) -> DiffusionModel:
+    shape = training_data.element_spec.shape
+    precision = backend.fastest_precision() if config.precision == "auto" else config.precision
+    settings = {"image_size": tuple(shape[1:3]), "channels": shape[3], "dtype": precision, "seed": config.seed}
+    model = DiffusionModel.from_preset(config.preset, load_weights=False, **{**settings, **config.model})
+    own_metrics = []
+    if config.kid:  # of all images at once: subsets would only add a standard deviation, which is not logged
+        capacity = (config.validation_images or 10_000) + recipe.batch_size
+        own_metrics.append(metrics.KID(config.kid, subsets=0, capacity=capacity))
+    model.compile(
+        **recipe.compile_arguments(config.steps), metrics=own_metrics, gradient_norm=True, jit_compile=config.jit
+    )
+    return model
+
+
+def _watchers(training: _Training, keeper: watching.KeepCheckpoints) -> list[keras.callbacks.Callback]:
+    config, place = training.config, training.folder
+    chosen: list[keras.callbacks.Callback] = [
+        keeper,
+        callbacks.Throughput(training.recipe.batch_size),
+        watching.LearningRate(),
+        watching.Log(place.log),
+    ]
+    if config.samples:
+        to_log = place.tensorboard / "samples" if config.tensorboard else None
+        chosen.append(
+            callbacks.SampleImages(
+                place.samples, config.samples_every, config.samples, seed=config.seed, tensorboard=to_log
+            )
+        )
+    if config.tensorboard:
+        chosen.append(keras.callbacks.TensorBoard(str(place.tensorboard), write_graph=False))
+    if training.validation is not None:
+        chosen.append(callbacks.KeepBest(place.best, "val_kid" if config.kid else "val_i_loss"))
+    return chosen

@@ -1,0 +1,62 @@
+"""The images to score a model against: those that were not trained on."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from ddim_keras import data as datasets
+from ddim_keras.runs.config import RunConfig
+from ddim_keras.support.types import ImageShape
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_BATCH_SIZE = 100
+
+
+def held_out_images(
+    image_shape: ImageShape,
+    run: str | os.PathLike | None = None,
+    *,
+    data: str | None = None,
+    split: Any = None,
+    data_dir: str | None = None,
+    fit: str | None = None,
+) -> tf.data.Dataset:
+    """Return the validation part of a data set, of a run's own if nothing else is said.
+
+    Args:
+        image_shape: the model's (height, width, channels).
+        run: the folder of a run, whose settings count where others are not given. Anything else is no run, and the embedded
+            images are taken.
+        data, split, data_dir, fit: as for `load_dataset`; None for the run's.
+
+    Returns:
+        Batches of images.
+
+    Raises:
+        ValueError: the data set has no validation part, or cannot be read.
+    """
+    settings = pathlib.Path(run or "") / "config.yaml"
+    config = RunConfig.read(settings) if run is not None and settings.is_file() else RunConfig()
+    if split is None and data in (None, config.data):
+        split = config.split
+    *size, channels = image_shape
+    _, validation = datasets.load_dataset(
+        data or config.data,
+        size,
+        _BATCH_SIZE,
+        channels=channels,
+        fit=fit or config.fit,
+        background=config.background,
+        bits=config.bits,
+        unreadable=config.unreadable,
+        data_dir=data_dir or config.data_dir,
+        split=tuple(split) if isinstance(split, list) else split,
+        seed=config.seed,  # what was trained on must not come back here
+    )
+    if validation is None:
+        raise ValueError(f"{data or config.data} has no images kept for validation")
+    return validation

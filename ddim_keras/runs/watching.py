@@ -1,0 +1,118 @@
+"""What watches a run: its checkpoints, its log, its progress."""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from ddim_keras.runs.checkpoints import Checkpoints, DivergedError
+from ddim_keras.runs.config import RunConfig
+from ddim_keras.runs.signals import StopRequest
+from ddim_keras.support import files
+from ddim_keras.support.progress import ProgressLines
+
+
+class Stopped(Exception):
+    """Ends `fit` after a step, as asked."""
+
+
+class KeepCheckpoints(keras.callbacks.Callback):
+    """Save by step and time, and when asked to stop; end a training whose loss is not finite."""
+
+    def __init__(self, checkpoints: Checkpoints, config: RunConfig, step: int, request: StopRequest):
+        super().__init__()
+        self.checkpoints, self.config, self.step, self.request = checkpoints, config, step, request
+        self.saved_step, self.saved_time = step, time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.step += 1
+        minutes = (time.monotonic() - self.saved_time) / 60.0
+        due = self.step % self.config.checkpoint_every == 0 or minutes >= self.config.checkpoint_minutes
+        if due or self.request.asked or self.step == self.config.steps:
+            self.save(logs)
+        elif self.step % 50 == 0:
+            self._check(logs)
+        if self.request.asked:
+            raise Stopped
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.request.asked:
+            self.save(None)
+            raise Stopped
+
+    def save(self, logs: dict[str, Any] | None) -> None:
+        self._check(logs)
+        if self.step != self.saved_step:
+            self.checkpoints.save(self.model, self.step)
+            self.saved_step, self.saved_time = self.step, time.monotonic()
+
+    def _check(self, logs: dict[str, Any] | None) -> None:
+        if logs and not all(np.isfinite(float(value)) for value in logs.values()):
+            raise DivergedError(f"the loss is not finite at step {self.step}. {self.checkpoints.advice()}")
+
+
+class LearningRate(keras.callbacks.Callback):
+    """Add the learning rate at the epoch's end to its logs."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs is not None:
+            logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+
+class Log(keras.callbacks.Callback):
+    """Add a line of figures for each epoch to a CSV file, which may hold those of other figures from before.
+
+    The file is written beside and renamed.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        figures = {name: float(value) for name, value in (logs or {}).items()}
+        self._write([*self._rows(), {"epoch": epoch, **figures}])
+
+    def forget_from(self, epoch: int) -> None:
+        """Take out the lines of epochs that will be gone through again."""
+        rows = self._rows()
+        kept = [row for row in rows if str(row.get("epoch") or "").isdigit() and int(row["epoch"]) < epoch]
+        if len(kept) < len(rows):
+            self._write(kept)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        names = sorted({name for row in rows for name in row if name and name != "epoch"})
+        with files.written_beside(self.path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["epoch", *names], restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class StepLines(keras.callbacks.Callback):
+    """Print how far the training is, a line now and then, where nobody watches a bar.
+
+    Args:
+        keeper: knows the step.
+        steps: in all.
+    """
+
+    def __init__(self, keeper: KeepCheckpoints, steps: int):
+        super().__init__()
+        self.keeper, self.lines = keeper, ProgressLines(steps, "steps")
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.lines.update(self.keeper.step, list((logs or {}).items()))
