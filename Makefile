@@ -1,7 +1,7 @@
 # The two commands are `make demo` and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := tests benchmarks scripts experiments ddim_keras
+SOURCES := examples tests benchmarks scripts experiments ddim_keras
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export NO_MKDOCS_2_WARNING ?= 1
 
