@@ -33,8 +33,8 @@ import numpy as np
 
 import ddim_keras
 from ddim_keras import plotting, presets
-from ddim_keras.support import backend
 from ddim_keras.schedules import AngleSchedule
+from ddim_keras.support import backend
 
 PRESET = "fashion_mnist_32"
 TIMED_STEPS = 30

@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 
 import ddim_keras
 from ddim_keras import plotting
-from ddim_keras.support import backend, files
 from ddim_keras.samplers import (
     DDIM,
     DDPM,
@@ -36,6 +35,7 @@ from ddim_keras.samplers import (
 )
 from ddim_keras.schedules import LinearBetaSchedule, LinearLogSNRSchedule
 from ddim_keras.spacings import diffusion_times, levels_of
+from ddim_keras.support import backend, files
 
 PRESET = "fashion_mnist_32"
 BUDGETS = (5, 10, 20, 50)

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 import ddim_keras
 from ddim_keras import plotting, presets
-from ddim_keras.support import backend
 from ddim_keras.schedules import AngleSchedule
+from ddim_keras.support import backend
 
 IMAGES = pathlib.Path(__file__).resolve().parent.parent / "docs" / "images"
 PRESET = "fashion_mnist_32"

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ddim_keras.support import backend, files
 from ddim_keras.data import load_dataset
 from ddim_keras.metrics.fashion_mnist_classifier import IMAGE_SIZE, fashion_mnist_classifier
+from ddim_keras.support import backend, files
 
 TARGET = pathlib.Path(__file__).resolve().parent.parent / "ddim_keras" / "metrics" / "fashion_mnist_classifier.npz"
 BATCH_SIZE = 128

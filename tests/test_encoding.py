@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from conftest import make_oracle_model, make_small_model, random_images
-from ddim_keras.interpolation import slerp, slerp_grid
-from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule
 
+from ddim_keras.interpolation import slerp, slerp_grid
 from ddim_keras.sampling import ConvergenceError
 from ddim_keras.sampling.inversion import invert_step
+from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule
 
 # Down to nearly no noise, where images are.
 FINE = AngleSchedule(max_signal_rate=0.9999)

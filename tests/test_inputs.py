@@ -80,7 +80,10 @@ def test_wrong_values_are_refused_by_adapt(kind):
     ("shape", "message"),
     [
         ((24, 8, 8), r"wrong rank: got shape \(\w+, 8, 8\), expected .*\(batch, 8, 8, 1\): add the channel axis"),
-        ((24, 8, 1), r"wrong rank: got shape"),
+        ((24, 8, 8, 8), r"images have 8 channels: .*build the model with channels=8"),
+        ((24, 1, 8, 8), r"channels first: .*images.transpose\(0, 2, 3, 1\)"),
+        ((24, 3, 32, 32), r"channels first: .*images.transpose\(0, 2, 3, 1\)"),
+        ((3, 24, 8, 8, 1), r"wrong rank: .*batches of batches"),
         ((24, 8, 8, 3), r"images have 3 channels: .*build the model with channels=3"),
         ((24, 8, 12, 1), r"wrong size: got shape \(\w+, 8, 12, 1\), .*build the model with image_size=\(8, 12\)"),
     ],
@@ -101,13 +104,13 @@ def test_integers_other_than_bytes_are_refused():
         model.fit(np.zeros((8, 8, 8, 1), "int64"), verbose=0)
 
 
-def test_dictionaries_are_refused_with_what_to_do():
+def test_dictionaries_without_a_known_name_of_images_are_refused_with_what_to_do():
     import tensorflow as tf
 
     model = make_small_model()
     model.compile("adamw")
-    with pytest.raises(ValueError, match=r"got a dictionary with keys \['image'\]: pick the images out"):
-        model.fit(tf.data.Dataset.from_tensor_slices({"image": random_images()}).batch(8), verbose=0)
+    with pytest.raises(ValueError, match=r"got a dictionary with keys \['picture'\]: name them by one of \['image', "):
+        model.fit(tf.data.Dataset.from_tensor_slices({"picture": random_images()}).batch(8), verbose=0)
 
 
 def test_empty_data_are_refused():

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+
 from ddim_keras.parameterizations import PARAMETERIZATIONS, NoiseParameterization
 from ddim_keras.weightings import WEIGHTINGS, MinSNRWeighting, SigmoidWeighting
 

@@ -1,9 +1,9 @@
 import numpy as np
 import PIL.Image
 import pytest
-from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule, ZeroTerminalSNRSchedule
 
 from ddim_keras import plotting
+from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule, ZeroTerminalSNRSchedule
 
 
 def test_a_grid_holds_each_image_in_its_place():

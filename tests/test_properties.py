@@ -4,14 +4,14 @@ import re
 
 import numpy as np
 import pytest
-from ddim_keras.schedules import SCHEDULES, AngleSchedule
-from ddim_keras.spacings import SPACINGS, diffusion_times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddim_keras import plotting
 from ddim_keras.networks.unet import check_levels
 from ddim_keras.samplers import DDIM, Levels
+from ddim_keras.schedules import SCHEDULES, AngleSchedule
+from ddim_keras.spacings import SPACINGS, diffusion_times
 
 unit = st.floats(0.0, 1.0)
 

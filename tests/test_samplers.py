@@ -2,14 +2,6 @@ import keras
 import numpy as np
 import pytest
 from conftest import GaussianOracle, MixtureOracle
-from ddim_keras.schedules import (
-    AngleSchedule,
-    CosineBetaSchedule,
-    LinearBetaSchedule,
-    LinearLogSNRSchedule,
-    ZeroTerminalSNRSchedule,
-)
-from ddim_keras.spacings import diffusion_times, levels_of
 from keras import ops
 
 from ddim_keras import forward, samplers
@@ -29,6 +21,14 @@ from ddim_keras.samplers import (
     table_of,
     walk,
 )
+from ddim_keras.schedules import (
+    AngleSchedule,
+    CosineBetaSchedule,
+    LinearBetaSchedule,
+    LinearLogSNRSchedule,
+    ZeroTerminalSNRSchedule,
+)
+from ddim_keras.spacings import diffusion_times, levels_of
 from ddim_keras.support import random
 from ddim_keras.support.configurable import resolve
 

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 from conftest import make_small_model, random_images, slow_on_jax
+from keras import ops
+
 from ddim_keras.schedules import (
     SCHEDULES,
     AngleSchedule,
@@ -16,8 +18,6 @@ from ddim_keras.schedules import (
     ZeroTerminalSNRSchedule,
 )
 from ddim_keras.spacings import SPACINGS, diffusion_times
-from keras import ops
-
 from ddim_keras.support.configurable import resolve
 
 CONTINUOUS = [AngleSchedule, LinearNoisePowerSchedule, LinearLogSNRSchedule]

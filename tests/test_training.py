@@ -2,11 +2,11 @@ import keras
 import numpy as np
 import pytest
 from conftest import make_small_model, make_trained_model, random_images, slow_on_jax
-from ddim_keras.parameterizations import PARAMETERIZATIONS
-from ddim_keras.weightings import WEIGHTINGS
 from keras import ops
 
 import ddim_keras
+from ddim_keras.parameterizations import PARAMETERIZATIONS
+from ddim_keras.weightings import WEIGHTINGS
 
 
 def compiled(model, **arguments):

@@ -92,7 +92,7 @@ def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | 
     if isinstance(data, keras.utils.PyDataset):
         indices: Iterable[int] = itertools.count() if number in (None, -1) else range(number or 0)
         batches = (data[index] for index in indices)
-    return map(taken_apart, batches), None if number == -1 else number
+    return _with_clear_errors(map(taken_apart, batches)), None if number == -1 else number
 
 
 def has_at_least(data: Any, minimum: int, steps: int | None = None) -> bool:
@@ -198,6 +198,16 @@ def brings_its_own_order(data: Any) -> bool:
     )
 
 
+def _with_clear_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except Exception as error:
+        found = input_error(error)
+        if found is None:
+            raise
+        raise found from None
+
+
 def input_error(error: Exception) -> ValueError | None:
     """Return the ValueError behind an error that a checked `tf.data` pipeline raised, or None for other errors."""
     message = str(error)
@@ -250,11 +260,19 @@ def _in_one_piece(data: Any) -> Batch:
     return Batch(*(None if part is None else as_array(part) for part in batch))
 
 
+def _prepared(batch: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int) -> tuple:
+    """A batch for Keras. TensorFlow runs this within its pipeline, and buries errors: `input_error` finds them."""
+    try:
+        return packed(prepared(batch, image_shape, class_weight, multiple))
+    except ValueError as error:
+        raise ValueError(f"{image_checks.ERROR_START}{error}{image_checks.ERROR_END}") from error
+
+
 def _checked_generator(
     generator: Iterable, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
 ) -> Iterator:
     for batch in generator:
-        yield packed(prepared(batch, image_shape, class_weight, multiple))
+        yield _prepared(batch, image_shape, class_weight, multiple)
 
 
 class _CheckedPyDataset(keras.utils.PyDataset):
@@ -270,7 +288,7 @@ class _CheckedPyDataset(keras.utils.PyDataset):
         self._options = (image_shape, class_weight, multiple)
 
     def __getitem__(self, index: int) -> tuple:
-        return packed(prepared(self.dataset[index], *self._options))
+        return _prepared(self.dataset[index], *self._options)
 
     @property
     def num_batches(self) -> int | None:
@@ -299,7 +317,7 @@ class _CheckedIterable(keras.utils.PyDataset):
         if self._iterator is None or index != self._next:
             self._iterator = itertools.islice(iter(self._data), index, None)
         self._next = index + 1
-        return packed(prepared(next(self._iterator), *self._options))
+        return _prepared(next(self._iterator), *self._options)
 
     @property
     def num_batches(self) -> int:
@@ -318,7 +336,7 @@ class _ArrayBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple:
         where = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         batch = tuple(None if part is None else part[where] for part in self._whole)
-        return packed(prepared(batch, *self._options))
+        return _prepared(batch, *self._options)
 
     @property
     def num_batches(self) -> int:

@@ -90,19 +90,15 @@ def encode(
 def reconstruct(
     engine: Engine, images: Images, diffusion_steps: int | Sequence[float] = 100, **options: Any
 ) -> ImageArray:
-    """Make images on the way from one latent to another, along the sphere (section 5.3).
+    """Encode images and decode them again (section 5.4).
 
     Args:
-        start, end: latents of shape (height, width, channels); or images, with `from_images`.
-        num_images: how many, both ends included.
-        diffusion_steps: S, or the times to walk over, as for `generate`.
-        from_images: `start` and `end` are images, in [0, 1] or uint8, that are encoded first, by as many steps.
-        **options: as for `decode`.
+        images: (batch, height, width, channels), float in [0, 1] or uint8.
+        diffusion_steps: S, or the times to walk over, both ways.
+        **options: as for `encode`.
 
     Returns:
-        float32 array (num_images, height, width, channels) in [0, 1].
-
-    Source: Song, Meng & Ermon (2021), appendix D.5.
+        float32 array (batch, height, width, channels) in [0, 1].
     """
     if options.pop("return_report", False):
         raise ValueError("reconstruct returns no report: call encode(..., exact=True, return_report=True)")

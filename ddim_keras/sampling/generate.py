@@ -37,42 +37,14 @@ class Trajectory(NamedTuple):
 
 
 def reverse_diffusion(engine: Engine, initial_noise: Images, diffusion_steps: int) -> Images:
-    """Make images from noise with the EMA network.
-
-    The whole walk is one compiled loop, compiled once for a batch shape: other samplers, spacings, seeds and steps (up to
-    4096 evaluations) reuse it.
+    """Walk from noise to images with deterministic DDIM.
 
     Args:
-        num_images: how many images, at least 0.
-        diffusion_steps: S, the number of steps, at least 1; or the diffusion times to ask the network at, in [0, 1] (on a
-            schedule of T times also as integers from 1 to T), in any order.
-        eta: samples with `DDIM(eta)`: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
-        sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m", "dpm_solver_2m_sde",
-            "dpm_solver_2s", "adams_bashforth" or "unipc". None is "unipc" over "karras" spacing, which measures best
-            (docs/samplers.md); "ddim" is the paper's deterministic DDIM.
-        network_evaluations: as many steps as this number of network evaluations for each image allows, instead of
-            `diffusion_steps`. Samplers that ask twice a step take half the steps then.
-        spacing: how the steps are spaced: "linear", "quadratic", "quadratic_0.8", "trailing", "leading", "karras",
-            "log_snr", or a `Spacing`. None is "linear", but for the default sampler.
-        schedule: another schedule to walk along than the one trained with, matched by noise level. Warns if it leaves the
-            noise levels that the model was trained at.
-        clipping: what keeps the predicted images within the range of images: "none", "static", "dynamic", or a `Clipping`.
-        seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to rounding: neither on
-            the batch size nor on `num_images`. None takes the next of the model's own seeds.
-        batch_size: images made at a time; None for 64, or fewer if they are larger than 64 x 64.
-        first_image: i of the first image, to make more images of a seed, or a part of them.
-        initial_noise: (num_images, height, width, channels) to start from; None draws it from `seed`.
-        return_trajectory: also return every step on the way.
-        verbose: 1 shows a progress bar, 0 does not, "auto" does for more than one batch.
+        initial_noise: (batch, height, width, channels), standard normal.
+        diffusion_steps: number of network evaluations, at least 1.
 
     Returns:
-        float32 array of shape (num_images, height, width, channels) in [0, 1]; with `return_trajectory`, a pair of that
-        and a `Trajectory`.
-
-    Raises:
-        ValueError: an argument out of its range.
-
-    Source: Song, Meng & Ermon (2021), eq. 12 and 16.
+        The predicted images, normalised: give them to `denormalize`.
     """
     inputs.check_shape(initial_noise.shape, engine.image_shape, "initial_noise")
     _, planned = engine.plan(DDIM(), positive_int("diffusion_steps", diffusion_steps), EVEN_TIMES, None)
@@ -132,6 +104,7 @@ def generate(
 
     Raises:
         ValueError: an argument out of its range.
+        FloatingPointError: the weights or the images hold NaN or infinity: the training has diverged, say. So do all verbs.
 
     Source: Song, Meng & Ermon (2021), eq. 12 and 16.
     """
