@@ -73,32 +73,17 @@ def test_base_classes_are_abstract_and_say_what_is_missing():
             base()
 
 
-WITH_EXAMPLES = [
-    "callbacks",
-    "clipping",
-    "data.loading",
-    "forward",
-    "interpolation",
-    "metrics.fid",
-    "metrics.inception_score",
-    "metrics.kid",
-    "metrics.manifolds",
-    "model",
-    "presets.folders",
-    "samplers.adams_bashforth",
-    "samplers.ddim",
-    "samplers.dpm_solver",
-    "samplers.heun",
-    "samplers.unipc",
-    "schedules",
-    "spacings",
-]
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "ddim_keras").rglob("*.py")
+    if ">>> " in path.read_text()
+)
 
 
 @slow_on_jax
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_run(module):
-    module = importlib.import_module(f"ddim_keras.{module}")
+    module = importlib.import_module(module)
     result = doctest.testmod(
         module,
         extraglobs={"np": np, "DiffusionModel": ddim_keras.DiffusionModel},
@@ -181,7 +166,7 @@ def test_the_backend_is_asked_for_in_one_place():
         if re.search(r"backend\.backend\(\)|KERAS_BACKEND|BACKEND ==", path.read_text())
     ]
     assert asking == ["ddim_keras/support/backend.py"]
-    assert keras.backend.backend() in ddim_keras.model.backend.SUPPORTED_BACKENDS
+    assert keras.backend.backend() in importlib.import_module("ddim_keras.support.backend").SUPPORTED_BACKENDS
 
 
 @pytest.fixture(scope="session")
@@ -310,3 +295,49 @@ def test_the_workflows_try_every_python_and_both_backends():
     assert {"lint", "docs", "setup"} <= used <= targets
     for script in re.findall(r"scripts/\w+\.py", str(workflows)):
         assert (ROOT / script).is_file()
+
+
+@slow_on_jax
+def test_importing_the_package_imports_no_backend():
+    code = """
+import sys, ddim_keras
+print(sorted({"keras", "tensorflow", "jax", "numpy", "matplotlib"} & set(sys.modules)))
+"""
+    assert run_python(code).strip() == "[]"
+
+
+@slow_on_jax
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import ddim_keras, keras",
+        "import keras, ddim_keras",
+        "from ddim_keras.schedules import AngleSchedule; import keras",
+        "import ddim_keras.callbacks, keras",
+    ],
+)
+def test_a_model_loads_by_keras_whatever_is_imported_first(imports):
+    file = ROOT / "tests" / "version_0_1" / "noise.keras"
+    code = f"{imports}\nprint(type(keras.models.load_model({str(file)!r}, safe_mode=True)).__name__)"
+    assert run_python(code).split()[-1] == "DiffusionModel"
+
+
+def test_all_that_is_registered_with_keras_can_be_found_before_it_is_imported():
+    for path in (ROOT / "ddim_keras").rglob("*.py"):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    registered = {
+        name: value
+        for name, value in keras.saving.get_custom_objects().items()
+        if name.startswith("ddim_keras>")
+    }
+    named = {f"ddim_keras>{name}": module for module, names in ddim_keras._REGISTERED.items() for name in names}
+    assert set(named) == set(registered)
+    for name, module in named.items():
+        assert getattr(importlib.import_module(module), name.split(">")[1]) is registered[name]
+
+
+def test_old_import_paths_give_the_same_modules():
+    for name, module in ddim_keras._MOVED.items():
+        moved = importlib.import_module(module)
+        assert importlib.import_module(f"ddim_keras.{name}") is moved
+        assert moved.__spec__.name == module
