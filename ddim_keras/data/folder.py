@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ddim_keras.data import colours, decoding, depth, finding, layout
+from ddim_keras.data import colours, decoding, depth, ending, finding, layout
 from ddim_keras.data.colours import Colour
 from ddim_keras.data.decoding import Facts
 from ddim_keras.data.finding import Parts
@@ -183,6 +183,7 @@ def _identity(part: _Part) -> list:
 def _decoded(part: _Part, bits: np.ndarray, channels: int, background: Colour) -> tf.data.Dataset:
     import tensorflow as tf
 
+    @ending.ended_before_python
     def read_one(path: bytes, bits: Any) -> np.ndarray:
         return decoding.read_image(os.fsdecode(path), channels, background, int(bits))
 

@@ -250,19 +250,62 @@ def _training_batches(dataset, image_shape, batch_size, repeat, flip, labels, se
         if steps < 1:
             raise ValueError("from_step needs training data of known length")
 
-        def batches() -> Any:
-            # tf.data takes no seed that another data set makes, hence the loop in Python.
-            number, done = divmod(step, steps)
-            while True:
-                epoch_seed = number * _EPOCH_STRIDE + seed
-                shuffled = dataset.shuffle(room, seed=epoch_seed, reshuffle_each_iteration=False)
-                yield from _finished(batched(shuffled, tf.data.Dataset.random(seed=epoch_seed)).skip(done), labels)
-                number, done = number + 1, 0
+        first, done = divmod(step, steps)
 
-        return tf.data.Dataset.from_generator(batches, output_signature=train.element_spec).prefetch(2)
+        def epoch(number: Any) -> Any:
+            pair = _seed_pair(global_seed, number, seed)
+            batches = batched(_shuffled(dataset, room, pair), _random_numbers(pair))
+            return _finished(batches, labels).skip(tf.where(number == first, tf.cast(done, tf.int64), 0))
+
+        # All of it inside TensorFlow: threads that run a generator in Python may outlive the interpreter.
+        global_seed, _ = tf.compat.v1.get_seed(1)
+        return tf.data.Dataset.counter(first).flat_map(epoch).prefetch(2)
 
     train.from_step = from_step
     return train
+
+
+def _seed_pair(global_seed: int, epoch: Any, seed: int) -> tuple[Any, Any]:
+    """The two seeds that tf.data makes of one integer, here of that of an epoch, whose number is a tensor."""
+    import tensorflow as tf
+
+    largest = tf.int32.max
+    second = (epoch % largest * _EPOCH_STRIDE + seed % largest) % largest
+    if global_seed == 0:  # both zero would be a random order
+        second = tf.where(second == 0, tf.cast(largest, tf.int64), second)
+    return tf.constant(global_seed, tf.int64), second
+
+
+def _shuffled(dataset: Any, room: int, pair: tuple[Any, Any]) -> Any:
+    """`Dataset.shuffle`, which itself takes no seed that is a tensor."""
+    import tensorflow as tf
+
+    shuffled = tf.raw_ops.ShuffleDatasetV3(
+        input_dataset=tf.data.experimental.to_variant(dataset),
+        buffer_size=room,
+        seed=pair[0],
+        seed2=pair[1],
+        seed_generator=tf.raw_ops.DummySeedGenerator(),
+        reshuffle_each_iteration=False,
+        **_element_arguments(dataset.element_spec),
+    )
+    return tf.data.experimental.from_variant(shuffled, dataset.element_spec)
+
+
+def _random_numbers(pair: tuple[Any, Any]) -> Any:
+    """`Dataset.random`, likewise."""
+    import tensorflow as tf
+
+    spec = tf.TensorSpec((), tf.int64)
+    numbers = tf.raw_ops.RandomDataset(seed=pair[0], seed2=pair[1], **_element_arguments(spec))
+    return tf.data.experimental.from_variant(numbers, spec)
+
+
+def _element_arguments(element_spec: Any) -> dict[str, list]:
+    import tensorflow as tf
+
+    specs = tf.nest.flatten(element_spec)
+    return {"output_types": [spec.dtype for spec in specs], "output_shapes": [spec.shape for spec in specs]}
 
 
 def _flipped(batch: Any, seed: Any) -> Any:
