@@ -212,7 +212,6 @@ def test_a_run_killed_at_any_moment_ends_where_a_whole_one_does(tmp_path, photos
     code = """
 import sys
 from ddim_keras import runs
-from ddim_keras.data import seeded
 runs.train(runs.RunConfig.read(sys.argv[1]), sys.argv[2], verbose=0)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

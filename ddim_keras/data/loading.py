@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddim_keras.data import colours, decoding, depth, folder, resizing, tfds_source
+from ddim_keras.data import colours, decoding, depth, folder, resizing, seeded, tfds_source
 from ddim_keras.data.source import Source
 from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width
@@ -250,62 +250,19 @@ def _training_batches(dataset, image_shape, batch_size, repeat, flip, labels, se
         if steps < 1:
             raise ValueError("from_step needs training data of known length")
 
-        first, done = divmod(step, steps)
-
         def epoch(number: Any) -> Any:
-            pair = _seed_pair(global_seed, number, seed)
-            batches = batched(_shuffled(dataset, room, pair), _random_numbers(pair))
-            return _finished(batches, labels).skip(tf.where(number == first, tf.cast(done, tf.int64), 0))
+            epoch_seed = number * _EPOCH_STRIDE + seed
+            shuffled, seeds = seeded.shuffled(dataset, room, epoch_seed), seeded.random(epoch_seed)
+            batches = batched(shuffled, seeds)
+            return _finished(batches.skip(tf.where(number == first, done, 0)), labels)
 
-        # All of it inside TensorFlow: threads that run a generator in Python may outlive the interpreter.
-        global_seed, _ = tf.compat.v1.get_seed(1)
-        return tf.data.Dataset.counter(first).flat_map(epoch).prefetch(2)
+        # Without a loop in Python: its thread would keep the interpreter from ending.
+        first, done = (tf.constant(part, tf.int64) for part in divmod(step, steps))
+        epochs = tf.data.Dataset.counter(first, dtype=tf.int64)
+        return epochs.flat_map(epoch).prefetch(2)
 
     train.from_step = from_step
     return train
-
-
-def _seed_pair(global_seed: int, epoch: Any, seed: int) -> tuple[Any, Any]:
-    """The two seeds that tf.data makes of one integer, here of that of an epoch, whose number is a tensor."""
-    import tensorflow as tf
-
-    largest = tf.int32.max
-    second = (epoch % largest * _EPOCH_STRIDE + seed % largest) % largest
-    if global_seed == 0:  # both zero would be a random order
-        second = tf.where(second == 0, tf.cast(largest, tf.int64), second)
-    return tf.constant(global_seed, tf.int64), second
-
-
-def _shuffled(dataset: Any, room: int, pair: tuple[Any, Any]) -> Any:
-    """`Dataset.shuffle`, which itself takes no seed that is a tensor."""
-    import tensorflow as tf
-
-    shuffled = tf.raw_ops.ShuffleDatasetV3(
-        input_dataset=tf.data.experimental.to_variant(dataset),
-        buffer_size=room,
-        seed=pair[0],
-        seed2=pair[1],
-        seed_generator=tf.raw_ops.DummySeedGenerator(),
-        reshuffle_each_iteration=False,
-        **_element_arguments(dataset.element_spec),
-    )
-    return tf.data.experimental.from_variant(shuffled, dataset.element_spec)
-
-
-def _random_numbers(pair: tuple[Any, Any]) -> Any:
-    """`Dataset.random`, likewise."""
-    import tensorflow as tf
-
-    spec = tf.TensorSpec((), tf.int64)
-    numbers = tf.raw_ops.RandomDataset(seed=pair[0], seed2=pair[1], **_element_arguments(spec))
-    return tf.data.experimental.from_variant(numbers, spec)
-
-
-def _element_arguments(element_spec: Any) -> dict[str, list]:
-    import tensorflow as tf
-
-    specs = tf.nest.flatten(element_spec)
-    return {"output_types": [spec.dtype for spec in specs], "output_shapes": [spec.shape for spec in specs]}
 
 
 def _flipped(batch: Any, seed: Any) -> Any:
