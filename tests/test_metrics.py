@@ -337,9 +337,21 @@ def test_a_name_of_its_own_leads_the_figures():
     assert list(metric.result()) == ["strict_precision", "strict_recall"]
 
 
-def test_metrics_take_no_sample_weights():
-    with pytest.raises(ValueError, match="all images alike"):
-        METRICS["fid"]().update_state(*two_sides(4), sample_weight=np.ones(4))
+@slow_on_jax
+@pytest.mark.parametrize("name", METRICS)
+def test_images_of_weight_zero_are_left_out_and_other_weights_are_refused(name):
+    real, generated = two_sides(12)
+    which = np.arange(12) % 3 > 0
+    weighted, chosen = METRICS[name](), METRICS[name]()
+    weighted.update_state(real, generated, sample_weight=which.astype("float32"))
+    chosen.update_state(real[which], generated[which])
+    found, expected = (
+        figure if isinstance(figure, dict) else {name: figure} for figure in (weighted.result(), chosen.result())
+    )
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for wrong in (np.full(12, 0.5), [2.0] * 12, np.full(12, -1.0)):
+        with pytest.raises(ValueError, match="all images alike: sample_weight must be None, or hold 0 and 1 alone"):
+            METRICS[name]().update_state(real, generated, sample_weight=wrong)
 
 
 # In training

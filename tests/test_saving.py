@@ -218,3 +218,65 @@ def test_foreign_files_are_refused(tmp_path):
     (tmp_path / "text.keras").write_text("not a model")
     with pytest.raises(ValueError, match=r"text.keras is not a whole .keras file"):
         ddim_keras.load_model(tmp_path / "text.keras")
+
+
+@pytest.fixture(scope="module")
+def small():
+    keras.utils.set_random_seed(0)
+    return make_trained_model(widths=[4])
+
+
+@pytest.mark.parametrize("name", ["name", "x.h5", "x.weights.h5", "x.keras.zip"])
+def test_other_suffixes_for_whole_models_are_refused(name, small, tmp_path):
+    with pytest.raises(ValueError, match=f"file for the whole model must end in '.keras', got .*{name}'"):
+        small.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x", "x.h5", "x.keras", "x.npz"])
+def test_other_suffixes_for_weights_are_refused(name, small, tmp_path):
+    with pytest.raises(ValueError, match=f"file for weights must end in '.weights.h5', got .*{name}'"):
+        small.save_weights(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def wrong_weights(kind, small, path):
+    """Write weights that do not fit to the path."""
+    small.save_weights(path)
+    content = path.read_bytes()
+    if kind == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "text":
+        path.write_text("not weights")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        changes = {
+            "wider": {"widths": [8]},
+            "deeper": {"widths": [4, 4]},
+            "other channels": {"widths": [4], "channels": 3},
+        }
+        other = make_small_model(**changes[kind])
+        other.compile("adamw")
+        other.save_weights(path)
+
+
+@pytest.mark.parametrize("kind", ["cut", "text", "empty", "wider", "deeper", "other channels"])
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(kind, small, tmp_path):
+    path = tmp_path / "wrong.weights.h5"
+    wrong_weights(kind, small, path)
+    before = state_of(small)
+    with pytest.raises(
+        ValueError, match=r"wrong.weights.h5 holds no weights that fit this model .*damaged, or was written"
+    ):
+        small.load_weights(path)
+    for value, now in zip(before, state_of(small), strict=True):
+        np.testing.assert_array_equal(value, now)
+
+
+def test_missing_weights_are_named(small, tmp_path):
+    for name in ("none.weights.h5", "none"):
+        with pytest.raises(FileNotFoundError, match=f"no weights at .*{name}: expected a file that save_weights wrote"):
+            small.load_weights(tmp_path / name)
+    with pytest.raises(ValueError, match="file for weights must end in"):
+        small.load_weights(tmp_path)

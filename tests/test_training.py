@@ -298,3 +298,190 @@ def test_images_can_be_made_in_every_callback():
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=use, on_epoch_end=use)
     model.fit(random_images(16), batch_size=8, epochs=1, verbose=0, callbacks=[callback])
     assert len(made) == 6 and np.isfinite(made).all()
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A compiled model for tests that only need one."""
+    keras.utils.set_random_seed(0)
+    model = compiled(make_small_model(widths=[4]))
+    model.fit(random_images(16), batch_size=8, verbose=0)
+    return model
+
+
+# Callbacks
+
+
+def test_callbacks_work_with_their_defaults_and_are_afterwards_as_they_were(shared, tmp_path):
+    path = tmp_path / "best.keras"
+    callbacks = [
+        keras.callbacks.EarlyStopping(),
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.ModelCheckpoint(path, save_best_only=True),
+    ]
+    before = [(callback.monitor, getattr(callback, "mode", None)) for callback in callbacks]
+    images = random_images(16)
+    history = shared.fit(images, validation_data=images, batch_size=8, verbose=0, callbacks=callbacks).history
+    assert {"val_loss", "val_n_loss", "val_i_loss", "learning_rate"} <= set(history)
+    assert [(callback.monitor, getattr(callback, "mode", None)) for callback in callbacks] == before
+    assert callbacks[0].best == callbacks[2].best == history["val_loss"][0]
+    assert ddim_keras.load_model(path).normalizer.adapted
+
+
+@pytest.mark.parametrize("figure", ["n_loss", "val_n_loss", "val_i_loss", "val_loss"])
+def test_the_smaller_loss_is_the_better_without_being_told(figure, shared, tmp_path):
+    stopping = keras.callbacks.EarlyStopping(monitor=figure, patience=5)
+    images = random_images(16)
+    history = shared.fit(
+        images, validation_data=images, batch_size=8, epochs=2, verbose=0, callbacks=[stopping]
+    ).history
+    assert stopping.best == min(history[figure])
+    assert (stopping.monitor, stopping.mode) == (figure, "auto")
+
+
+# What else Keras's models do
+
+
+def test_a_model_is_no_function_of_images(shared):
+    for method in (shared, shared.call, shared.predict, shared.predict_on_batch):
+        with pytest.raises(TypeError, match="model.generate.*makes images.*model.ema_network.* is the network alone"):
+            method(random_images(2))
+    assert shared.compute_output_shape((4, 8, 8, 1)) == (4, 8, 8, 1)
+    assert shared.compute_output_shape([(4, 8, 8, 1), (4, 1, 1, 1)]) == (None, 8, 8, 1)
+
+
+def test_summary_lists_both_networks(shared):
+    lines = []
+    shared.summary(print_fn=lines.append)
+    text = "\n".join(lines)
+    assert "network" in text and "ema_network" in text and "normalizer" in text
+
+
+def test_single_batches_are_trained_on_and_evaluated(shared):
+    images, labels = random_images(8), np.arange(8) % 2
+    steps = int(shared.ema_updates)
+    figures = shared.train_on_batch(images, return_dict=True)
+    assert set(figures) == {"n_loss", "i_loss", "loss"} and np.isfinite(list(figures.values())).all()
+    shared.train_on_batch((images * 255).astype("uint8"), labels, class_weight={0: 2.0})
+    shared.train_on_batch({"image": images}, sample_weight=np.ones(8))
+    assert int(shared.ema_updates) == steps + 3
+    expected = shared.evaluate(images, verbose=0)
+    np.testing.assert_allclose(shared.test_on_batch(images), expected, rtol=1e-5)
+    np.testing.assert_allclose(shared.test_on_batch(images, sample_weight=np.ones(8)), expected, rtol=1e-5)
+    for method in (shared.train_on_batch, shared.test_on_batch):
+        with pytest.raises(ValueError, match="images are out of range"):
+            method(images * 255)
+        with pytest.raises(ValueError, match="images have the wrong rank"):
+            method(images[..., 0])
+    assert int(shared.ema_updates) == steps + 3
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exporting from JAX needs jax2tf")
+def test_the_exported_function_is_the_ema_network(shared, tmp_path):
+    import tensorflow as tf
+
+    shared.export(tmp_path / "exported", verbose=False)
+    images, variances = random_images(3), np.linspace(0.1, 0.9, 3, dtype="float32").reshape(3, 1, 1, 1)
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    expected = ops.convert_to_numpy(shared.ema_network([images, variances]))
+    np.testing.assert_allclose(exported.serve([images, variances]), expected, atol=1e-5)
+    assert np.abs(expected - ops.convert_to_numpy(shared.network([images, variances]))).max() > 1e-3
+
+
+# Data that never end, and too few
+
+
+class Endless(keras.utils.PyDataset):
+    def __getitem__(self, index):
+        return (random_images(8),)
+
+
+def endless_forms():
+    import tensorflow as tf
+
+    return [tf.data.Dataset.from_tensor_slices(random_images(16)).batch(8).repeat(), Endless()]
+
+
+def test_data_that_never_end_are_refused_before_training(shared):
+    images, steps = random_images(16), int(shared.ema_updates)
+    for endless in endless_forms():
+        with pytest.raises(ValueError, match="x never ends: give steps_per_epoch, or a data set without repeat"):
+            shared.fit(endless, verbose=0)
+        with pytest.raises(ValueError, match="x never ends: give steps, or a data set without repeat"):
+            shared.evaluate(endless, verbose=0)
+        for given in (endless, (endless,)):
+            with pytest.raises(ValueError, match="validation_data never ends: give validation_steps, or a data set"):
+                shared.fit(images, batch_size=8, validation_data=given, verbose=0)
+        assert int(shared.ema_updates) == steps
+        assert np.isfinite(shared.evaluate(endless, steps=2, verbose=0)).all()
+        shared.fit(images, batch_size=16, validation_data=endless, validation_steps=1, verbose=0)
+        steps += 1
+        assert int(shared.ema_updates) == steps
+
+
+class OneImage(keras.utils.PyDataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return random_images(1)
+
+
+def test_a_metric_that_needs_more_images_is_refused_before_the_first_step():
+    import tensorflow as tf
+
+    extractor = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.GlobalAveragePooling2D()])
+    model = compiled(make_small_model(widths=[4]), metrics=[ddim_keras.metrics.KID(extractor)])
+    model.normalizer.adapt(random_images(8))
+    one = random_images(1)
+    for data in (one, tf.data.Dataset.from_tensors(one), OneImage(), [(one,)], {"image": one}):
+        with pytest.raises(ValueError, match="metric 'kid' needs at least 2 images of each side, but validation_data"):
+            model.fit(random_images(8), validation_data=data, verbose=0)
+        with pytest.raises(ValueError, match="metric 'kid' needs at least 2 images of each side, but x holds fewer"):
+            model.evaluate(data, verbose=0)
+    with pytest.raises(ValueError, match="metric 'kid' needs at least 2 images"):
+        model.fit(random_images(8), validation_data=random_images(8), validation_batch_size=1, validation_steps=1)
+    assert int(model.ema_updates) == 0
+
+
+# Interrupted
+
+
+def broken_batches():
+    yield random_images(8)
+    yield random_images(8)
+    raise KeyError("the disk is gone")
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["callback", "data", "evaluation", "bad image"])
+def test_an_interrupted_training_leaves_weights_that_can_be_saved(where, shared, tmp_path):
+    """On JAX the weights are outside the model meanwhile, in memory that each step gives away."""
+    images = random_images(16)
+    before = weights_of(shared)
+    if where == "callback":
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shared.fit(images, batch_size=8, callbacks=[callback], verbose=0)
+    elif where == "data":
+        with pytest.raises(Exception, match="the disk is gone"):
+            shared.fit(broken_batches(), verbose=0)
+    elif where == "bad image":
+        with pytest.raises(ValueError, match="images contain NaN"):
+            shared.fit(iter([images[:8], images[8:] * np.nan]), verbose=0)
+    else:
+        callback = keras.callbacks.LambdaCallback(on_test_batch_end=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shared.evaluate(images, batch_size=8, callbacks=[callback], verbose=0)
+    after = weights_of(shared)
+    assert all(np.isfinite(weight).all() for weight in after)
+    moved = any((new != old).any() for new, old in zip(after, before))
+    assert moved == (where in ("callback", "data") or (where == "bad image" and moved))
+    shared.save(tmp_path / "model.keras")
+    again = ddim_keras.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(flat(again.network), flat(shared.network))
+    assert np.isfinite(again.generate(1, 2)).all()
+    shared.fit(images, batch_size=8, verbose=0)

@@ -68,7 +68,7 @@ def taken_apart(batch: Any) -> Batch:
             )
     if isinstance(labels, Mapping):
         labels = _only(labels, LABEL_KEYS)
-    if labels is not None and tuple(getattr(labels, "shape", ()))[1:] == (0,):
+    if labels is not None and known_shape(labels)[1:] == (0,):
         labels = None  # `packed` filled their place
     return Batch(images, labels, sample_weight)
 
@@ -113,6 +113,12 @@ def prepared(batch: Any, image_shape: tuple[int, ...], class_weight: dict | None
     return _filled_up(Batch(images, labels, sample_weight), multiple)
 
 
+def known_shape(values: Any) -> tuple:
+    """Return the shape of an array, tensor or specification; () where not even its rank is known."""
+    shape = getattr(values, "shape", ())
+    return () if getattr(shape, "rank", 0) is None else tuple(shape)
+
+
 def as_array(values: Any) -> np.ndarray:
     """Return an array, or tensor of any library, as a NumPy array."""
     if isinstance(values, (tuple, list)) and len({np.shape(value) for value in values}) > 1:
@@ -151,6 +157,13 @@ def check_class_weight(class_weight: Any, labels: Any, sample_weight: Any) -> No
         raise ValueError(
             "class_weight needs labels to look the weights up by: give batches of (images, labels), or y beside an array"
         )
+    shape = known_shape(labels)
+    number = shape[1] if len(shape) == 2 else None
+    for index in class_weight:
+        if number is not None and number > 1 and not 0 <= index < number:
+            raise ValueError(
+                f"class_weight names class {index}, but the one-hot labels have the classes 0 to {number - 1}"
+            )
 
 
 def classes_of(labels: Any) -> np.ndarray:

@@ -115,6 +115,11 @@ def _rank_hint(shape: tuple, image_shape: tuple[int, ...]) -> str:
         )
     if len(shape) in (2, 3) and image_shape[-1:] == (1,):
         return ": add the channel axis with images[..., None]"
+    if len(shape) == 3 and _agree(shape[1:], image_shape[:2]):
+        return (
+            ": these are grayscale images, without an axis for channels: images[..., None] adds it, and numpy.repeat or "
+            f"PIL's convert makes {image_shape[-1]} channels of it; or build the model with channels=1"
+        )
     if len(shape) == 3:
         return ": images need the axes batch, height, width and channels: images[None] adds the first"
     if len(shape) == 5:

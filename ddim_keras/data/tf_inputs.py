@@ -130,6 +130,11 @@ def _with_checked_weights(weights: Any, images: Any) -> Any:
 
 
 def _class_weights(labels: Any, class_weight: dict) -> Any:
+    if labels.shape.rank is None:
+        raise ValueError(
+            "class_weight needs labels of a known rank, got a data set of labels of unknown shape: set it in the data set, "
+            "with labels.set_shape((None,)) say"
+        )
     if labels.shape.rank == 2:
         labels = tf.argmax(labels, axis=-1) if labels.shape[-1] != 1 else labels[:, 0]
     if labels.shape.rank != 1 or not (labels.dtype.is_integer or labels.dtype.is_floating or labels.dtype.is_bool):

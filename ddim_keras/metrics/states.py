@@ -122,4 +122,4 @@ class Sample:
     @staticmethod
     def _fill(variable: Any, first: Any, values: Tensor) -> None:
         start = [first] + [0] * (len(variable.shape) - 1)
-        variable.assign(ops.slice_update(ops.zeros(variable.shape), start, values))
+        variable.assign(ops.slice_update(ops.zeros(variable.shape, dtype="float32"), start, values))

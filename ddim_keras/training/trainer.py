@@ -317,6 +317,18 @@ class EMATrainer(WholeFiles):
         logs["loss"] = found["loss"]
         return logs if return_dict else list(logs.values())
 
+    def train_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Take one gradient step on a batch of images, which are checked as by `fit`; as `keras.Model.train_on_batch`."""
+        batch = inputs.for_keras(x, y, sample_weight, self.image_shape, class_weight=class_weight)
+        return super().train_on_batch(*batch, return_dict=return_dict)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
+        """Evaluate one batch of images, which are checked as by `fit`; as `keras.Model.test_on_batch`."""
+        batch = inputs.for_keras(x, y, sample_weight, self.image_shape)
+        return super().test_on_batch(*batch, return_dict=return_dict)
+
     def get_metrics_result(self) -> dict[str, Any]:
         """Return the running losses. The image metrics, which may take seconds, `evaluate` adds once at its end."""
         return self.training_logs()
