@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_small_model, random_images, slow_on_jax
+from conftest import make_small_model, random_images, run_python, slow_on_jax
 
 from ddim_keras.networks import (
     BatchNormalization,
@@ -244,3 +244,43 @@ class TestImageNormalization:
         outputs = keras.ops.convert_to_numpy(layer(images))
         np.testing.assert_allclose(outputs[..., 3], 0.0, atol=1e-6)
         np.testing.assert_allclose(layer.denormalize(outputs), images, atol=1e-6)
+
+
+CHANNELS_FIRST = """
+import keras, numpy as np
+keras.config.set_image_data_format("channels_first")
+import ddim_keras
+images = np.random.default_rng(0).uniform(size=(8, 8, 8, 1)).astype("float32")
+for options in ({}, {"normalization": "group", "attention_levels": [1], "patch_size": 2}):
+    model = ddim_keras.DiffusionModel(8, [4, 8], 1, channels=1, **options)
+    model.compile("sgd")
+    assert np.isfinite(model.fit(images, verbose=0).history["loss"][0])
+    assert model.generate(2, 2).shape == (2, 8, 8, 1)
+preset = ddim_keras.DiffusionModel.from_preset("fashion_mnist_32")
+kid = ddim_keras.metrics.KID("fashion_mnist")
+made = preset.generate(2, 2, seed=0)
+kid.update_state(made, made)
+print(float(made.mean()), float(kid.result()))
+"""
+
+
+@slow_on_jax
+def test_images_are_channels_last_whatever_keras_is_told():
+    backend = keras.backend.backend()
+    usual = run_python(CHANNELS_FIRST.replace("channels_first", "channels_last"), backend)
+    first = run_python(CHANNELS_FIRST, backend)
+    np.testing.assert_allclose(*[[float(part) for part in text.split()] for text in (first, usual)], atol=1e-4)
+
+
+@slow_on_jax
+@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+def test_half_precision_policies_train_and_come_back(policy, tmp_path):
+    model = make_small_model(dtype=policy, **({} if policy == "float16" else OPTIONS[-1]))
+    model.compile("adamw")
+    images = random_images(8)
+    assert np.isfinite(model.fit(images, validation_data=images, verbose=0).history["val_loss"][0])
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    made = model.generate(2, 2, seed=0)
+    assert np.isfinite(made).all()
+    np.testing.assert_array_equal(again.generate(2, 2, seed=0), made)

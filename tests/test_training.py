@@ -392,6 +392,8 @@ def test_the_exported_function_is_the_ema_network(shared, tmp_path):
 
 
 class Endless(keras.utils.PyDataset):
+    num_batches = None
+
     def __getitem__(self, index):
         return (random_images(8),)
 
@@ -478,8 +480,8 @@ def test_an_interrupted_training_leaves_weights_that_can_be_saved(where, shared,
             shared.evaluate(images, batch_size=8, callbacks=[callback], verbose=0)
     after = weights_of(shared)
     assert all(np.isfinite(weight).all() for weight in after)
-    moved = any((new != old).any() for new, old in zip(after, before))
-    assert moved == (where in ("callback", "data") or (where == "bad image" and moved))
+    if where in ("callback", "data"):  # a step was taken
+        assert any((new != old).any() for new, old in zip(after, before))
     shared.save(tmp_path / "model.keras")
     again = ddim_keras.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(flat(again.network), flat(shared.network))

@@ -95,10 +95,11 @@ def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | 
     return _with_clear_errors(map(taken_apart, batches)), None if number == -1 else number
 
 
-def has_at_least(data: Any, minimum: int, steps: int | None = None) -> bool:
+def has_at_least(data: Any, minimum: int, steps: int | None = None, batch_size: int | None = None) -> bool:
     """Whether `data`, or its first `steps` batches, hold as many images; only as many are read. True if it cannot be known."""
     if is_one_piece(data):
-        return len(_in_one_piece(data).images) >= minimum
+        number = len(_in_one_piece(data).images)
+        return min(number, number if steps is None else steps * (batch_size or 32)) >= minimum
     if not can_be_read_again(data):
         return True
     found = 0

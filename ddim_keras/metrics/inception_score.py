@@ -85,7 +85,10 @@ class InceptionScore(ImageMetric):
         if generated is None:
             return
         size = number = ops.shape(generated)[0]
-        places = ops.mod(self._sums.count() + ops.arange(size, dtype="int32"), self.splits)
+        order = ops.arange(size, dtype="int32")
+        if counted is not None:  # the splits divide the images that count
+            order = ops.cumsum(ops.cast(counted, "int32")) - 1
+        places = ops.mod(self._sums.count() + order, self.splits)
         membership = ops.transpose(ops.one_hot(places, self.splits, dtype="float32"))
         if counted is not None:
             membership = membership * counted

@@ -188,9 +188,7 @@ def score_generated(
     return score(generated, inputs.checked(dataset, engine.image_shape), metrics, extractor, per_class, names)
 
 
-def _generated_in_batches(
-    engine: Engine, num_images: int, batch_size: int, **options: Any
-) -> Iterable[np.ndarray]:
+def _generated_in_batches(engine: Engine, num_images: int, batch_size: int, **options: Any) -> Iterable[np.ndarray]:
     """Yield images batch by batch, so that they need not all be held."""
     for start in range(0, num_images, batch_size):
         count = min(batch_size, num_images - start)

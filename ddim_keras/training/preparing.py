@@ -71,7 +71,12 @@ def fit_data(
 
 
 def check_validation(
-    data: Any, steps: int | None, metrics: Sequence[keras.metrics.Metric], what: str, argument: str
+    data: Any,
+    steps: int | None,
+    metrics: Sequence[keras.metrics.Metric],
+    what: str,
+    argument: str,
+    batch_size: int | None = None,
 ) -> None:
     """Find out before training starts, not after its first epoch, what validation could not do.
 
@@ -80,6 +85,7 @@ def check_validation(
         steps: batches to look at, or None for all.
         metrics: those that were compiled.
         what, argument: what to call the data and the steps in a message.
+        batch_size: images in a batch of arrays.
 
     Raises:
         ValueError: the data never end and no steps are given, or they are too few for a metric.
@@ -88,7 +94,7 @@ def check_validation(
     for metric in metrics:
         minimum = getattr(metric, "minimum_images", 1)
         with input_errors():
-            enough = minimum == 1 or inputs.has_at_least(data, minimum, steps)
+            enough = minimum == 1 or inputs.has_at_least(data, minimum, steps, batch_size)
         if not enough:
             raise ValueError(
                 f"the metric {metric.name!r} needs at least {minimum} images of each side, but {what} holds fewer: "

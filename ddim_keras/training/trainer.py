@@ -231,8 +231,9 @@ class EMATrainer(WholeFiles):
         )
         if data.validation_data is not None:
             validated = data.validation_data[0]
+            size = validation_batch_size or batch_size
             preparing.check_validation(
-                validated, validation_steps, self.image_metrics, "validation_data", "validation_steps"
+                validated, validation_steps, self.image_metrics, "validation_data", "validation_steps", size
             )
         with preparing.input_errors():
             if not self.normalizer.adapted:
@@ -296,7 +297,7 @@ class EMATrainer(WholeFiles):
                 batch_size=batch_size,
                 multiple=backend.devices_of_a_batch(self),
             )
-            preparing.check_validation(x, steps, self.image_metrics, "x", "steps")
+            preparing.check_validation(x, steps, self.image_metrics, "x", "steps", batch_size)
         turns = taking_turns(self.engine, callbacks)
         with preparing.input_errors(), backend.keeping_state(self), turns as callbacks:
             found = super().evaluate(
