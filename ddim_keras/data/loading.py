@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddim_keras.data import colours, decoding, depth, folder, resizing, tfds_source
+from ddim_keras.data import colours, decoding, depth, folder, resizing, seeded, tfds_source
 from ddim_keras.data.source import Source
 from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width
@@ -250,16 +250,16 @@ def _training_batches(dataset, image_shape, batch_size, repeat, flip, labels, se
         if steps < 1:
             raise ValueError("from_step needs training data of known length")
 
-        def batches() -> Any:
-            # tf.data takes no seed that another data set makes, hence the loop in Python.
-            number, done = divmod(step, steps)
-            while True:
-                epoch_seed = number * _EPOCH_STRIDE + seed
-                shuffled = dataset.shuffle(room, seed=epoch_seed, reshuffle_each_iteration=False)
-                yield from _finished(batched(shuffled, tf.data.Dataset.random(seed=epoch_seed)).skip(done), labels)
-                number, done = number + 1, 0
+        def epoch(number: Any) -> Any:
+            epoch_seed = number * _EPOCH_STRIDE + seed
+            shuffled, seeds = seeded.shuffled(dataset, room, epoch_seed), seeded.random(epoch_seed)
+            batches = batched(shuffled, seeds)
+            return _finished(batches.skip(tf.where(number == first, done, 0)), labels)
 
-        return tf.data.Dataset.from_generator(batches, output_signature=train.element_spec).prefetch(2)
+        # Without a loop in Python: its thread may need the interpreter when that has ended already.
+        first, done = (tf.constant(part, tf.int64) for part in divmod(step, steps))
+        epochs = tf.data.Dataset.counter(first, dtype=tf.int64)
+        return epochs.flat_map(epoch).prefetch(2)
 
     train.from_step = from_step
     return train
