@@ -68,7 +68,7 @@ def test_the_best_epoch_is_kept(tmp_path, mode, figures, best):
     )
     fit(model, [Figures(figures), snapshot, KeepBest(kept, "figure", mode)], epochs=4)
     np.testing.assert_array_equal(ddim_keras.load_model(kept).generate(1, 2, seed=0), snapshots[best - 1])
-    assert json.loads((tmp_path / "best.best.json").read_text())["epoch"] == best
+    assert json.loads((tmp_path / "best_score.json").read_text())["epoch"] == best
 
 
 def test_a_resumed_training_does_not_replace_a_better_model(tmp_path):

@@ -18,7 +18,8 @@ from conftest import ROOT, make_trained_model, slow_on_jax
 
 import ddim_keras
 from ddim_keras import runs
-from ddim_keras.runs import Checkpoints, DivergedError, RunConfig
+from ddim_keras.data import seeded
+from ddim_keras.runs import Checkpoints, DivergedError, RunConfig, training, watching
 
 pytestmark = slow_on_jax
 SMALL = {"widths": [4, 8], "block_depth": 1, "patch_size": 1}
@@ -88,7 +89,8 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
         "samples",
         "tensorboard",
         "best.keras",
-        "best.best.json",
+        "best_score.json",
+        "data.json",
         "model.keras",
     }
     assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == {
@@ -118,24 +120,38 @@ def batches_of(number, batch_size, channels):
 
 
 def test_validation_looks_all_over_a_large_validation_set():
-    some = runs._spread_over(batches_of(118, 4, 1), 20, 4)
+    some = training._spread_over(batches_of(118, 4, 1), 20, 4)
     assert [round(118 * float(batch[0, 0, 0, 0])) for batch in some] == [0, 24, 48, 72, 96]
     for number in (None, 118, 500):
-        assert len(runs._spread_over(batches_of(118, 4, 1), number, 4)) == 30
+        assert len(training._spread_over(batches_of(118, 4, 1), number, 4)) == 30
 
 
 def test_the_kid_of_colour_images_is_rough_where_inception_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr("ddim_keras.metrics.extractors.reachable", lambda url: False)
     said = []
-    assert runs._features_for(batches_of(4, 4, 3), said.append) == "fashion_mnist"
+    assert training._features_for(batches_of(4, 4, 3), said.append) == "fashion_mnist"
     assert "rough one, by the features of fashion_mnist: the weights of InceptionV3 are not in" in said[0]
     monkeypatch.setattr("ddim_keras.metrics.get_extractor", lambda name: name)
-    assert runs._features_for(batches_of(4, 4, 3), said.append) == "inception_v3"
-    assert runs._features_for(batches_of(4, 4, 1), said.append) == "fashion_mnist"
-    assert runs._features_for(batches_of(1, 4, 1), said.append) is None  # a KID needs two images
-    assert runs._features_for(None, said.append) is None
+    assert training._features_for(batches_of(4, 4, 3), said.append) == "inception_v3"
+    assert training._features_for(batches_of(4, 4, 1), said.append) == "fashion_mnist"
+    assert training._features_for(batches_of(1, 4, 1), said.append) is None  # a KID needs two images
+    assert training._features_for(None, said.append) is None
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("global_seed", [None, 0, 5])
+def test_an_order_by_a_seed_from_a_data_set_is_that_of_the_same_number(global_seed):
+    if global_seed is not None:
+        keras.utils.set_random_seed(global_seed)
+    numbers = tf.data.Dataset.range(20)
+    for seed in (0, 3, 2**31 - 1, 10_000_000_019):
+        seeds = tf.data.Dataset.from_tensors(tf.constant(seed, tf.int64))
+        found = seeds.flat_map(lambda seed: seeded.shuffled(numbers, 20, seed))
+        expected = numbers.shuffle(20, seed=seed, reshuffle_each_iteration=False)
+        assert list(found.as_numpy_iterator()) == list(expected.as_numpy_iterator())
+        found = seeds.flat_map(lambda seed: seeded.random(seed).take(5))
+        assert list(found.as_numpy_iterator()) == list(tf.data.Dataset.random(seed).take(5).as_numpy_iterator())
 
 
 class KilledError(Exception):
@@ -159,7 +175,7 @@ def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path, photos, whole_
 
 
 def interrupt_and_go_on(config, folder, killed_after, monkeypatch):
-    count = runs._KeepCheckpoints.on_train_batch_end
+    count = watching.KeepCheckpoints.on_train_batch_end
 
     def count_and_fail(self, batch, logs=None):
         if self.step == killed_after:
@@ -167,11 +183,11 @@ def interrupt_and_go_on(config, folder, killed_after, monkeypatch):
         count(self, batch, logs)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(runs._KeepCheckpoints, "on_train_batch_end", count_and_fail)
+        patch.setattr(watching.KeepCheckpoints, "on_train_batch_end", count_and_fail)
         runs.train(config, folder, verbose=0)
     said = []
     runs.train(config, folder, tell=said.append, verbose=0)
-    assert any("Going on from step" in line for line in said) == (killed_after > 4)
+    assert any("Resuming from step" in line for line in said) == (killed_after > 4)
     epochs = [line.split(",")[0] for line in (folder / "log.csv").read_text().split()[1:]]
     assert epochs == ["0", "1", "2"]
 
@@ -184,6 +200,7 @@ def test_a_run_killed_at_any_moment_ends_where_a_whole_one_does(tmp_path, photos
     code = """
 import sys
 from ddim_keras import runs
+from ddim_keras.data import seeded
 runs.train(runs.RunConfig.read(sys.argv[1]), sys.argv[2], verbose=0)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -214,7 +231,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, photo
     said = []
     with pytest.warns(UserWarning, match=r"step_000000012.weights.h5 is damaged: its checksum is wrong"):
         runs.train(config, tmp_path / "run", tell=said.append, verbose=0)
-    assert "Going on from step 8 of 12" in said[0]
+    assert "Resuming from step 8 of 12" in said[0]
     assert_equal_weights(whole_run, tmp_path / "run")
 
 
@@ -225,22 +242,22 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, photos, whole_run):
     def tell(line):
         said.append(line)
 
-    def interrupt(self, batch, logs=None, original=runs._KeepCheckpoints.on_train_batch_end):
+    def interrupt(self, batch, logs=None, original=watching.KeepCheckpoints.on_train_batch_end):
         original(self, batch, logs)
         if self.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs._KeepCheckpoints, "on_train_batch_end", interrupt)
+        patch.setattr(watching.KeepCheckpoints, "on_train_batch_end", interrupt)
         result = runs.train(config, tmp_path / "run", tell=tell, verbose=0)
     assert (result.finished, result.step) == (False, 7)
-    assert "the same command goes on" in said[-1]
+    assert "the same command resumes" in said[-1]
     runs.train(config, tmp_path / "run", verbose=0)
     assert_equal_weights(whole_run, tmp_path / "run")
 
 
 def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(tmp_path, photos, monkeypatch):
-    original = runs._KeepCheckpoints.on_train_batch_end
+    original = watching.KeepCheckpoints.on_train_batch_end
 
     def spoil(self, batch, logs=None):
         original(self, batch, logs)
@@ -249,7 +266,7 @@ def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(tmp_path, phot
                 np.full(self.model.network.trainable_variables[0].shape, np.nan)
             )
 
-    monkeypatch.setattr(runs._KeepCheckpoints, "on_train_batch_end", spoil)
+    monkeypatch.setattr(watching.KeepCheckpoints, "on_train_batch_end", spoil)
     with pytest.raises(DivergedError, match=r"last good checkpoint is .*step_000000004.weights.h5"):
         runs.train(small_config(photos), tmp_path / "run", verbose=0)
     assert Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()[1] == 4
@@ -273,8 +290,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, photos, monkeypa
 
 
 def test_other_configurations_and_other_folders_are_refused(tmp_path, photos, whole_run):
-    with pytest.raises(ValueError, match="steps: 12 there, 2 now"):
-        runs.train(small_config(photos, steps=2), whole_run, verbose=0)
+    with pytest.raises(ValueError, match="seed: 0 there, 2 now"):
+        runs.train(small_config(photos, seed=2), whole_run, verbose=0)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="something other than a run"):
@@ -309,7 +326,7 @@ def test_a_checkpoint_is_never_removed_for_a_damaged_newer_one(tmp_path):
 def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
     config = small_config(photos, split=0.2, samples=2, steps=5)
     runs.train(config, tmp_path / "run", verbose=0)
-    for lost in ("best.keras", "best.best.json", "model.keras", "samples/samples_0001.png"):
+    for lost in ("best.keras", "best_score.json", "model.keras", "samples/samples_0001.png"):
         (tmp_path / "run" / lost).unlink()
     runs.train(config, tmp_path / "run", verbose=0)
     for found in ("best.keras", "model.keras", "samples/samples_0001.png"):
@@ -323,13 +340,12 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         ("step: 5", r"unknown settings \['step'\]"),
         ("training: {rate: 1}", r"unknown training settings \['rate'\]"),
         ("preset: mnist", "unknown preset 'mnist'"),
-        ("checkpoint_minutes: 0", "checkpoint_minutes must be positive"),
+        ("checkpoint_minutes: 0", "checkpoint_minutes must be a positive number"),
         ("kid: vgg", "kid must be one of"),
         ("validation_images: 0", "validation_images must be"),
         ("training: {learning_rate: 1e-4}", r"write 1.0e-4"),
         ("training: null", "training must hold settings by name"),
-        ("model: {bogus: 3}", r"unknown model settings \['bogus'\]"),
-        ("checkpoint_minutes: ten", "checkpoint_minutes must be positive"),
+        ("checkpoint_minutes: ten", "checkpoint_minutes must be a positive number"),
         ("data: 3", "data must be a name or a folder"),
         ("[1, 2]", "must hold settings as NAME: VALUE"),
         ("a: b: c", "is not YAML"),

@@ -66,18 +66,13 @@ def export_images(
     """
     num_images, shard_size = positive_int("num_images", num_images), positive_int("shard_size", shard_size)
     seed = integer("seed", seed, minimum=0, below=2**32)
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
+    _check_format(format, model.image_shape[-1])
     machines = positive_int("the number of machines", shard[1])
     machine = integer("the machine's number", shard[0], minimum=0, below=machines)
     starts = range(0, num_images, shard_size)
     if machine >= len(starts):
         raise ValueError(
             f"there are only {len(starts)} shards of {shard_size} images for {machines} machines: lower the shard size"
-        )
-    if format in _OF_COLOURS and model.image_shape[-1] not in (1, 2, 3, 4):
-        raise ValueError(
-            f"PNG holds images of 1 to 4 channels, this model's have {model.image_shape[-1]}: give format='npz'"
         )
     options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
     model.generate(0, **options)  # refuses what cannot work before anything is written
@@ -114,6 +109,13 @@ def export_images(
         made += 1
         tell(f"{path.name}: images {starts[index]} to {starts[index] + count - 1} of {num_images}")
     return made
+
+
+def _check_format(format: str, channels: int) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
+    if format in _OF_COLOURS and channels not in (1, 2, 3, 4):
+        raise ValueError(f"PNG holds images of 1 to 4 channels, this model's have {channels}: give format='npz'")
 
 
 def model_hash(model: DiffusionModel) -> str:
