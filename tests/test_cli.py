@@ -1,15 +1,23 @@
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import make_trained_model, run_python, slow_on_jax
+from conftest import ROOT, make_trained_model, run_python, slow_on_jax
 
 import ddim_keras
 from ddim_keras import exporting
 from ddim_keras.cli import main
+from ddim_keras.cli.options import SIZE
+from ddim_keras.presets import Training
+from ddim_keras.runs import RunConfig
+from ddim_keras.support.docstrings import attributes
 
 pytestmark = slow_on_jax
 
@@ -64,15 +72,58 @@ def test_every_command_shows_an_example():
         assert f"ddim-keras {name}" in run(name, "--help").split("Options:")[0]
 
 
-def test_the_command_keeps_the_log_of_tensorflow_to_errors():
+def in_a_process(*arguments):
+    """What a command writes: (its status, standard output, standard error)."""
+    command = [sys.executable, "-c", "from ddim_keras.cli import main; main(prog_name='ddim-keras')", *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    variables.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_what_tensorflow_says_at_every_start_is_kept_back():
+    status, output, errors = in_a_process("info")
+    assert (status, errors) == (0, "")
+    assert "trained:    yes" in output
+    status, output, errors = in_a_process("info", "-m", "nothing")
+    assert (status, output) == (1, "")
+    assert errors.startswith("Error: no model at nothing") and errors.count("\n") == 1
+
+
+def test_help_and_wrong_flags_import_neither_keras_nor_a_backend():
     code = """
-import os, sys
-os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
-sys.argv = ["/usr/bin/ddim-keras"]
-import ddim_keras
-print(os.environ["TF_CPP_MIN_LOG_LEVEL"])
+import sys
+from ddim_keras.cli import main
+for arguments in (["--help"], ["--version"], ["train", "--bogus"], *([name, "--help"] for name in main.commands)):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+print(sorted({"keras", "tensorflow", "jax"} & set(sys.modules)))
 """
-    assert run_python(code).split()[-1] == "2"
+    assert run_python(code).split("\n")[-2] == "[]"
+
+
+def test_the_options_of_train_are_the_settings_of_a_run():
+    said = " ".join(run("train", "--help").split())
+    for configuration in (RunConfig, Training):
+        texts = attributes(configuration)
+        for field in dataclasses.fields(configuration):
+            if field.name not in ("model", "training"):
+                assert f"--{field.name.replace('_', '-')}" in said
+                assert texts[field.name].replace("`", "")[1:] in said
+
+
+@pytest.mark.parametrize("written", ["8x12", "8,12", "8X12"])
+def test_sizes_are_height_and_width(written):
+    assert SIZE.convert(written, None, None) == [8, 12]
+    assert SIZE.convert("64", None, None) == 64
+
+
+@pytest.mark.parametrize("written", ["x12", "8x12x3", "0", "-8", "a", "", "8x"])
+def test_what_is_no_size_is_refused(tmp_path, written):
+    said = run("train", "-d", "embedded", "-o", tmp_path / "a", f"--image-size={written}", code=2)
+    assert "HEIGHTxWIDTH, such as 64x96" in " ".join(said.split())
 
 
 # Errors
@@ -144,7 +195,7 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     one, other = (ddim_keras.load_model(folder / "model.keras") for folder in (out, tmp_path / "again"))
     for left, right in zip(one.ema_network.get_weights(), other.ema_network.get_weights()):
         np.testing.assert_array_equal(left, right)
-    assert "steps: 6 there, 7 now" in run("train", "--config", out / "config.yaml", "--steps", 7, "--out", out, code=1)
+    assert "seed: 0 there, 7 now" in run("train", "--config", out / "config.yaml", "--seed", 7, "--out", out, code=1)
     assert "predicts:   velocity" in run("info", "-m", out)
     # In a new process, which knows of no metric yet: the run has a KID.
     code = f"import keras, ddim_keras; print(keras.models.load_model({str(out / 'best.keras')!r}).metrics)"

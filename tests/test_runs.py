@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 import yaml
-from conftest import ROOT, make_trained_model, run_python, slow_on_jax
+from conftest import ROOT, make_trained_model, slow_on_jax
 
 import ddim_keras
 from ddim_keras import runs
@@ -154,18 +154,6 @@ def test_an_order_by_a_seed_from_a_data_set_is_that_of_the_same_number(global_se
         assert list(found.as_numpy_iterator()) == list(tf.data.Dataset.random(seed).take(5).as_numpy_iterator())
 
 
-def test_a_process_ends_though_it_still_holds_batches(photos):
-    code = f"""
-from ddim_keras.data import load_dataset
-train, _ = load_dataset({str(photos)!r}, 8, 4, split=0.0)
-held = [iter(train.from_step(step)) for step in range(8)]
-for batches in held:
-    next(batches)
-print("the last line")
-"""
-    assert "the last line" in run_python(code)
-
-
 class KilledError(Exception):
     pass
 
@@ -212,6 +200,7 @@ def test_a_run_killed_at_any_moment_ends_where_a_whole_one_does(tmp_path, photos
     code = """
 import sys
 from ddim_keras import runs
+from ddim_keras.data import seeded
 runs.train(runs.RunConfig.read(sys.argv[1]), sys.argv[2], verbose=0)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -97,7 +97,8 @@ class _Split(click.ParamType):
 
 
 _SHORT: Mapping[str, tuple[str, ...]] = {"data": ("-d",)}
-_PARSED: Mapping[str, click.ParamType] = {"image_size": _ImageSize(), "split": _Split()}
+SIZE = _ImageSize()
+_PARSED: Mapping[str, click.ParamType] = {"image_size": SIZE, "split": _Split()}
 
 
 def model_option(command: Callable) -> Callable:

@@ -256,7 +256,7 @@ def _training_batches(dataset, image_shape, batch_size, repeat, flip, labels, se
             batches = batched(shuffled, seeds)
             return _finished(batches.skip(tf.where(number == first, done, 0)), labels)
 
-        # Without a loop in Python: its thread would keep the interpreter from ending.
+        # Without a loop in Python: its thread may need the interpreter when that has ended already.
         first, done = (tf.constant(part, tf.int64) for part in divmod(step, steps))
         epochs = tf.data.Dataset.counter(first, dtype=tf.int64)
         return epochs.flat_map(epoch).prefetch(2)
