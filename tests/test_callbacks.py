@@ -5,9 +5,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import make_small_model, random_images, slow_on_jax
+from ddim_keras.callbacks import KeepBest, SampleImages, Throughput
 
 import ddim_keras
-from ddim_keras.callbacks import KeepBest, SampleImages, Throughput
 
 pytestmark = slow_on_jax
 
@@ -75,6 +75,7 @@ def test_a_resumed_training_does_not_replace_a_better_model(tmp_path):
     kept = tmp_path / "best.keras"
     fit(make_small_model(), [Figures([1.0]), KeepBest(kept, "figure")], epochs=1)
     before = kept.read_bytes()
+    (tmp_path / "best_score.json").rename(tmp_path / "best.best.json")  # as version 0.1 called it
     fit(make_small_model(), [Figures([2.0]), KeepBest(kept, "figure")], epochs=1)
     assert kept.read_bytes() == before
 

@@ -20,6 +20,7 @@ import ddim_keras
 from ddim_keras import runs
 from ddim_keras.data import seeded
 from ddim_keras.runs import Checkpoints, DivergedError, RunConfig, training, watching
+from ddim_keras.runs.folder import RunFolder
 
 pytestmark = slow_on_jax
 SMALL = {"widths": [4, 8], "block_depth": 1, "patch_size": 1}
@@ -168,26 +169,17 @@ def test_accumulated_and_mirrored_batches_are_gone_on_with_too(tmp_path, photos,
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("killed_after", [1, pytest.param(6, marks=pytest.mark.slow)])
-def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path, photos, whole_run, monkeypatch, killed_after):
-    interrupt_and_go_on(small_config(photos), tmp_path / "cut", killed_after, monkeypatch)
+@pytest.mark.parametrize("step", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path, photos, whole_run, monkeypatch, step):
+    interrupt_and_go_on(small_config(photos), tmp_path / "cut", step, monkeypatch)
     assert_equal_weights(whole_run, tmp_path / "cut")
 
 
-def interrupt_and_go_on(config, folder, killed_after, monkeypatch):
-    count = watching.KeepCheckpoints.on_train_batch_end
-
-    def count_and_fail(self, batch, logs=None):
-        if self.step == killed_after:
-            raise KilledError
-        count(self, batch, logs)
-
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(watching.KeepCheckpoints, "on_train_batch_end", count_and_fail)
-        runs.train(config, folder, verbose=0)
+def interrupt_and_go_on(config, folder, step, monkeypatch):
+    killed_after(step, config, folder, monkeypatch)
     said = []
     runs.train(config, folder, tell=said.append, verbose=0)
-    assert any("Resuming from step" in line for line in said) == (killed_after > 4)
+    assert any("Resuming from step" in line for line in said) == (step > 4)
     epochs = [line.split(",")[0] for line in (folder / "log.csv").read_text().split()[1:]]
     assert epochs == ["0", "1", "2"]
 
@@ -200,7 +192,6 @@ def test_a_run_killed_at_any_moment_ends_where_a_whole_one_does(tmp_path, photos
     code = """
 import sys
 from ddim_keras import runs
-from ddim_keras.data import seeded
 runs.train(runs.RunConfig.read(sys.argv[1]), sys.argv[2], verbose=0)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -296,6 +287,67 @@ def test_other_configurations_and_other_folders_are_refused(tmp_path, photos, wh
     (tmp_path / "else" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="something other than a run"):
         runs.train(small_config(photos), tmp_path / "else", verbose=0)
+
+
+def test_a_longer_run_that_was_interrupted_ends_where_one_that_was_not_does(tmp_path, photos, whole_run, monkeypatch):
+    longer = small_config(photos, steps=17, training={"schedule": "cosine"})
+    runs.train(small_config(photos, training={"schedule": "cosine"}), tmp_path / "whole", verbose=0)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shorter_model = (tmp_path / "cut" / "model.keras").read_bytes()
+    said = []
+    runs.train(longer, tmp_path / "whole", tell=said.append, verbose=0)
+    assert "The run is longer now: 17 steps instead of 12." in said[0] and "cosine schedule of 17 steps" in said[0]
+    killed_after(14, longer, tmp_path / "cut", monkeypatch)
+    assert (tmp_path / "cut" / "model.keras").read_bytes() == shorter_model
+    runs.train(longer, tmp_path / "cut", verbose=0)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
+    with pytest.raises(ValueError, match="is trained for 17 steps already"):
+        runs.train(small_config(photos, training={"schedule": "cosine"}), tmp_path / "cut", verbose=0)
+    # Killed after the last checkpoint, before the model was written: what stands there is the shorter run's.
+    (tmp_path / "cut" / "model.keras").write_bytes(shorter_model)
+    os.utime(tmp_path / "cut" / "model.keras", (0, 0))
+    runs.train(longer, tmp_path / "cut", verbose=0)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def killed_after(step, config, folder, monkeypatch):
+    count = watching.KeepCheckpoints.on_train_batch_end
+
+    def count_and_fail(self, batch, logs=None):
+        if self.step == step:
+            raise KilledError
+        count(self, batch, logs)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(watching.KeepCheckpoints, "on_train_batch_end", count_and_fail)
+        runs.train(config, folder, verbose=0)
+
+
+def test_moved_images_are_taken_where_they_are_the_same(tmp_path, photos, whole_run):
+    shutil.copytree(whole_run, tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "moved")
+    said = []
+    place = RunFolder(tmp_path / "run")
+    config = small_config(tmp_path / "moved")
+    assert place.reconcile(config, said.append).data == str(tmp_path / "moved")
+    assert said == [f"The images are at {tmp_path / 'moved'} now, where they were at {photos}"]
+    shutil.copy(tmp_path / "moved" / "1.png", tmp_path / "moved" / "0.png")
+    with pytest.raises(ValueError, match="holds other images"):
+        place.reconcile(config, said.append)
+    with pytest.raises(ValueError, match="choose another folder for another data set"):
+        place.reconcile(small_config("embedded"), said.append)
+    (tmp_path / "run" / "data.json").write_text("{")
+    with pytest.raises(ValueError, match="data.json is damaged"):
+        place.reconcile(config, said.append)
+
+
+def test_a_log_begun_with_other_figures_keeps_every_figure_in_its_column(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,i_loss,n_loss\n0,0.5,0.25\n1,0.4,0.2\n")
+    log = watching.Log(tmp_path / "log.csv")
+    log.forget_from(1)
+    log.on_epoch_end(1, {"loss": 1.0, "n_loss": 0.125})
+    rows = (tmp_path / "log.csv").read_text().split()
+    assert rows == ["epoch,i_loss,loss,n_loss", "0,0.5,,0.25", "1,,1.0,0.125"]
 
 
 def test_what_cannot_work_leaves_no_configuration_behind(tmp_path, photos):

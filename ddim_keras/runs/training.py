@@ -81,7 +81,7 @@ def train(config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verb
     training = _prepare(config, place, tell)
     checkpoints = Checkpoints(place.checkpoints, config.keep)
     step = _resume(training, checkpoints)
-    if step == config.steps and place.model.is_file():
+    if step == config.steps and _model_is_saved(place, checkpoints):
         tell(f"Nothing is left to do: trained for {config.steps} steps, {place.model}")
         return RunResult(training.model, step, True)
     with stopping_after_the_step() as request:
@@ -99,6 +99,11 @@ def train(config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verb
     training.model.save(place.model)
     tell(f"Trained for {config.steps} steps: {place.model}")
     return RunResult(training.model, keeper.step, True)
+
+
+def _model_is_saved(place: RunFolder, checkpoints: Checkpoints) -> bool:
+    """Whether `model.keras` is that of the last checkpoint, and not of a shorter run that was made longer."""
+    return place.model.is_file() and place.model.stat().st_mtime >= checkpoints.paths()[0].stat().st_mtime
 
 
 def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:

@@ -143,6 +143,14 @@ def adapt_normalizer(
     normalizer.adapt(data, batch_size or 32, steps, verbose=1 if verbose else 0)
 
 
+def require_adapted(normalizer: ImageNormalization, method: str) -> None:
+    """Raise ValueError unless the normalizer was adapted, or loaded."""
+    if not normalizer.adapted:
+        raise ValueError(
+            f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or model.fit first"
+        )
+
+
 def as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
     """Return what a user gave to `compile` as a Keras metric.
 

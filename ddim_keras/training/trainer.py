@@ -287,7 +287,7 @@ class EMATrainer(WholeFiles):
         Raises:
             ValueError: as for `fit`, or the normalizer was not adapted.
         """
-        self._require_adapted("evaluate")
+        preparing.require_adapted(self.normalizer, "evaluate")
         if x is not None and not kwargs.get("_use_cached_eval_dataset"):  # fit has checked its validation data already
             x, y, sample_weight = inputs.for_keras(
                 x,
@@ -441,12 +441,6 @@ class EMATrainer(WholeFiles):
     @property
     def _evaluation_seed(self) -> int:
         return self.seed or 0
-
-    def _require_adapted(self, method: str) -> None:
-        if not self.normalizer.adapted:
-            raise ValueError(
-                f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or model.fit first"
-            )
 
     def _get_jax_state(self, **parts: bool) -> Any:
         """Called by Keras's JAX trainer as it takes the state out of the model: keep it, for when the first step fails."""
