@@ -1,11 +1,12 @@
-"""The recipe of the Keras DDIM example as published, written afresh: what the benchmarks compare with.
+"""The recipe of the Keras DDIM example as published, written afresh: what the benchmarks compare
+with.
 
-The same network, losses and updates, in the example's own way: Keras's stock layers, an EMA network cloned with fresh
-weights, a Python loop of eager calls to sample, and whatever compilation Keras chooses to train. TensorFlow only, as
-the example is.
+The same network, losses and updates, in the example's own way: Keras's stock layers, an EMA network
+cloned with fresh weights, a Python loop of eager calls to sample, and whatever compilation Keras
+chooses to train. TensorFlow only, as the example is.
 
-`mended` repairs what keeps its short trainings from drawing anything: the EMA network starts equal to the network, and its
-decay warms up.
+`mended` repairs what keeps its short trainings from drawing anything: the EMA network starts equal
+to the network, and its decay warms up.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class NoiseEmbedding(layers.Layer):
         return ops.concatenate([ops.sin(variances * speeds), ops.cos(variances * speeds)], axis=3)
 
 
-def build_network(image_size: int, channels: int, widths=(32, 64, 96, 128), depth: int = 2) -> keras.Model:
+def build_network(
+    image_size: int, channels: int, widths=(32, 64, 96, 128), depth: int = 2
+) -> keras.Model:
     def block(x, width):
         shortcut = x if x.shape[3] == width else layers.Conv2D(width, 1)(x)
         x = layers.BatchNormalization(center=False, scale=False)(x)
@@ -35,7 +38,9 @@ def build_network(image_size: int, channels: int, widths=(32, 64, 96, 128), dept
         return layers.Conv2D(width, 3, padding="same")(x) + shortcut
 
     images, variances = keras.Input((image_size, image_size, channels)), keras.Input((1, 1, 1))
-    embedding = layers.UpSampling2D(image_size, interpolation="nearest")(NoiseEmbedding()(variances))
+    embedding = layers.UpSampling2D(image_size, interpolation="nearest")(
+        NoiseEmbedding()(variances)
+    )
     x = layers.Concatenate()([layers.Conv2D(widths[0], 1)(images), embedding])
     skips = []
     for width in widths[:-1]:
@@ -49,7 +54,9 @@ def build_network(image_size: int, channels: int, widths=(32, 64, 96, 128), dept
         x = layers.UpSampling2D(2, interpolation="bilinear")(x)
         for _ in range(depth):
             x = block(layers.Concatenate()([x, skips.pop()]), width)
-    return keras.Model([images, variances], layers.Conv2D(channels, 1, kernel_initializer="zeros")(x))
+    return keras.Model(
+        [images, variances], layers.Conv2D(channels, 1, kernel_initializer="zeros")(x)
+    )
 
 
 class KerasExample(keras.Model):
@@ -81,7 +88,9 @@ class KerasExample(keras.Model):
     def train_step(self, images):
         images = self.normalizer(images, training=True)
         noises = keras.random.normal(ops.shape(images))
-        noise_rates, signal_rates = self.rates(keras.random.uniform((ops.shape(images)[0], 1, 1, 1)))
+        noise_rates, signal_rates = self.rates(
+            keras.random.uniform((ops.shape(images)[0], 1, 1, 1))
+        )
         noisy = signal_rates * images + noise_rates * noises
         with tf.GradientTape() as tape:
             pred_noises, pred_images = self.denoise(noisy, noise_rates, signal_rates, training=True)
@@ -106,7 +115,9 @@ class KerasExample(keras.Model):
             pred_noises, pred_images = self.denoise(noisy, *self.rates(times), training=False)
             next_noise_rates, next_signal_rates = self.rates(times - 1 / diffusion_steps)
             noisy = next_signal_rates * pred_images + next_noise_rates * pred_noises
-        return ops.clip(self.normalizer.mean + pred_images * self.normalizer.variance**0.5, 0.0, 1.0)
+        return ops.clip(
+            self.normalizer.mean + pred_images * self.normalizer.variance**0.5, 0.0, 1.0
+        )
 
 
 def make_example(images, jit_compile="auto", mended: bool = False) -> KerasExample:

@@ -1,18 +1,21 @@
-"""Train recipes on Fashion-MNIST for the same minutes on this machine, and score what each then draws.
+"""Train recipes on Fashion-MNIST for the same minutes on this machine, and score what each then
+draws.
 
-    python benchmarks/quality.py --data-dir TFDS_DATA_DIR [--recipes published mended ours] [--minutes 10]
-        [--seeds 0] [--num-images 10000] [--train-only] [--out outputs/quality]
+    python benchmarks/quality.py --data-dir TFDS_DATA_DIR [--recipes published mended ours]
+        [--minutes 10] [--seeds 0] [--num-images 10000] [--train-only] [--out outputs/quality]
 
-The 60,000 training images, padded to 32 x 32, come through TFDS (see scripts/place_fashion_mnist.py where there is no
-network). Scores are against the 10,000 test images, with the features of the package's own classifier, by S = 5, 20 and
-50 network evaluations for each image. "published" and "mended" are the Keras example, sampled as it samples; "ours" is the
-preset fashion_mnist_32, sampled by the package's default, by a stochastic solver and as the example is; the other names each
-change one thing of ours, and are sampled by the default, but for "paper_schedule", which is sampled as two rows of the paper's
-table 1 are. Changes can be joined: "adamw+flips".
+The 60,000 training images, padded to 32 x 32, come through TFDS (see scripts/place_fashion_mnist.py
+where there is no network). Scores are against the 10,000 test images, with the features of the
+package's own classifier, by S = 5, 20 and 50 network evaluations for each image. "published" and
+"mended" are the Keras example, sampled as it samples; "ours" is the preset fashion_mnist_32,
+sampled by the package's default, by a stochastic solver and as the example is; the other names each
+change one thing of ours, and are sampled by the default, but for "paper_schedule", which is sampled
+as two rows of the paper's table 1 are. Changes can be joined: "adamw+flips".
 
-A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first. All are trained before any is
-scored, as only the training needs the machine to itself. The models stay in the output folder and are not trained again; each
-result is added to results.jsonl there, and comparison.png shows what each draws in 20 evaluations.
+A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first.
+All are trained before any is scored, as only the training needs the machine to itself. The models
+stay in the output folder and are not trained again; each result is added to results.jsonl there,
+and comparison.png shows what each draws in 20 evaluations.
 """
 
 from __future__ import annotations
@@ -47,8 +50,8 @@ class Recipe:
     Attributes:
         model: changes to the preset's model, arguments of `DiffusionModel`.
         training: changes to the preset's training, arguments of `presets.Training`.
-        example: "published" for the Keras example as it is, "mended" for one whose EMA network starts equal to the network and
-            whose decay warms up; None for the preset.
+        example: "published" for the Keras example as it is, "mended" for one whose EMA network
+            starts equal to the network and whose decay warms up; None for the preset.
         samplings: ways to sample, by name: arguments of `generate`.
         model_class: of the preset's model.
     """
@@ -56,7 +59,9 @@ class Recipe:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     example: str | None = None
-    samplings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"default": {}})
+    samplings: dict[str, dict[str, Any]] = dataclasses.field(
+        default_factory=lambda: {"default": {}}
+    )
     model_class: type[ddim_keras.DiffusionModel] = ddim_keras.DiffusionModel
 
 
@@ -65,15 +70,23 @@ class IndependentTimes(ddim_keras.DiffusionModel):
     """A model that draws each image's diffusion time by itself, not one in each part of [0, 1)."""
 
     def _stratified_uniform(self, batch_size: Any) -> Any:
-        return keras.random.uniform((batch_size, 1, 1, 1), dtype="float32", seed=self.seed_generator)
+        return keras.random.uniform(
+            (batch_size, 1, 1, 1), dtype="float32", seed=self.seed_generator
+        )
 
 
 def changed(**changes: Any) -> Recipe:
-    """Our recipe with changes to its model, or to its training where that has a setting of the name."""
+    """Our recipe with changes to its model, or to its training where that has a setting of the
+    name.
+    """
     fields = {field.name for field in dataclasses.fields(presets.Training)}
     # Both have a "schedule": the model's is given as noise_schedule.
-    model = {name.removeprefix("noise_"): value for name, value in changes.items() if name not in fields}
-    return Recipe(model=model, training={name: value for name, value in changes.items() if name in fields})
+    model = {
+        name.removeprefix("noise_"): value for name, value in changes.items() if name not in fields
+    }
+    return Recipe(
+        model=model, training={name: value for name, value in changes.items() if name in fields}
+    )
 
 
 DDIM = {"ddim": {"sampler": "ddim"}}
@@ -128,7 +141,9 @@ def recipe_of(name: str) -> Recipe:
     """A recipe by its name, or several changes of ours joined by "+"."""
     names = name.split("+")
     if unknown := [part for part in names if part not in RECIPES]:
-        raise argparse.ArgumentTypeError(f"no recipe {unknown}: expected some of {', '.join(RECIPES)}")
+        raise argparse.ArgumentTypeError(
+            f"no recipe {unknown}: expected some of {', '.join(RECIPES)}"
+        )
     parts = [RECIPES[part] for part in names]
     if len(parts) == 1:
         return parts[0]
@@ -139,7 +154,8 @@ def recipe_of(name: str) -> Recipe:
         training={key: value for part in parts for key, value in part.training.items()},
         samplings=parts[-1].samplings,
         model_class=next(
-            (part.model_class for part in parts if part.model_class != Recipe.model_class), Recipe.model_class
+            (part.model_class for part in parts if part.model_class != Recipe.model_class),
+            Recipe.model_class,
         ),
     )
 
@@ -160,7 +176,9 @@ class StopInTime(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def load_images(data_dir: str | None, batch_size: int = 64, flip: bool = False, seed: int = 0) -> tuple[Any, Any]:
+def load_images(
+    data_dir: str | None, batch_size: int = 64, flip: bool = False, seed: int = 0
+) -> tuple[Any, Any]:
     """Return batches of the 60,000 training and the 10,000 test images, 32 x 32 x 1."""
     return ddim_keras.data.load_dataset(
         "fashion_mnist", 32, batch_size, fit="pad", flip=flip, seed=seed, data_dir=data_dir
@@ -168,7 +186,9 @@ def load_images(data_dir: str | None, batch_size: int = 64, flip: bool = False, 
 
 
 def training_of(recipe: Recipe) -> presets.Training:
-    return dataclasses.replace(presets.training("keras_example" if recipe.example else PRESET), **recipe.training)
+    return dataclasses.replace(
+        presets.training("keras_example" if recipe.example else PRESET), **recipe.training
+    )
 
 
 def make(recipe: Recipe, images: Any, seed: int, steps: int) -> keras.Model:
@@ -184,12 +204,17 @@ def make(recipe: Recipe, images: Any, seed: int, steps: int) -> keras.Model:
 
 
 def for_sampling(model: keras.Model, image_shape: tuple[int, ...]) -> ddim_keras.DiffusionModel:
-    """Return a model of ours with the weights of the example's, which samples the same images, only sooner."""
+    """Return a model of ours with the weights of the example's, which samples the same images, only
+    sooner.
+    """
     if isinstance(model, ddim_keras.DiffusionModel):
         return model
-    ours = ddim_keras.DiffusionModel.from_preset("keras_example", image_size=image_shape[0], channels=image_shape[2])
+    ours = ddim_keras.DiffusionModel.from_preset(
+        "keras_example", image_size=image_shape[0], channels=image_shape[2]
+    )
     weights = model.ema_network.get_weights()
-    # The example's first batch normalisation is of images joined with the embedding; ours has one for each.
+    # The example's first batch normalisation is of images joined with the embedding; ours has one
+    # for each.
     means, variances = weights[2:4]
     channels = len(weights[1])
     weights[2:4] = [means[:channels], variances[:channels], means[channels:], variances[channels:]]
@@ -218,9 +243,16 @@ def seconds_per_step(recipe: Recipe, images: Any) -> float:
 
 
 def train(
-    name: str, data_dir: str | None, minutes: float, fixed_steps: int | None, seed: int, path: pathlib.Path
+    name: str,
+    data_dir: str | None,
+    minutes: float,
+    fixed_steps: int | None,
+    seed: int,
+    path: pathlib.Path,
 ) -> None:
-    """Train a recipe, and keep the model that samples from it at `path`, with what it took in a .json beside it."""
+    """Train a recipe, and keep the model that samples from it at `path`, with what it took in a
+    .json beside it.
+    """
     recipe = recipe_of(name)
     training = training_of(recipe)
     images, _ = load_images(data_dir, training.batch_size, training.flip, seed)
@@ -248,7 +280,9 @@ def train(
 def score(
     path: pathlib.Path, data_dir: str | None, num_images: int, evaluations: list[int]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Score a model that `train` made; return the figures, and a row of its images for each sampling."""
+    """Score a model that `train` made; return the figures, and a row of its images for each
+    sampling.
+    """
     result = json.loads(path.with_suffix(".json").read_text())
     samplings = recipe_of(result["recipe"]).samplings
     model = keras.models.load_model(path)
@@ -259,7 +293,12 @@ def score(
         of_sampling = result["scores"].setdefault(name, {})
         for number in evaluations:
             scores = model.score(
-                test, num_images, network_evaluations=number, seed=1, extractor="fashion_mnist", **sampling
+                test,
+                num_images,
+                network_evaluations=number,
+                seed=1,
+                extractor="fashion_mnist",
+                **sampling,
             )
             of_sampling[str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
         row = model.generate(12, network_evaluations=20, seed=1, verbose=0, **sampling)
@@ -270,12 +309,14 @@ def score(
 
 def describe(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['recipe']}, seed {result['seed']}: {result['parameters'] / 1e6:.2f} M, {result['steps']} steps of "
+        f"{result['recipe']}, seed {result['seed']}: {result['parameters'] / 1e6:.2f} M, "
+        f"{result['steps']} steps of "
         f"{result['batch_size']} in {result['minutes']:.1f} min; {result['num_images']} images"
     ]
     for name, by_number in result["scores"].items():
         figures = "  ".join(
-            f"S={number}: FID {scores['fid']:6.3f} KID {scores['kid']:.4f} P {scores['precision']:.2f} "
+            f"S={number}: FID {scores['fid']:6.3f} KID {scores['kid']:.4f} P "
+            f"{scores['precision']:.2f} "
             f"R {scores['recall']:.2f}"
             for number, scores in by_number.items()
         )
@@ -296,16 +337,28 @@ def main() -> None:
         metavar="NAME",
         help=f"names, or changes of ours joined as in adamw+flips: {', '.join(RECIPES)}",
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each recipe and seed")
     parser.add_argument(
-        "--steps", type=int, help="train for this many steps, however long they take, instead of minutes"
+        "--minutes", type=float, default=10.0, help="of training, for each recipe and seed"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="train for this many steps, however long they take, instead of minutes",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--num-images", type=int, default=10_000, help="generated for each score")
     parser.add_argument(
-        "--evaluations", type=int, nargs="+", default=[5, 20, 50], help="S: of the network, for each image"
+        "--evaluations",
+        type=int,
+        nargs="+",
+        default=[5, 20, 50],
+        help="S: of the network, for each image",
     )
-    parser.add_argument("--train-only", action="store_true", help="leave the scores to a later run with the same --out")
+    parser.add_argument(
+        "--train-only",
+        action="store_true",
+        help="leave the scores to a later run with the same --out",
+    )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/quality"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -320,7 +373,9 @@ def main() -> None:
         return
     rows: dict[str, np.ndarray] = {}
     for path in paths:
-        result, own_rows = score(path, arguments.data_dir, arguments.num_images, arguments.evaluations)
+        result, own_rows = score(
+            path, arguments.data_dir, arguments.num_images, arguments.evaluations
+        )
         print(describe(result), flush=True)
         with open(arguments.out / "results.jsonl", "a") as file:
             file.write(json.dumps(result) + "\n")

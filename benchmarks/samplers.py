@@ -1,4 +1,5 @@
-"""Measure every sampler: its order, its error against a known solution, its time, and its images of the model that ships.
+"""Measure every sampler: its order, its error against a known solution, its time, and its images of
+the model that ships.
 
     python benchmarks/samplers.py [--parts oracle model] [--images 500] [--docs docs/samplers.md]
 
@@ -56,7 +57,9 @@ STOCHASTIC = (DDIM(0.5), DDPM(), DDPM("large"), DPMSolverMultistep(stochastic=Tr
 CENTRE, DEVIATION = 0.8, 0.3
 
 
-def mixture_denoiser(noisy: np.ndarray, noise_rate: float, signal_rate: float) -> tuple[np.ndarray, np.ndarray]:
+def mixture_denoiser(
+    noisy: np.ndarray, noise_rate: float, signal_rate: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The perfect denoiser for pixels that are N(-0.8, 0.3^2) or N(0.8, 0.3^2), equally often."""
     variance = signal_rate**2 * DEVIATION**2 + noise_rate**2
     sign = np.tanh(signal_rate * CENTRE * noisy / variance)
@@ -69,9 +72,13 @@ def run(sampler: Sampler, levels: Levels, noisy: np.ndarray) -> np.ndarray:
     memory = [np.zeros_like(noisy)] * MEMORY
     for index in range(len(levels.signal_rates) - 1):
         for evaluation in sampler.step(index, levels):
-            pred_noises, pred_images = mixture_denoiser(noisy, evaluation.noise_rate, evaluation.signal_rate)
+            pred_noises, pred_images = mixture_denoiser(
+                noisy, evaluation.noise_rate, evaluation.signal_rate
+            )
             noisy = evaluation.image * pred_images + evaluation.noise * pred_noises
-            noisy = noisy + sum(weight * earlier for weight, earlier in zip(evaluation.remembered, memory))
+            noisy = noisy + sum(
+                weight * earlier for weight, earlier in zip(evaluation.remembered, memory)
+            )
             memory = [pred_images if sampler.remembers == "images" else pred_noises, *memory[:-1]]
     return noisy
 
@@ -84,18 +91,26 @@ def order_of(sampler: Sampler, noise: np.ndarray, exact: np.ndarray) -> float:
     return -np.polyfit(np.log(STEPS), np.log(errors), 1)[0]
 
 
-def errors_of(sampler: Sampler, noise: np.ndarray, exact: np.ndarray, budgets: tuple[int, ...]) -> list[float]:
-    """Root mean squared errors of walks to the clean image, over DDPM's schedule with trailing steps."""
+def errors_of(
+    sampler: Sampler, noise: np.ndarray, exact: np.ndarray, budgets: tuple[int, ...]
+) -> list[float]:
+    """Root mean squared errors of walks to the clean image, over DDPM's schedule with trailing
+    steps.
+    """
     schedule = LinearBetaSchedule()
     results = []
     for budget in budgets:
-        levels = levels_of(schedule, diffusion_times(sampler.steps_for(budget), "trailing", schedule))
+        levels = levels_of(
+            schedule, diffusion_times(sampler.steps_for(budget), "trailing", schedule)
+        )
         results.append(float(np.sqrt(np.square(run(sampler, levels, noise) - exact).mean())))
     return results
 
 
 def milliseconds_per_evaluation(samplers: tuple[Sampler, ...], turns: int = 5) -> dict[str, float]:
-    """Medians, in turns, of a network evaluation within `generate`: the example's network, 16 images of 32 x 32 x 1."""
+    """Medians, in turns, of a network evaluation within `generate`: the example's network, 16
+    images of 32 x 32 x 1.
+    """
     model = ddim_keras.DiffusionModel(32, channels=1, seed=0)
     times: dict[str, list[float]] = {repr(sampler): [] for sampler in samplers}
     model.generate(16, 2, seed=0)
@@ -139,27 +154,44 @@ def oracle_part(picture: pathlib.Path) -> str:
         else:
             row += [f"{order_of(sampler, noise, ode):.2f}"]
             row += [f"{error:.4f}" for error in errors_of(sampler, noise, exact, BUDGETS)]
-            axes.loglog(curve, errors_of(sampler, noise, exact, curve), marker=".", label=repr(sampler))
+            axes.loglog(
+                curve, errors_of(sampler, noise, exact, curve), marker=".", label=repr(sampler)
+            )
         rows.append([*row, f"{times[repr(sampler)]:.1f}"])
         print(" ".join(rows[-1]), flush=True)
-    axes.set(xlabel="network evaluations", ylabel="error of the image (standard deviations of a pixel)")
+    axes.set(
+        xlabel="network evaluations", ylabel="error of the image (standard deviations of a pixel)"
+    )
     axes.legend(fontsize=7)
     plotting.save_figure(picture, figure)
-    head = ["sampler", "order", "measured", *[f"error at {budget}" for budget in BUDGETS], "ms an evaluation"]
+    head = [
+        "sampler",
+        "order",
+        "measured",
+        *[f"error at {budget}" for budget in BUDGETS],
+        "ms an evaluation",
+    ]
     return markdown(head, rows)
 
 
 def model_part(number: int) -> str:
-    """FID of the shipped model's images against the embedded images, which are some of those that it was trained on."""
+    """FID of the shipped model's images against the embedded images, which are some of those that
+    it was trained on.
+    """
     model = ddim_keras.DiffusionModel.from_preset(PRESET, dtype=backend.fastest_precision())
     train, _ = ddim_keras.data.load_dataset("embedded", model.image_shape[0], 500, fit="pad")
     rows = []
 
     def distance(**options: Any) -> float:
-        return model.score(train, number, metrics=["fid"], extractor="fashion_mnist", seed=0, **options)["fid"]
+        return model.score(
+            train, number, metrics=["fid"], extractor="fashion_mnist", seed=0, **options
+        )["fid"]
 
     def score(label: str, spacing: str, **options: Any) -> None:
-        found = (distance(network_evaluations=budget, spacing=spacing, **options) for budget in BUDGETS[:3])
+        found = (
+            distance(network_evaluations=budget, spacing=spacing, **options)
+            for budget in BUDGETS[:3]
+        )
         rows.append([label, spacing, *(f"{value:.2f}" for value in found)])
         print(" ".join(rows[-1]), flush=True)
 
@@ -173,19 +205,32 @@ def model_part(number: int) -> str:
         score(f"`{UniPC()!r}`, {clipping} clipping", "karras", sampler=UniPC(), clipping=clipping)
     far = distance(diffusion_steps=200, sampler="ddim")
     rows.append(["`DDIM()`", "linear", "", "", f"{far:.2f} at 200"])
-    return markdown(["sampler", "spacing", *[f"{budget} evaluations" for budget in BUDGETS[:3]]], rows)
+    return markdown(
+        ["sampler", "spacing", *[f"{budget} evaluations" for budget in BUDGETS[:3]]], rows
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=("oracle", "model"), default=["oracle", "model"])
-    parser.add_argument("--images", type=int, default=500, help="images for each distance (default: %(default)s)")
     parser.add_argument(
-        "--docs", type=pathlib.Path, default=pathlib.Path("docs/samplers.md"), help="default: %(default)s"
+        "--parts", nargs="+", choices=("oracle", "model"), default=["oracle", "model"]
+    )
+    parser.add_argument(
+        "--images", type=int, default=500, help="images for each distance (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--docs",
+        type=pathlib.Path,
+        default=pathlib.Path("docs/samplers.md"),
+        help="default: %(default)s",
     )
     arguments = parser.parse_args()
     if "oracle" in arguments.parts:
-        replace_table(arguments.docs, "oracle", oracle_part(arguments.docs.parent / "images" / "sampler_error.png"))
+        replace_table(
+            arguments.docs,
+            "oracle",
+            oracle_part(arguments.docs.parent / "images" / "sampler_error.png"),
+        )
     if "model" in arguments.parts:
         replace_table(arguments.docs, "model", model_part(arguments.images))
 

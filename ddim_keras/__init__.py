@@ -1,4 +1,5 @@
-"""Denoising Diffusion Implicit Models for Keras: train, sample, save and reload as one `keras.Model`.
+"""Denoising Diffusion Implicit Models for Keras: train, sample, save and reload as one
+`keras.Model`.
 
 Nothing is imported until it is used: neither Keras nor a backend.
 """
@@ -14,7 +15,17 @@ from ddim_keras.support import importing
 from ddim_keras.support.version import __version__
 
 if TYPE_CHECKING:
-    from ddim_keras import data, metrics, networks, optimizers, plotting, presets, runs, samplers, sampling
+    from ddim_keras import (
+        data,
+        metrics,
+        networks,
+        optimizers,
+        plotting,
+        presets,
+        runs,
+        samplers,
+        sampling,
+    )
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, exporting
@@ -45,12 +56,24 @@ _REGISTERED = {
         *("LinearNoisePowerSchedule", "ScaledLinearBetaSchedule", "ZeroTerminalSNRSchedule"),
     ),
     "ddim_keras.diffusion.spacings": (
-        *("KarrasSpacing", "LeadingSpacing", "LinearSpacing", "LogSNRSpacing", "QuadraticSpacing", "TrailingSpacing"),
+        *(
+            "KarrasSpacing",
+            "LeadingSpacing",
+            "LinearSpacing",
+            "LogSNRSpacing",
+            "QuadraticSpacing",
+            "TrailingSpacing",
+        ),
     ),
     "ddim_keras.diffusion.weightings": ("MinSNRWeighting", "SigmoidWeighting", "UniformWeighting"),
     "ddim_keras.metrics": ("DensityCoverage", "FID", "InceptionScore", "KID", "PrecisionRecall"),
     "ddim_keras.metrics.extractors": (
-        *("FashionMNISTExtractor", "Inception2015Extractor", "InceptionV3Extractor", "KerasExtractor"),
+        *(
+            "FashionMNISTExtractor",
+            "Inception2015Extractor",
+            "InceptionV3Extractor",
+            "KerasExtractor",
+        ),
     ),
     "ddim_keras.model": ("DiffusionModel",),
     "ddim_keras.networks.layers": (
@@ -59,7 +82,15 @@ _REGISTERED = {
     ),
     "ddim_keras.optimizers": ("Muon",),
     "ddim_keras.samplers": (
-        *("AdamsBashforth", "DDIM", "DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "Heun", "UniPC"),
+        *(
+            "AdamsBashforth",
+            "DDIM",
+            "DDPM",
+            "DPMSolverMultistep",
+            "DPMSolverSinglestep",
+            "Heun",
+            "UniPC",
+        ),
     ),
     "ddim_keras.sampling.clipping": ("DynamicClipping", "NoClipping", "StaticClipping"),
 }
@@ -87,8 +118,12 @@ __all__ = [
     "weightings",
 ]
 
-sys.meta_path.insert(0, importing.Aliases({f"{__name__}.{name}": module for name, module in _MOVED.items()}))
-importing.when_imported("keras", functools.partial(importing.register_by_name, __name__, _REGISTERED))
+sys.meta_path.insert(
+    0, importing.Aliases({f"{__name__}.{name}": module for name, module in _MOVED.items()})
+)
+importing.when_imported(
+    "keras", functools.partial(importing.register_by_name, __name__, _REGISTERED)
+)
 
 
 def __getattr__(name: str) -> Any:

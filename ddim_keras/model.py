@@ -32,8 +32,10 @@ from ddim_keras.training.trainer import EMATrainer
 _LARGEST_SIGNAL_AT_NOISE_END = 0.25
 _REGISTERED_NAME = "ddim_keras>DiffusionModel"
 _NOT_A_FUNCTION = (
-    "a DiffusionModel {what}: model.generate(num_images) makes images, model.denoise(noisy_images, noise_rates, signal_rates) "
-    "splits noisy ones into noises and images, and model.ema_network([noisy_images, noise_variances]) is the network alone"
+    "a DiffusionModel {what}: model.generate(num_images) makes images, model.denoise(noisy_images, "
+    "noise_rates, signal_rates) "
+    "splits noisy ones into noises and images, and model.ema_network([noisy_images, "
+    "noise_variances]) is the network alone"
 )
 
 
@@ -44,36 +46,46 @@ class DiffusionModel(EMATrainer):
     The defaults are the values of the Keras DDIM example.
 
     Args:
-        image_size: side of the square images in pixels, or (height, width). Each must be divisible by
-            2**(len(widths) - 1).
+        image_size: side of the square images in pixels, or (height, width). Each must be divisible
+            by 2**(len(widths) - 1).
         widths: channels of the U-Net's levels, from the full resolution down.
         block_depth: residual blocks per level, on the way down and on the way up.
-        channels: channels of the images: 1 for grayscale, 3 for RGB, 4 for RGBA, or any other count.
-        schedule: a `Schedule` or its name: continuous "angle", "linear_noise_power" or "linear_log_snr"; of T = 1000 times
-            "linear_beta" (DDPM's), "scaled_linear_beta", "cosine_beta" or "zero_terminal_snr".
-        parameterization: what the network predicts: "noise", "image", "velocity" or a `Parameterization`.
+        channels: channels of the images: 1 for grayscale, 3 for RGB, 4 for RGBA, or any other
+            count.
+        schedule: a `Schedule` or its name: continuous "angle", "linear_noise_power" or
+            "linear_log_snr"; of T = 1000 times "linear_beta" (DDPM's), "scaled_linear_beta",
+            "cosine_beta" or "zero_terminal_snr".
+        parameterization: what the network predicts: "noise", "image", "velocity" or a
+            `Parameterization`.
         loss_weighting: "uniform", "min_snr", "sigmoid" or a `Weighting`.
-        embedding_dims: features of the sinusoidal embedding of the noise variance (or, with T times, of the time), even.
-        embedding_max_frequency: highest frequency of that embedding, in periods over the whole range.
-        conditioning: "input" joins the embedding to every pixel of the network's input; "every_block" adds it within every
-            residual block.
+        embedding_dims: features of the sinusoidal embedding of the noise variance (or, with T
+            times, of the time), even.
+        embedding_max_frequency: highest frequency of that embedding, in periods over the whole
+            range.
+        conditioning: "input" joins the embedding to every pixel of the network's input;
+            "every_block" adds it within every residual block.
         normalization: "batch" or "group".
-        attention_levels: levels, counted from 0 at the full resolution, with self-attention over the pixels.
-        patch_size: p: the network works on patches of p x p pixels, at 1/p of the size and so p * p times as fast.
-            `image_size` must then be divisible by p times as much.
-        ema_decay: how much of the averaged weights each training step keeps, in [0, 1). It warms up: step n uses
-            min(ema_decay, (1 + n) / (10 + n)), so that short trainings sample from good weights too.
-        seed: integer in [0, 2**32) that fixes the random numbers of training, evaluation and unseeded `generate`; None draws one.
-            Two runs are identical on one machine after `keras.utils.set_random_seed`, which fixes the initial weights.
-        network: a `keras.Model` of [noisy images, noise variances (batch, 1, 1, 1)] to use instead of the residual
-            U-Net; with a schedule of T times, of [noisy images, times], which are the integers 1 to T. Its output has the
-            shape of the noisy images. `widths` and what else describes the residual U-Net are then unused.
-        dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the samplers' arithmetic are
-            float32 whatever it is.
+        attention_levels: levels, counted from 0 at the full resolution, with self-attention over
+            the pixels.
+        patch_size: p: the network works on patches of p x p pixels, at 1/p of the size and so p * p
+            times as fast. `image_size` must then be divisible by p times as much.
+        ema_decay: how much of the averaged weights each training step keeps, in [0, 1). It warms
+            up: step n uses min(ema_decay, (1 + n) / (10 + n)), so that short trainings sample from
+            good weights too.
+        seed: integer in [0, 2**32) that fixes the random numbers of training, evaluation and
+            unseeded `generate`; None draws one. Two runs are identical on one machine after
+            `keras.utils.set_random_seed`, which fixes the initial weights.
+        network: a `keras.Model` of [noisy images, noise variances (batch, 1, 1, 1)] to use instead
+            of the residual U-Net; with a schedule of T times, of [noisy images, times], which are
+            the integers 1 to T. Its output has the shape of the noisy images. `widths` and what
+            else describes the residual U-Net are then unused.
+        dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the
+            samplers' arithmetic are float32 whatever it is.
         name: name of the model.
 
     Attributes:
-        normalizer: turns images in [0, 1] into zero mean and unit variance; `normalizer.adapt(dataset)` measures both.
+        normalizer: turns images in [0, 1] into zero mean and unit variance;
+            `normalizer.adapt(dataset)` measures both.
         network: the trained network.
         ema_network: the moving average of its weights, used for all inference.
 
@@ -127,9 +139,13 @@ class DiffusionModel(EMATrainer):
             "attention_levels": [int(level) for level in attention_levels],
             "patch_size": patch_size,
         }
-        given = keras.saving.deserialize_keras_object(network) if isinstance(network, dict) else network
+        given = (
+            keras.saving.deserialize_keras_object(network) if isinstance(network, dict) else network
+        )
         max_condition = objective.schedule.max_condition
-        networks = _networks(given, image_shape, max_condition=max_condition, dtype=dtype, **self_made)
+        networks = _networks(
+            given, image_shape, max_condition=max_condition, dtype=dtype, **self_made
+        )
         super().__init__(
             *networks,
             image_shape=image_shape,
@@ -170,16 +186,30 @@ class DiffusionModel(EMATrainer):
             (pred_noises, pred_images), each shaped as `noisy_images`.
         """
         noisy_images, noise_rates, signal_rates = (
-            ops.convert_to_tensor(part, dtype="float32") for part in (noisy_images, noise_rates, signal_rates)
+            ops.convert_to_tensor(part, dtype="float32")
+            for part in (noisy_images, noise_rates, signal_rates)
         )
         conditions = self.schedule.conditions(signal_rates, noise_rates)
-        return self.predict_components(noisy_images, noise_rates, signal_rates, conditions, training=training)
+        return self.predict_components(
+            noisy_images, noise_rates, signal_rates, conditions, training=training
+        )
 
     def predict_components(
-        self, noisy_images: Images, noise_rates: Rates, signal_rates: Rates, conditions: Tensor, training: bool = False
+        self,
+        noisy_images: Images,
+        noise_rates: Rates,
+        signal_rates: Rates,
+        conditions: Tensor,
+        training: bool = False,
     ) -> tuple[Images, Images]:
-        """As `denoise`, for who knows what the network is told: `conditions`, from `schedule.conditions`."""
-        denoise = network_denoiser(self.network, self.parameterization, True) if training else self.engine.denoise
+        """As `denoise`, for who knows what the network is told: `conditions`, from
+        `schedule.conditions`.
+        """
+        denoise = (
+            network_denoiser(self.network, self.parameterization, True)
+            if training
+            else self.engine.denoise
+        )
         return denoise(noisy_images, noise_rates, signal_rates, Conditions(conditions))
 
     def denormalize(self, images: Images) -> Images:
@@ -187,9 +217,14 @@ class DiffusionModel(EMATrainer):
         return self.normalizer.denormalize(images)
 
     def plot_images(
-        self, epoch: int | None = None, logs: dict | None = None, num_rows: int = 3, num_cols: int = 6
+        self,
+        epoch: int | None = None,
+        logs: dict | None = None,
+        num_rows: int = 3,
+        num_cols: int = 6,
     ) -> None:
-        """Show generated images in a grid. Fits `keras.callbacks.LambdaCallback(on_epoch_end=model.plot_images)`.
+        """Show generated images in a grid. Fits
+        `keras.callbacks.LambdaCallback(on_epoch_end=model.plot_images)`.
 
         Args:
             epoch, logs: what Keras gives to a callback; the epoch becomes the title.
@@ -216,30 +251,40 @@ class DiffusionModel(EMATrainer):
     def compute_output_shape(self, input_shape: Any = None) -> tuple[int | None, ...]:
         """Return the shape of the images it generates, (batch, height, width, channels)."""
         shape = tuple(input_shape or ())
-        return (shape[0] if shape and not isinstance(shape[0], (tuple, list)) else None, *self.image_shape)
+        return (
+            shape[0] if shape and not isinstance(shape[0], (tuple, list)) else None,
+            *self.image_shape,
+        )
 
-    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", **kwargs: Any) -> None:
-        """Write the EMA network for other programs to run; as `keras.Model.export`. Sampling is theirs to do.
+    def export(
+        self, filepath: str | os.PathLike, format: str = "tf_saved_model", **kwargs: Any
+    ) -> None:
+        """Write the EMA network for other programs to run; as `keras.Model.export`. Sampling is
+        theirs to do.
 
         Args:
             filepath: where to.
-            format: "tf_saved_model", "onnx", ... The exported function takes [noisy images (batch, height, width, channels), of
-                zero mean and unit variance; noise variances (batch, 1, 1, 1), or times] and returns what the network
-                predicts: noises, images or velocities.
+            format: "tf_saved_model", "onnx", ... The exported function takes [noisy images (batch,
+                height, width, channels), of zero mean and unit variance; noise variances (batch, 1,
+                1, 1), or times] and returns what the network predicts: noises, images or
+                velocities.
             **kwargs: as in `keras.Model.export`.
         """
         self.ema_network.export(os.fspath(filepath), format=format, **kwargs)
 
     @classmethod
-    def from_preset(cls, preset: str | os.PathLike, *, load_weights: bool = True, **changes: Any) -> DiffusionModel:
+    def from_preset(
+        cls, preset: str | os.PathLike, *, load_weights: bool = True, **changes: Any
+    ) -> DiffusionModel:
         """Make a model that is described by a preset, with its trained weights if it has any.
 
         Args:
-            preset: a name in `ddim_keras.presets.names()`, such as "fashion_mnist_32" (trained weights) or "keras_example" (the
-                settings of the Keras DDIM example), or a folder that `save_to_preset` wrote.
+            preset: a name in `ddim_keras.presets.names()`, such as "fashion_mnist_32" (trained
+                weights) or "keras_example" (the settings of the Keras DDIM example), or a folder
+                that `save_to_preset` wrote.
             load_weights: False leaves the weights untrained, to train the model on other images.
-            **changes: arguments of `DiffusionModel` to use instead of the preset's: `seed`, `dtype`, `ema_decay`; without its
-                weights any of them.
+            **changes: arguments of `DiffusionModel` to use instead of the preset's: `seed`,
+                `dtype`, `ema_decay`; without its weights any of them.
 
         Raises:
             ValueError: no such preset, a damaged one, or changes that its weights do not fit.
@@ -253,7 +298,8 @@ class DiffusionModel(EMATrainer):
         known = set(inspect.signature(cls).parameters)
         if unknown := sorted(set(found.config) - known):
             raise ValueError(
-                f"the preset {os.fspath(preset)} has unknown model settings {unknown}: expected some of {sorted(known)}"
+                f"the preset {os.fspath(preset)} has unknown model settings {unknown}: expected "
+                f"some of {sorted(known)}"
             )
         model = cls(**found.config)
         if found.arrays is not None:
@@ -261,11 +307,15 @@ class DiffusionModel(EMATrainer):
             model.network.set_weights(model.ema_network.get_weights())
         return model
 
-    def save_to_preset(self, folder: str | os.PathLike, *, half: bool = True, training: Any = None) -> None:
-        """Write the model to a folder that `from_preset` takes: what generates images, without what only training needs.
+    def save_to_preset(
+        self, folder: str | os.PathLike, *, half: bool = True, training: Any = None
+    ) -> None:
+        """Write the model to a folder that `from_preset` takes: what generates images, without what
+        only training needs.
 
-        The folder holds `preset.json` and `weights.npz`, the EMA network's weights and the normalizer. It is written beside and
-        renamed; a folder that stands there is replaced if it is a preset.
+        The folder holds `preset.json` and `weights.npz`, the EMA network's weights and the
+        normalizer. It is written beside and renamed; a folder that stands there is replaced if it
+        is a preset.
 
         Args:
             folder: where to.
@@ -273,16 +323,24 @@ class DiffusionModel(EMATrainer):
             training: a `ddim_keras.presets.Training` to keep as this model's recipe.
 
         Raises:
-            ValueError: the model was never trained, it holds a network of your own, or something else stands at `folder`.
+            ValueError: the model was never trained, it holds a network of your own, or something
+                else stands at `folder`.
         """
         self.synchronize()
         config = self.get_config()
         if not self.normalizer.adapted:
-            raise ValueError("the model was never trained: fit it, or load its weights, before it is saved as a preset")
+            raise ValueError(
+                "the model was never trained: fit it, or load its weights, before it is saved as a "
+                "preset"
+            )
         if config.pop("network") is not None:
-            raise ValueError("a preset describes the residual U-Net, not a network of your own: use model.save")
+            raise ValueError(
+                "a preset describes the residual U-Net, not a network of your own: use model.save"
+            )
         del config["name"], config["dtype"], config["seed"]
-        arrays = [ops.convert_to_numpy(weight).astype("float32") for weight in self._preset_weights()]
+        arrays = [
+            ops.convert_to_numpy(weight).astype("float32") for weight in self._preset_weights()
+        ]
         presets.write(presets.Preset(config, arrays, training or presets.Training()), folder, half)
 
     def _preset_weights(self) -> list[Variable]:
@@ -297,7 +355,9 @@ class DiffusionModel(EMATrainer):
     def load_own_variables(self, store: Any) -> None:
         self.seed_generator.state.assign(store["training_random_state"])
         self.sampling_seed_generator.state.assign(store["sampling_random_state"])
-        super().load_own_variables({key: store[key] for key in store.keys() if not key.endswith("_random_state")})
+        super().load_own_variables(
+            {key: store[key] for key in store.keys() if not key.endswith("_random_state")}
+        )
 
     def get_config(self) -> Config:
         serialize = keras.saving.serialize_keras_object
@@ -323,7 +383,9 @@ class DiffusionModel(EMATrainer):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> DiffusionModel:
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict | None = None
+    ) -> DiffusionModel:
         with keras.saving.custom_object_scope(custom_objects or {}):
             dtype = config.get("dtype")
             if isinstance(dtype, dict):
@@ -332,7 +394,8 @@ class DiffusionModel(EMATrainer):
 
 
 def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
-    """Read a model that `DiffusionModel.save` wrote; as `keras.models.load_model`, with clearer errors.
+    """Read a model that `DiffusionModel.save` wrote; as `keras.models.load_model`, with clearer
+    errors.
 
     Args:
         filepath: a `.keras` file.
@@ -348,7 +411,9 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
 def _networks(
     network: keras.Model | None, image_shape: tuple[int, int, int], dtype: Any, **options: Any
 ) -> tuple[keras.Model, keras.Model]:
-    """Return the network that is trained, and the one that will be its average, with the same weights."""
+    """Return the network that is trained, and the one that will be its average, with the same
+    weights.
+    """
     if network is not None:
         _check_network(network, image_shape)
         average = keras.models.clone_model(network)
@@ -356,7 +421,8 @@ def _networks(
         policy = keras.dtype_policies.get(dtype)
         network = residual_unet(image_shape, dtype=policy, name="network", **options)
         average = residual_unet(image_shape, dtype=policy, name="ema_network", **options)
-    # Made anew or cloned, it has fresh random weights, which the average would drag along for thousands of steps.
+    # Made anew or cloned, it has fresh random weights, which the average would drag along for
+    # thousands of steps.
     average.set_weights(network.get_weights())
     return network, average
 
@@ -365,7 +431,8 @@ def _check_noise_end(objective: Objective) -> None:
     check_noise_end(objective.schedule, objective.parameterization)
     if (left := float(objective.schedule(np.array([1.0]))[0][0])) > _LARGEST_SIGNAL_AT_NOISE_END:
         warnings.warn(
-            f"{objective.schedule!r} ends with a signal rate of {left:.2g}, but sampling starts from noise alone: let it end "
+            f"{objective.schedule!r} ends with a signal rate of {left:.2g}, but sampling starts "
+            "from noise alone: let it end "
             "nearer to 0 (a lower min_signal_rate, or larger betas for fewer times)",
             stacklevel=3,
         )
@@ -376,6 +443,7 @@ def _check_network(network: keras.Model, image_shape: tuple[int, int, int]) -> N
     expected = [(None, *image_shape), (None, 1, 1, 1)]
     if shapes != expected or tuple(network.output_shape) != expected[0]:
         raise ValueError(
-            f"the network must map inputs of shapes {expected} to outputs of shape {expected[0]}, got inputs {shapes} and "
+            f"the network must map inputs of shapes {expected} to outputs of shape {expected[0]}, "
+            f"got inputs {shapes} and "
             f"outputs {network.output_shape}"
         )

@@ -11,39 +11,47 @@ from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.types import Config, Tensor
 
-# Odd polynomial whose iteration takes every singular value of a matrix of norm 1 to the neighbourhood of 1 (Jordan et al. 2024).
+# Odd polynomial whose iteration takes every singular value of a matrix of norm 1 to the
+# neighbourhood of 1 (Jordan et al. 2024).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Usual root mean square of AdamW's updates; with it both optimizers take the same learning rate (Liu et al. 2025, section 2.2).
+# Usual root mean square of AdamW's updates; with it both optimizers take the same learning rate
+# (Liu et al. 2025, section 2.2).
 _UPDATE_SIZE = 0.2
 _FEWEST_CHANNELS = 16
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class Muon(keras.optimizers.AdamW):
-    """AdamW whose steps of convolution kernels are made orthogonal: all directions of a kernel learn at one pace.
+    """AdamW whose steps of convolution kernels are made orthogonal: all directions of a kernel
+    learn at one pace.
 
-    A kernel counts as the matrix of all its inputs by its outputs, (height * width * channels, filters). With its gradient G,
+    A kernel counts as the matrix of all its inputs by its outputs, (height * width * channels,
+    filters). With its gradient G,
 
         M <- momentum M + G
-        kernel <- kernel - learning_rate * 0.2 sqrt(max(rows, columns)) * U V^T,    U S V^T = G + momentum M
+        kernel <- kernel - learning_rate * 0.2 sqrt(max(rows, columns)) * U V^T,    U S V^T = G +
+        momentum M
 
-    where the singular values are brought near 1 by a few matrix products (Newton-Schulz) instead of a decomposition. Biases,
-    scales, dense layers, and kernels of fewer than 16 rows or columns, as those at grey or RGB images, are trained as by AdamW.
-    `keras.optimizers.Muon`, which Keras takes for the name "muon", leaves all kernels of convolutions to AdamW, and those are
-    nearly all of a U-Net's weights.
+    where the singular values are brought near 1 by a few matrix products (Newton-Schulz) instead of
+    a decomposition. Biases, scales, dense layers, and kernels of fewer than 16 rows or columns, as
+    those at grey or RGB images, are trained as by AdamW. `keras.optimizers.Muon`, which Keras takes
+    for the name "muon", leaves all kernels of convolutions to AdamW, and those are nearly all of a
+    U-Net's weights.
 
     Args:
-        learning_rate: float or a `keras.optimizers.schedules.LearningRateSchedule`; what suits AdamW suits Muon.
+        learning_rate: float or a `keras.optimizers.schedules.LearningRateSchedule`; what suits
+            AdamW suits Muon.
         weight_decay: share of a weight that is taken off, times the learning rate, at each step.
         momentum: of the kernels' gradients, in [0, 1).
         newton_schulz_iterations: matrix iterations a step, at least 1.
-        **options: of `keras.optimizers.AdamW`: `beta_1`, `beta_2`, `epsilon`, `global_clipnorm` and so on.
+        **options: of `keras.optimizers.AdamW`: `beta_1`, `beta_2`, `epsilon`, `global_clipnorm` and
+            so on.
 
     Raises:
         ValueError: a momentum outside [0, 1), or no iterations.
 
-    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon is Scalable for
-    LLM Training" (the size of the update).
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et
+    al. 2025, "Muon is Scalable for LLM Training" (the size of the update).
 
     Examples:
 
@@ -63,9 +71,13 @@ class Muon(keras.optimizers.AdamW):
     ):
         if not isinstance(momentum, (int, float)) or not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}: 0.95 is usual")
-        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, name=name, **options)
+        super().__init__(
+            learning_rate=learning_rate, weight_decay=weight_decay, name=name, **options
+        )
         self.momentum = float(momentum)
-        self.newton_schulz_iterations = positive_int("newton_schulz_iterations", newton_schulz_iterations)
+        self.newton_schulz_iterations = positive_int(
+            "newton_schulz_iterations", newton_schulz_iterations
+        )
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Any) -> None:
         """Change one variable by one step; Keras calls it for each."""
@@ -90,10 +102,12 @@ class Muon(keras.optimizers.AdamW):
 
 
 def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
-    """Return U V^T of a matrix U S V^T, nearly: with singular values of about 0.7 to 1.2 instead of 1.
+    """Return U V^T of a matrix U S V^T, nearly: with singular values of about 0.7 to 1.2 instead of
+    1.
 
-    The smallest, below a six hundredth of the root of the squares' sum, come less near to 1, and zeros stay zeros. Computes in
-    bfloat16 where the hardware does, as that much error does not matter.
+    The smallest, below a six hundredth of the root of the squares' sum, come less near to 1, and
+    zeros stay zeros. Computes in bfloat16 where the hardware does, as that much error does not
+    matter.
 
     Args:
         matrix: float32 (rows, columns).
@@ -110,7 +124,9 @@ def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
     linear, cubic, quintic = _COEFFICIENTS
     for _ in range(iterations):
         squares = ops.matmul(wide, ops.transpose(wide))
-        wide = linear * wide + ops.matmul(cubic * squares + quintic * ops.matmul(squares, squares), wide)
+        wide = linear * wide + ops.matmul(
+            cubic * squares + quintic * ops.matmul(squares, squares), wide
+        )
     wide = ops.cast(wide, matrix.dtype)
     return wide if rows <= columns else ops.transpose(wide)
 

@@ -1,4 +1,6 @@
-"""Pictures of what a model does. Grids are written pixel for pixel; charts are matplotlib figures."""
+"""Pictures of what a model does. Grids are written pixel for pixel; charts are matplotlib
+figures.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
-
 class Generator(Protocol):
     """What makes images: a `DiffusionModel`, or what has its methods."""
 
@@ -27,12 +28,15 @@ class Generator(Protocol):
     def denormalize(self, images: Images) -> Images: ...
 
 
-def image_grid(images: Images, columns: int | None = None, padding: int = 1, scale: int = 1) -> np.ndarray:
+def image_grid(
+    images: Images, columns: int | None = None, padding: int = 1, scale: int = 1
+) -> np.ndarray:
     """Lay images out in rows.
 
     Args:
-        images: (number, height, width, channels) in [0, 1] or uint8; channels 1, 3 or 4, any other count shows its first. Or
-            (rows, columns, height, width, channels), laid out as they are: a strip of an interpolation in each row, say.
+        images: (number, height, width, channels) in [0, 1] or uint8; channels 1, 3 or 4, any other
+            count shows its first. Or (rows, columns, height, width, channels), laid out as they
+            are: a strip of an interpolation in each row, say.
         columns: images per row; None for about a square.
         padding: white pixels around each image.
         scale: each image pixel becomes scale x scale.
@@ -46,7 +50,10 @@ def image_grid(images: Images, columns: int | None = None, padding: int = 1, sca
         columns = images.shape[1]
         images = images.reshape(-1, *images.shape[2:])
     if images.ndim != 4 or not len(images):
-        raise ValueError(f"expected at least one image, (number, height, width, channels), got shape {images.shape}")
+        raise ValueError(
+            "expected at least one image, (number, height, width, channels), got shape "
+            f"{images.shape}"
+        )
     if images.shape[-1] not in (1, 3, 4):
         images = images[..., :1]
     if images.shape[-1] == 1:
@@ -56,14 +63,18 @@ def image_grid(images: Images, columns: int | None = None, padding: int = 1, sca
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // columns)
     images = np.pad(
-        images, ((0, rows * columns - len(images)), *((padding, padding),) * 2, (0, 0)), constant_values=255
+        images,
+        ((0, rows * columns - len(images)), *((padding, padding),) * 2, (0, 0)),
+        constant_values=255,
     )
     _, height, width, channels = images.shape
     grid = images.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return grid.reshape(rows * height, columns * width, channels)
 
 
-def save_images(path: str | os.PathLike, images: Images, columns: int | None = None, scale: int = 1) -> None:
+def save_images(
+    path: str | os.PathLike, images: Images, columns: int | None = None, scale: int = 1
+) -> None:
     """Write images as one PNG, laid out by `image_grid`; whole or not at all."""
     import PIL.Image
 
@@ -76,7 +87,9 @@ def show_images(images: Images, columns: int | None = None, title: str | None = 
     import matplotlib.pyplot as plt
 
     grid = image_grid(images, columns)
-    figure, axes = plt.subplots(figsize=(grid.shape[1] / max(grid.shape) * 8, grid.shape[0] / max(grid.shape) * 8))
+    figure, axes = plt.subplots(
+        figsize=(grid.shape[1] / max(grid.shape) * 8, grid.shape[0] / max(grid.shape) * 8)
+    )
     axes.imshow(grid, interpolation="nearest")
     axes.axis("off")
     if title:
@@ -87,7 +100,8 @@ def show_images(images: Images, columns: int | None = None, title: str | None = 
 
 
 def trajectory_images(model: Generator, trajectory: Trajectory, columns: int = 10) -> np.ndarray:
-    """Arrange a walk for a grid: for each image a row of noisy images above a row of the images predicted in them.
+    """Arrange a walk for a grid: for each image a row of noisy images above a row of the images
+    predicted in them.
 
     Args:
         model: the model that made the walk.
@@ -104,7 +118,9 @@ def trajectory_images(model: Generator, trajectory: Trajectory, columns: int = 1
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def trajectory_frames(model: Generator, trajectory: Trajectory, columns: int | None = None) -> list[np.ndarray]:
+def trajectory_frames(
+    model: Generator, trajectory: Trajectory, columns: int | None = None
+) -> list[np.ndarray]:
     """Draw each step of a walk as a grid of all its images: the frames of an animation.
 
     Args:
@@ -116,19 +132,24 @@ def trajectory_frames(model: Generator, trajectory: Trajectory, columns: int | N
         steps + 1 uint8 grids, from noise to images, for `save_animation`.
     """
     return [
-        image_grid(keras.ops.convert_to_numpy(model.denormalize(images)), columns) for images in trajectory.noisy_images
+        image_grid(keras.ops.convert_to_numpy(model.denormalize(images)), columns)
+        for images in trajectory.noisy_images
     ]
 
 
 def save_animation(
-    path: str | os.PathLike, frames: Sequence[Any], milliseconds: int = 80, hold: int = 1500, scale: int = 1
+    path: str | os.PathLike,
+    frames: Sequence[Any],
+    milliseconds: int = 80,
+    hold: int = 1500,
+    scale: int = 1,
 ) -> None:
     """Write frames as an animated GIF or WebP that runs for ever; whole or not at all.
 
     Args:
         path: ends in .gif or .webp.
-        frames: uint8 (height, width, channels) of one shape, such as `image_grid` and `trajectory_frames` give; or floats in
-            [0, 1], (height, width, channels).
+        frames: uint8 (height, width, channels) of one shape, such as `image_grid` and
+            `trajectory_frames` give; or floats in [0, 1], (height, width, channels).
         milliseconds: how long a frame is shown.
         hold: how long the last one is.
         scale: each pixel becomes scale x scale.
@@ -148,9 +169,14 @@ def save_animation(
         picture = PIL.Image.fromarray(image_grid(np.asarray(frame)[None], padding=0))
         if pictures and (picture.width * scale, picture.height * scale) != pictures[0].size:
             raise ValueError(
-                f"the frames of an animation must have one shape, got {np.shape(frames[0])} and {np.shape(frame)}"
+                f"the frames of an animation must have one shape, got {np.shape(frames[0])} and "
+                f"{np.shape(frame)}"
             )
-        pictures.append(picture.resize((picture.width * scale, picture.height * scale), PIL.Image.Resampling.NEAREST))
+        pictures.append(
+            picture.resize(
+                (picture.width * scale, picture.height * scale), PIL.Image.Resampling.NEAREST
+            )
+        )
     options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     durations = [milliseconds] * (len(pictures) - 1) + [hold]
     with files.written_beside(path) as temporary:
@@ -165,7 +191,9 @@ def save_animation(
         )
 
 
-def plot_rows(images: Images, labels: Sequence[str], title: str | None = None) -> matplotlib.figure.Figure:
+def plot_rows(
+    images: Images, labels: Sequence[str], title: str | None = None
+) -> matplotlib.figure.Figure:
     """Draw rows of images with a label before each.
 
     Args:
@@ -200,7 +228,8 @@ def plot_consistency(
     seed: int = 0,
     **options: Any,
 ) -> matplotlib.figure.Figure:
-    """Draw what the same noises become in different numbers of steps, a row for each (the paper's figure 5).
+    """Draw what the same noises become in different numbers of steps, a row for each (the paper's
+    figure 5).
 
     Args:
         model: a trained model.
@@ -219,7 +248,8 @@ def plot_consistency(
 
 
 def plot_history(history: Mapping[str, Sequence[float]]) -> matplotlib.figure.Figure:
-    """Draw the losses of `model.fit(...).history` by epoch, training and validation in one colour each.
+    """Draw the losses of `model.fit(...).history` by epoch, training and validation in one colour
+    each.
 
     Returns:
         The figure; it is not shown.
@@ -235,13 +265,18 @@ def plot_history(history: Mapping[str, Sequence[float]]) -> matplotlib.figure.Fi
         axes.plot(epochs, history[name], label="training")
         if f"val_{name}" in history:
             axes.plot(epochs, history[f"val_{name}"], label="validation (EMA network)")
-        axes.set(title={"n_loss": "noise loss", "i_loss": "image loss"}.get(name, name), xlabel="epoch", yscale="log")
+        axes.set(
+            title={"n_loss": "noise loss", "i_loss": "image loss"}.get(name, name),
+            xlabel="epoch",
+            yscale="log",
+        )
         axes.legend()
     return figure
 
 
 def plot_schedule(schedule: Schedule, diffusion_steps: int = 200) -> matplotlib.figure.Figure:
-    """Draw the signal and noise rates of a schedule, and its log signal-to-noise ratio, over diffusion time.
+    """Draw the signal and noise rates of a schedule, and its log signal-to-noise ratio, over
+    diffusion time.
 
     Args:
         schedule: what to draw; on T discrete times from the first to the last.
@@ -269,4 +304,6 @@ def plot_schedule(schedule: Schedule, diffusion_steps: int = 200) -> matplotlib.
 def save_figure(path: str | os.PathLike, figure: matplotlib.figure.Figure, dpi: int = 110) -> None:
     """Write a figure as PNG; whole or not at all."""
     with files.written_beside(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi, bbox_inches="tight")  # labels may reach beyond
+        figure.savefig(
+            temporary, format="png", dpi=dpi, bbox_inches="tight"
+        )  # labels may reach beyond

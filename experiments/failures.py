@@ -2,7 +2,8 @@
 
     python experiments/failures.py
 
-Uses the preset fashion_mnist_32 and, for the training that diverges, the embedded images; some three minutes on two cores.
+Uses the preset fashion_mnist_32 and, for the training that diverges, the embedded images; some
+three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ COLUMNS = 12
 
 
 def draw(name: str, rows: dict[str, np.ndarray]) -> None:
-    plotting.save_figure(IMAGES / f"failure_{name}.png", plotting.plot_rows(np.stack(list(rows.values())), list(rows)))
+    plotting.save_figure(
+        IMAGES / f"failure_{name}.png",
+        plotting.plot_rows(np.stack(list(rows.values())), list(rows)),
+    )
 
 
 def noise_only() -> None:
-    """What an average that started from other random weights holds after so many steps, if training ended at once."""
+    """What an average that started from other random weights holds after so many steps, if training
+    ended at once.
+    """
     model = ddim_keras.DiffusionModel.from_preset(PRESET)
     trained = model.ema_network.get_weights()
     keras.utils.set_random_seed(1)
@@ -39,7 +45,9 @@ def noise_only() -> None:
     rows = {}
     for steps in (700, 1500, 3000, 6000):
         kept = 0.999**steps
-        model.ema_network.set_weights([kept * other + (1 - kept) * own for other, own in zip(others, trained)])
+        model.ema_network.set_weights(
+            [kept * other + (1 - kept) * own for other, own in zip(others, trained)]
+        )
         rows[f"{steps} steps"] = model.generate(COLUMNS, 20, seed=3, verbose=0)
     model.ema_network.set_weights(trained)
     rows["from the network's own"] = model.generate(COLUMNS, 20, seed=3, verbose=0)
@@ -62,7 +70,9 @@ def oversaturated(model: ddim_keras.DiffusionModel) -> None:
         "oversaturated",
         {
             "other normalizer": with_contrast(model, 2.0, initial_noise=noise),
-            "noise of deviation 1.3": model.generate(COLUMNS, 20, initial_noise=1.3 * noise, verbose=0),
+            "noise of deviation 1.3": model.generate(
+                COLUMNS, 20, initial_noise=1.3 * noise, verbose=0
+            ),
             "as it should be": model.generate(COLUMNS, 20, initial_noise=noise, verbose=0),
         },
     )
@@ -75,7 +85,9 @@ def washed_out(model: ddim_keras.DiffusionModel) -> None:
         "washed_out",
         {
             "other normalizer": with_contrast(model, 0.5),
-            "4th order, 5 evaluations": model.generate(COLUMNS, network_evaluations=5, sampler=high, seed=3, verbose=0),
+            "4th order, 5 evaluations": model.generate(
+                COLUMNS, network_evaluations=5, sampler=high, seed=3, verbose=0
+            ),
             "the default, 5": model.generate(COLUMNS, network_evaluations=5, seed=3, verbose=0),
         },
     )
@@ -86,7 +98,9 @@ def broken(model: ddim_keras.DiffusionModel) -> None:
     rows = {}
     for signal in (0.5, 0.3, 0.02):
         schedule = AngleSchedule(min_signal_rate=signal)
-        rows[f"min_signal_rate {signal}"] = model.generate(COLUMNS, 20, schedule=schedule, seed=3, verbose=0)
+        rows[f"min_signal_rate {signal}"] = model.generate(
+            COLUMNS, 20, schedule=schedule, seed=3, verbose=0
+        )
     draw("broken", rows)
 
 
@@ -104,8 +118,12 @@ def diverging() -> None:
         model.normalizer.adapt(train)
         optimizer = keras.optimizers.AdamW(rate, global_clipnorm=clip)
         model.compile(optimizer, loss=recipe.loss)
-        losses = model.fit(train.repeat(), epochs=50, steps_per_epoch=5, verbose=0).history["n_loss"]
-        label = f"learning rate {rate:g}, " + ("not clipped" if clip is None else f"clipped to norm {clip:g}")
+        losses = model.fit(train.repeat(), epochs=50, steps_per_epoch=5, verbose=0).history[
+            "n_loss"
+        ]
+        label = f"learning rate {rate:g}, " + (
+            "not clipped" if clip is None else f"clipped to norm {clip:g}"
+        )
         axes.plot(5 * np.arange(1, 51), losses, label=label)
     axes.set(xlabel="step", ylabel="noise loss", yscale="log")
     axes.legend()

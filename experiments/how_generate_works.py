@@ -1,4 +1,5 @@
-"""Draw the picture of docs/how_generate_works.md: one walk of the model that ships, with its real numbers.
+"""Draw the picture of docs/how_generate_works.md: one walk of the model that ships, with its real
+numbers.
 
     python experiments/how_generate_works.py
 
@@ -22,10 +23,19 @@ from ddim_keras.diffusion.spacings import diffusion_times, levels_of
 from ddim_keras.samplers import Plan, UniPC, plan
 from ddim_keras.samplers.base import MEMORY
 
-PICTURE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "images" / "how_generate_works.png"
+PICTURE = (
+    pathlib.Path(__file__).resolve().parent.parent / "docs" / "images" / "how_generate_works.png"
+)
 PRESET = "fashion_mnist_32"
 STEPS, SEED = 4, 3
-COLUMNS = ["noise\nlevel", "noise\nrate", "signal\nrate", "x pred_\nimage", "x pred_\nnoise", "fresh\nnoise"]
+COLUMNS = [
+    "noise\nlevel",
+    "noise\nrate",
+    "signal\nrate",
+    "x pred_\nimage",
+    "x pred_\nnoise",
+    "fresh\nnoise",
+]
 COLUMNS += [f"x image\n{back} ago" for back in range(1, MEMORY + 1)]
 BLUE, ORANGE, GREY = "#3465a4", "#c4500c", "#666666"
 
@@ -42,15 +52,22 @@ def draw_times_and_levels(axes, schedule, times, levels) -> None:
     for index, time in enumerate(times):
         axes.axvline(time, color=GREY, linewidth=0.6, linestyle=":")
         label = "then the image" if index == STEPS else f"{time:.3f}"
-        axes.annotate(label, (time, 1.08 + 0.09 * (index % 2 == 0)), ha="center", fontsize=8, color=GREY)
+        axes.annotate(
+            label, (time, 1.08 + 0.09 * (index % 2 == 0)), ha="center", fontsize=8, color=GREY
+        )
     axes.set(xlim=(1.05, -0.08), ylim=(-0.05, 1.27), xlabel="diffusion time: from noise to image")
     axes.legend(loc="center left", fontsize=8)
 
 
 def draw_table(axes, planned: Plan) -> None:
-    """The rows of the plan that the loop reads; the last two columns, which say what is remembered, are left out."""
+    """The rows of the plan that the loop reads; the last two columns, which say what is remembered,
+    are left out.
+    """
     axes.axis("off")
-    cells = [[f"{value:.3f}" if value else "0" for value in row[: 6 + MEMORY]] for row in planned.table[:STEPS]]
+    cells = [
+        [f"{value:.3f}" if value else "0" for value in row[: 6 + MEMORY]]
+        for row in planned.table[:STEPS]
+    ]
     names = [f"evaluation {index}" for index in range(STEPS)]
     table = axes.table(cells, colLabels=COLUMNS, rowLabels=names, loc="center", cellLoc="center")
     table.auto_set_font_size(False)
@@ -75,7 +92,8 @@ def draw_walk(figure, model, trajectory) -> None:
             if index < len(images):
                 axes.imshow(images[index, ..., 0], cmap="gray", vmin=0.0, vmax=1.0)
         grid[0, index].set_title(
-            "the image" if index == STEPS else f"t = {trajectory.diffusion_times[index]:.3f}", fontsize=8
+            "the image" if index == STEPS else f"t = {trajectory.diffusion_times[index]:.3f}",
+            fontsize=8,
         )
     grid[0, 0].text(-6, 16, "noisy\nimages", fontsize=8, ha="right", va="center")
     grid[1, 0].text(-6, 16, "pred_\nimages", fontsize=8, ha="right", va="center")
@@ -93,9 +111,19 @@ def main() -> None:
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[3.0, 2.1, 3.4])
     top.suptitle("1, 2   diffusion_times, and levels_of them", fontsize=10, x=0.02, ha="left")
     draw_times_and_levels(top.subplots(), model.schedule, times, levels)
-    middle.suptitle("3, 4   sampler.step: an Evaluation a row of the plan's table", fontsize=10, x=0.02, ha="left")
+    middle.suptitle(
+        "3, 4   sampler.step: an Evaluation a row of the plan's table",
+        fontsize=10,
+        x=0.02,
+        ha="left",
+    )
     draw_table(middle.subplots(), planned)
-    bottom.suptitle("5   walk: the loop reads a row, asks the network, adds up images", fontsize=10, x=0.02, ha="left")
+    bottom.suptitle(
+        "5   walk: the loop reads a row, asks the network, adds up images",
+        fontsize=10,
+        x=0.02,
+        ha="left",
+    )
     draw_walk(bottom, model, trajectory)
     plotting.save_figure(PICTURE, figure)
 

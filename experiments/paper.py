@@ -1,10 +1,11 @@
-"""Make the DDIM paper's tables and figures again, on the preset fashion_mnist_32, as docs/results.md.
+"""Make the DDIM paper's tables and figures again, on the preset fashion_mnist_32, as
+docs/results.md.
 
     python experiments/paper.py --data-dir TFDS_DATA_DIR [--num-images 10000] [--parts table1 ...]
 
-Each part writes its figures to docs/results.json as it goes, and pictures to docs/images; the page is then written anew from
-the file, each number beside the paper's own. What the file holds already, of as many images, is not computed again: remove the
-file when the preset has new weights.
+Each part writes its figures to docs/results.json as it goes, and pictures to docs/images; the page
+is then written anew from the file, each number beside the paper's own. What the file holds already,
+of as many images, is not computed again: remove the file when the preset has new weights.
 """
 
 from __future__ import annotations
@@ -52,11 +53,21 @@ PAPER_TABLE_1 = {
     "sigma-hat": (367.43, 133.37, 32.72, 9.99, 3.17),
 }
 # Table 2, CIFAR-10: mean squared reconstruction error of a pixel.
-PAPER_TABLE_2 = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
+PAPER_TABLE_2 = {
+    10: 0.014,
+    20: 0.0065,
+    50: 0.0023,
+    100: 0.0009,
+    200: 0.0004,
+    500: 0.0001,
+    1000: 0.0001,
+}
 
 
 class Record:
-    """The figures found so far, kept in a file after each. Several processes may add to one file."""
+    """The figures found so far, kept in a file after each. Several processes may add to one
+    file.
+    """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -93,7 +104,9 @@ def table_1(model, test, record, arguments) -> None:
     real = features(test)
     share, shares = arguments.share
     places = itertools.count()
-    for steps, number in reversed(IMAGES_BY_STEPS.items()):  # the longest first, so that shares end together
+    for steps, number in reversed(
+        IMAGES_BY_STEPS.items()
+    ):  # the longest first, so that shares end together
         number = getattr(arguments, "num_images", number)
         for spacing in SPACINGS:
             for name, sampling in SAMPLERS.items():
@@ -101,7 +114,9 @@ def table_1(model, test, record, arguments) -> None:
                     continue
 
                 def score(steps=steps, number=number, spacing=spacing, sampling=sampling):
-                    images = model.generate(number, steps, seed=0, spacing=spacing, verbose=0, **sampling)
+                    images = model.generate(
+                        number, steps, seed=0, spacing=spacing, verbose=0, **sampling
+                    )
                     generated = features(images)
                     kid = metrics.kid(real, generated, subset_size=min(number, 1000))
                     figures = {
@@ -109,14 +124,21 @@ def table_1(model, test, record, arguments) -> None:
                         "kid": kid.mean,
                         "kid_standard_deviation": kid.standard_deviation,
                     }
-                    return {**{key: round(value, 5) for key, value in figures.items()}, "num_images": number}
+                    return {
+                        **{key: round(value, 5) for key, value in figures.items()},
+                        "num_images": number,
+                    }
 
                 record.add(f"table1/{spacing}/{name}/{steps}", score, number)
 
 
 def table_2(model, test, record, arguments) -> None:
-    """Mean squared error of a pixel after encoding and decoding, by S; plain and, as a limit, from the model's own images."""
-    full = ddim_keras.DiffusionModel.from_preset(PRESET)  # in float32: half precision has a floor of its own
+    """Mean squared error of a pixel after encoding and decoding, by S; plain and, as a limit, from
+    the model's own images.
+    """
+    full = ddim_keras.DiffusionModel.from_preset(
+        PRESET
+    )  # in float32: half precision has a floor of its own
     own = full.generate(arguments.reconstructed, 100, seed=3, sampler="ddim", verbose=0)
     for what, images in (("test", test[: arguments.reconstructed]), ("own", own)):
         for steps in PAPER_TABLE_2:
@@ -124,7 +146,10 @@ def table_2(model, test, record, arguments) -> None:
 
             def error(images=images, steps=steps, number=number):
                 again = full.reconstruct(images[:number], steps, verbose=0)
-                return {"error": float(np.mean((again - images[:number]) ** 2)), "num_images": number}
+                return {
+                    "error": float(np.mean((again - images[:number]) ** 2)),
+                    "num_images": number,
+                }
 
             record.add(f"table2/{what}/{steps}", error, number)
 
@@ -166,8 +191,12 @@ def figure_5(model, test, record, arguments) -> None:
     plotting.save_figure(IMAGES / "paper_figure_5.png", figure)
 
     def distances() -> dict[str, float]:
-        """How far the images at S are from those at 500, beside how far images of other noises are."""
-        by_steps = {number: model.generate(64, number, seed=5, eta=0.0, verbose=0) for number in steps}
+        """How far the images at S are from those at 500, beside how far images of other noises
+        are.
+        """
+        by_steps = {
+            number: model.generate(64, number, seed=5, eta=0.0, verbose=0) for number in steps
+        }
         reference = by_steps[500]
         found = {
             str(number): float(np.sqrt(np.mean((by_steps[number] - reference) ** 2)))
@@ -176,7 +205,9 @@ def figure_5(model, test, record, arguments) -> None:
         }
         stochastic = model.generate(64, 100, seed=5, eta=1.0, verbose=0)
         found["eta = 1 at 100"] = float(np.sqrt(np.mean((stochastic - reference) ** 2)))
-        found["other noises"] = float(np.sqrt(np.mean((np.roll(reference, 1, axis=0) - reference) ** 2)))
+        found["other noises"] = float(
+            np.sqrt(np.mean((np.roll(reference, 1, axis=0) - reference) ** 2))
+        )
         return {key: round(value, 4) for key, value in found.items()}
 
     record.add("figure5", distances)
@@ -186,11 +217,15 @@ def figure_6(model, test, record, arguments) -> None:
     """Interpolations between noises."""
     latents = np.random.default_rng(2).normal(size=(8, *model.image_shape)).astype("float32")
     pairs = [(latents[i], latents[i + 1]) for i in (0, 2, 4, 6)]
-    rows = [model.interpolate(*pair, num_images=11, diffusion_steps=50, verbose=0) for pair in pairs]
+    rows = [
+        model.interpolate(*pair, num_images=11, diffusion_steps=50, verbose=0) for pair in pairs
+    ]
     plotting.save_images(IMAGES / "paper_figure_6.png", np.concatenate(rows), columns=11, scale=2)
 
     def smoothness() -> dict[str, list[float]]:
-        """The largest step along each path, of 41 images, over the whole way and over the mean step."""
+        """The largest step along each path, of 41 images, over the whole way and over the mean
+        step.
+        """
         over_whole, over_mean = [], []
         for pair in pairs:
             path = model.interpolate(*pair, num_images=41, diffusion_steps=50, verbose=0)
@@ -215,7 +250,10 @@ PARTS = {
 
 def table(header: list[Any], rows: list[list[Any]]) -> list[str]:
     """A Markdown table, after an empty line."""
-    return ["", *(f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows))]
+    return [
+        "",
+        *(f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)),
+    ]
 
 
 def page_of_table_1(values: dict[str, Any]) -> list[str]:
@@ -223,12 +261,15 @@ def page_of_table_1(values: dict[str, Any]) -> list[str]:
     header = ["eta", *(f"S = {steps}" for steps in IMAGES_BY_STEPS)]
     for spacing in SPACINGS:
         cells = {
-            name: [values.get(f"table1/{spacing}/{name}/{steps}") for steps in IMAGES_BY_STEPS] for name in SAMPLERS
+            name: [values.get(f"table1/{spacing}/{name}/{steps}") for steps in IMAGES_BY_STEPS]
+            for name in SAMPLERS
         }
         numbers = ["images"]
         for column in zip(*cells.values()):
             found = sorted({cell["num_images"] for cell in column if cell})
-            numbers.append(" to ".join(f"{number:,}" for number in found[:: max(1, len(found) - 1)]))
+            numbers.append(
+                " to ".join(f"{number:,}" for number in found[:: max(1, len(found) - 1)])
+            )
         distances, unbiased = [], []
         for name, row in cells.items():
             papers = ["", *(f" ({figure:.2f})" for figure in PAPER_TABLE_1[name])]
@@ -242,7 +283,8 @@ def page_of_table_1(values: dict[str, Any]) -> list[str]:
         lines += table(header, [*distances, numbers])
         lines += [
             "",
-            f"KID of the same images with {spacing} steps, in thousandths, ± its standard deviation over subsets of 1,000, at "
+            f"KID of the same images with {spacing} steps, in thousandths, ± its standard "
+            "deviation over subsets of 1,000, at "
             "S = 1000 of 250:",
         ]
         lines += table(header, unbiased)
@@ -254,8 +296,14 @@ def page_of_table_2(values: dict[str, Any]) -> list[str]:
     for steps, theirs in PAPER_TABLE_2.items():
         found = [values.get(f"table2/{what}/{steps}") for what in ("test", "own")]
         rows.append([steps, *(f"{one['error']:.6f}" if one else "" for one in found), theirs])
-    about = "Mean squared error of a pixel in [0, 1] after `encode` and `decode` in float32: deterministic DDIM, linear steps."
-    return [about, *table(["S", "test images", "the model's own images", "the paper, CIFAR-10"], rows)]
+    about = (
+        "Mean squared error of a pixel in [0, 1] after `encode` and `decode` in float32: "
+        "deterministic DDIM, linear steps."
+    )
+    return [
+        about,
+        *table(["S", "test images", "the model's own images", "the paper, CIFAR-10"], rows),
+    ]
 
 
 def page_of_figure_3(values: dict[str, Any]) -> list[str]:
@@ -271,19 +319,25 @@ def page_of_figure_4(values: dict[str, Any]) -> list[str]:
         "Seconds for 64 images on two CPU cores:",
         *table(["S", *seconds], [["seconds", *(f"{value:.2f}" for value in times)]]),
         "",
-        f"The line through them has a slope of {1000 * slope:.1f} ms a step, starts at {start:.2f} s, and leaves "
+        f"The line through them has a slope of {1000 * slope:.1f} ms a step, starts at {start:.2f} "
+        "s, and leaves "
         f"{unexplained:.2%} of the variance unexplained.",
     ]
 
 
 def page_of_figure_5(values: dict[str, Any]) -> list[str]:
-    found = dict(sorted(values["figure5"].items(), key=lambda item: int(item[0]) if item[0].isdigit() else 1000))
+    found = dict(
+        sorted(
+            values["figure5"].items(), key=lambda item: int(item[0]) if item[0].isdigit() else 1000
+        )
+    )
     return [
         "![The same noises at many S](images/paper_figure_5.png)",
         "",
         "Root mean squared distance of 64 images from those of S = 500 and the same noises:",
         *table(
-            [f"S = {key}" if key.isdigit() else key for key in found], [[f"{value:.3f}" for value in found.values()]]
+            [f"S = {key}" if key.isdigit() else key for key in found],
+            [[f"{value:.3f}" for value in found.values()]],
         ),
     ]
 
@@ -295,7 +349,8 @@ def page_of_figure_6(values: dict[str, Any]) -> list[str]:
     return [
         "![Interpolations](images/paper_figure_6.png)",
         "",
-        f"Along the four paths, of 41 images each, the largest step from one to the next is {whole} of the distance of the "
+        "Along the four paths, of 41 images each, the largest step from one to the next is "
+        f"{whole} of the distance of the "
         f"ends, and {mean} times the mean step.",
     ]
 
@@ -323,30 +378,48 @@ Made by `python experiments/paper.py` from the preset `fashion_mnist_32`, in hal
 numbers are of CIFAR-10, with Inception features and 50,000 images: only the trends compare. Here FID is of the features of the
 package's own classifier, against the 10,000 test images. Its expectation grows as the images get fewer; that of KID does not.
 """
-# Whether what the paper claims holds here; looked at, and written by hand, after the figures were made.
+# Whether what the paper claims holds here; looked at, and written by hand, after the figures were
+# made.
 CLAIMS = {
-    "table1": "The paper's claims hold with linear steps up to S = 20: with little noise or none, eta up to 0.5, samples are "
-    "best, with eta = 1 worse, by a quarter at S = 10, and with sigma-hat worst, by a factor of 2.6 there and of 2.8 "
-    "at S = 5. That eta = 0.5 is a quarter worse at S = 10, as in the paper, does not show here. Every sampler gets "
-    "better with S up to 50; from there on all eta are equal within the chance of 1,000 images, and sigma-hat is the "
-    "last to get there. That it overtakes DDIM at S = 1000, as in the paper, 250 images cannot tell: they point that "
-    "way, by little more than their chance. Columns of different numbers of images do not compare: at S = 20 DDIM's "
-    "first 1,000 images score 1.34, all 5,000 score 1.44. Quadratic steps, which the paper takes for CIFAR-10, are "
+    "table1": "The paper's claims hold with linear steps up to S = 20: with little noise or "
+    "none, eta up to 0.5, samples are "
+    "best, with eta = 1 worse, by a quarter at S = 10, and with sigma-hat worst, by a factor of "
+    "2.6 there and of 2.8 "
+    "at S = 5. That eta = 0.5 is a quarter worse at S = 10, as in the paper, does not show here. "
+    "Every sampler gets "
+    "better with S up to 50; from there on all eta are equal within the chance of 1,000 images, "
+    "and sigma-hat is the "
+    "last to get there. That it overtakes DDIM at S = 1000, as in the paper, 250 images cannot "
+    "tell: they point that "
+    "way, by little more than their chance. Columns of different numbers of images do not compare: "
+    "at S = 20 DDIM's "
+    "first 1,000 images score 1.34, all 5,000 score 1.44. Quadratic steps, which the paper takes "
+    "for CIFAR-10, are "
     "worse than linear ones up to S = 20 on this schedule; at S = 100 there is no difference left. "
-    "Sigma-hat's collapse is by far less than the paper's factor of thirty. A network trained on the paper's own schedule "
-    "(`paper_schedule` of benchmarks/quality.py, 5,866 steps, FID of 500 images, linear steps) has it at 13.5 against DDIM's "
-    "3.8 at S = 10 and at 4.2 against 3.8 at S = 100: a factor of 3.6, so that the schedule explains little of it.",
-    "table2": "The paper's claim holds up to S = 100: the error falls with S, at about the paper's own size. Beyond, it levels "
-    "off, as encoding asks the network at the schedule's lowest noise rate, 0.31, and not at the clean image. Of 48 images each, "
+    "Sigma-hat's collapse is by far less than the paper's factor of thirty. A network trained on "
+    "the paper's own schedule "
+    "(`paper_schedule` of benchmarks/quality.py, 5,866 steps, FID of 500 images, linear steps) has "
+    "it at 13.5 against DDIM's "
+    "3.8 at S = 10 and at 4.2 against 3.8 at S = 100: a factor of 3.6, so that the schedule "
+    "explains little of it.",
+    "table2": "The paper's claim holds up to S = 100: the error falls with S, at about the "
+    "paper's own size. Beyond, it levels "
+    "off, as encoding asks the network at the schedule's lowest noise rate, 0.31, and not at the "
+    "clean image. Of 48 images each, "
     "12 from S = 200 on.",
-    "figure3": "The paper's claim holds: at S = 10 deterministic samples are as clean as at S = 100, while sigma-hat leaves "
+    "figure3": "The paper's claim holds: at S = 10 deterministic samples are as clean as at S "
+    "= 100, while sigma-hat leaves "
     "noise in them, which is gone at S = 100.",
     "figure4": "The paper's claim holds.",
-    "figure5": "The paper's claim holds: with eta = 0 the same noise becomes the same image up to detail, nearer the more steps "
+    "figure5": "The paper's claim holds: with eta = 0 the same noise becomes the same image up "
+    "to detail, nearer the more steps "
     "there are; with eta = 1 the noise does not decide the image.",
-    "figure6": "The paper's claim holds in part: spherical interpolation passes from one kind of clothes to another through "
-    "clothes, and smoothly within a kind, but the turn from one kind to the next is quick: one step of forty makes from "
-    "a sixth to a third of the way. Kinds of clothes are farther apart than faces are, and between them is little that "
+    "figure6": "The paper's claim holds in part: spherical interpolation passes from one kind "
+    "of clothes to another through "
+    "clothes, and smoothly within a kind, but the turn from one kind to the next is quick: one "
+    "step of forty makes from "
+    "a sixth to a third of the way. Kinds of clothes are farther apart than faces are, and between "
+    "them is little that "
     "the model has seen.",
 }
 
@@ -363,7 +436,10 @@ def main() -> None:
         help=f"generated for each figure of table 1, whatever S (default, by S: {IMAGES_BY_STEPS})",
     )
     parser.add_argument(
-        "--reconstructed", type=int, default=256, help="images for table 2; a quarter of them above S = 100"
+        "--reconstructed",
+        type=int,
+        default=256,
+        help="images for table 2; a quarter of them above S = 100",
     )
     parser.add_argument(
         "--share",
@@ -371,12 +447,20 @@ def main() -> None:
         default=(0, 1),
         help="I/N: of table 1 only the I-th of N shares, from 0, for processes side by side",
     )
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none only writes the page anew")
+    parser.add_argument(
+        "--parts",
+        nargs="*",
+        choices=PARTS,
+        default=list(PARTS),
+        help="none only writes the page anew",
+    )
     arguments = parser.parse_args()
     record = Record(RESULTS)
     if arguments.parts:
         model = ddim_keras.DiffusionModel.from_preset(PRESET, dtype=backend.fastest_precision())
-        _, batches = ddim_keras.data.load_dataset("fashion_mnist", 32, 1000, fit="pad", data_dir=arguments.data_dir)
+        _, batches = ddim_keras.data.load_dataset(
+            "fashion_mnist", 32, 1000, fit="pad", data_dir=arguments.data_dir
+        )
         test = np.concatenate([batch.numpy() for batch in batches])
         for part in arguments.parts:
             PARTS[part](model, test, record, arguments)

@@ -26,8 +26,15 @@ MOST_STEPS = 20_000
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=4.5, help="time to train for (default: %(default)s)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "--minutes", type=float, default=4.5, help="time to train for (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("outputs/demo"),
+        help="default: %(default)s",
+    )
     return parser.parse_args()
 
 
@@ -35,7 +42,9 @@ def make_model(images, steps: int) -> ddim_keras.DiffusionModel:
     """Return an untrained model, ready for `fit`."""
     keras.utils.set_random_seed(0)
     precision = backend.fastest_precision()
-    model = ddim_keras.DiffusionModel.from_preset(PRESET, load_weights=False, dtype=precision, seed=0)
+    model = ddim_keras.DiffusionModel.from_preset(
+        PRESET, load_weights=False, dtype=precision, seed=0
+    )
     model.normalizer.adapt(images)
     model.compile(**presets.training(PRESET).compile_arguments(steps))
     return model
@@ -55,12 +64,15 @@ def seconds_per_step(images) -> float:
 def main() -> None:
     arguments = parse_arguments()
     batch_size = presets.training(PRESET).batch_size
-    train, validation = ddim_keras.data.load_dataset("embedded", image_size=32, batch_size=batch_size, fit="pad")
+    train, validation = ddim_keras.data.load_dataset(
+        "embedded", image_size=32, batch_size=batch_size, fit="pad"
+    )
     step_time = seconds_per_step(train)
     steps_per_epoch = max(1, min(MOST_STEPS, int(60 * arguments.minutes / step_time)) // EPOCHS)
     model = make_model(train, EPOCHS * steps_per_epoch)
     print(
-        f"Training on 10,000 images of clothes in {model.dtype_policy.name}: {EPOCHS} epochs of {steps_per_epoch} steps at "
+        f"Training on 10,000 images of clothes in {model.dtype_policy.name}: {EPOCHS} epochs of "
+        f"{steps_per_epoch} steps at "
         f"{1000 * step_time:.0f} ms, about {EPOCHS * steps_per_epoch * step_time / 60:.1f} minutes."
     )
     history = model.fit(
@@ -85,9 +97,15 @@ def main() -> None:
     model.save(out / "model.keras")
     print(f"Written to {out}:")
     print("  generated.png       64 generated images")
-    print("  noise_to_image.png  two noises walking to their images, above what the network predicts on the way")
+    print(
+        "  noise_to_image.png  two noises walking to their images, above what the network predicts "
+        "on the way"
+    )
     print("  losses.png          training and validation losses")
-    print(f"  model.keras         the model: ddim_keras.load_model('{out / 'model.keras'}').generate(16)")
+    print(
+        "  model.keras         the model: "
+        f"ddim_keras.load_model('{out / 'model.keras'}').generate(16)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Make the data set that ships in `ddim_keras/data/fashion_mnist_subset`: 1,100 images of each Fashion-MNIST class.
+"""Make the data set that ships in `ddim_keras/data/fashion_mnist_subset`: 1,100 images of each
+Fashion-MNIST class.
 
-The first 1,000 training images of each class become the training split, the first 100 test images of each class the
-validation split, both in their original order. Needs Fashion-MNIST through TFDS (see place_fashion_mnist.py where there
-is no network) and `pip install zopfli`, whose PNGs are 5 % smaller than zlib's. Takes a quarter of an hour.
+The first 1,000 training images of each class become the training split, the first 100 test images
+of each class the validation split, both in their original order. Needs Fashion-MNIST through TFDS
+(see place_fashion_mnist.py where there is no network) and `pip install zopfli`, whose PNGs are 5 %
+smaller than zlib's. Takes a quarter of an hour.
 
     python scripts/make_embedded_dataset.py [TFDS_DATA_DIR]
 """
@@ -21,7 +23,9 @@ import tensorflow_datasets as tfds
 import zopfli.png
 from etils import epath
 
-TARGET = pathlib.Path(__file__).resolve().parent.parent / "ddim_keras" / "data" / "fashion_mnist_subset"
+TARGET = (
+    pathlib.Path(__file__).resolve().parent.parent / "ddim_keras" / "data" / "fashion_mnist_subset"
+)
 IMAGES_PER_CLASS = {"train": ("train", 1000), "validation": ("test", 100)}
 LICENCE = """Fashion-MNIST, of which these images are a part, comes under the MIT licence:
 
@@ -74,7 +78,9 @@ class FashionMnistSubset(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(*source) for split, source in IMAGES_PER_CLASS.items()}
+        return {
+            split: self._generate_examples(*source) for split, source in IMAGES_PER_CLASS.items()
+        }
 
     def _generate_examples(self, split, per_class):
         seen = collections.Counter()

@@ -1,4 +1,6 @@
-"""A hook of mkdocs: formulas become MathML when the site is built, so that a page shows them without a network or a script."""
+"""A hook of mkdocs: formulas become MathML when the site is built, so that a page shows them
+without a network or a script.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ def on_page_content(content: str, **_) -> str:
     def typeset(found: re.Match) -> str:
         kind, bracket, formula = found.groups()
         display = "block" if bracket == "[" else "inline"
-        return f'<{kind} class="formula">{convert(html.unescape(formula), display=display)}</{kind}>'
+        return (
+            f'<{kind} class="formula">{convert(html.unescape(formula), display=display)}</{kind}>'
+        )
 
     return FORMULA.sub(typeset, content)

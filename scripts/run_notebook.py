@@ -1,4 +1,5 @@
-"""Run a notebook from top to bottom and keep its outputs; the file is replaced only if every cell ran.
+"""Run a notebook from top to bottom and keep its outputs; the file is replaced only if every cell
+ran.
 
 python scripts/run_notebook.py [notebooks/ddim_walkthrough.ipynb]
 """
@@ -18,10 +19,14 @@ DEFAULT = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "ddim_w
 
 def main(path: pathlib.Path = DEFAULT) -> None:
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}})
+    client = nbclient.NotebookClient(
+        notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}}
+    )
     client.execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # when each cell ran: a change in every line, of no use to a reader
+        cell.metadata.pop(
+            "execution", None
+        )  # when each cell ran: a change in every line, of no use to a reader
         if cell.cell_type == "code":  # TensorFlow's log of its start
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     with files.written_beside(path) as temporary:

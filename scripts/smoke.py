@@ -1,4 +1,5 @@
-"""Train, save and reload a small model with the package that is installed: what a released wheel must do.
+"""Train, save and reload a small model with the package that is installed: what a released wheel
+must do.
 
 python scripts/smoke.py [FOLDER]
 """
@@ -23,7 +24,14 @@ def main(folder: pathlib.Path) -> None:
     train, validation = ddim_keras.data.load_dataset("embedded", image_size=16, batch_size=32)
     model = ddim_keras.DiffusionModel(image_size=16, widths=[8, 16], block_depth=1, channels=1)
     model.compile("adamw", loss="mean_squared_error")
-    model.fit(train, validation_data=validation, epochs=1, steps_per_epoch=20, validation_steps=2, verbose=2)
+    model.fit(
+        train,
+        validation_data=validation,
+        epochs=1,
+        steps_per_epoch=20,
+        validation_steps=2,
+        verbose=2,
+    )
     images = model.generate(4, 5, seed=1)
     model.save(folder / "model.keras")
     again = ddim_keras.load_model(folder / "model.keras").generate(4, 5, seed=1)

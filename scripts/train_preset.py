@@ -1,8 +1,10 @@
-"""Train the model of the preset fashion_mnist_32 on real Fashion-MNIST by its own recipe, and write its weights and its log.
+"""Train the model of the preset fashion_mnist_32 on real Fashion-MNIST by its own recipe, and write
+its weights and its log.
 
-Needs Fashion-MNIST through TFDS (see place_fashion_mnist.py where there is no network). A killed run goes on where it was when
-it is started again with the same arguments. With --further it trains the weights that ship on: from them, up to half the learning
-rate and down again, and adds to their log.
+Needs Fashion-MNIST through TFDS (see place_fashion_mnist.py where there is no network). A killed
+run goes on where it was when it is started again with the same arguments. With --further it trains
+the weights that ship on: from them, up to half the learning rate and down again, and adds to their
+log.
 
     python scripts/train_preset.py --data-dir TFDS_DATA_DIR [--steps 30000] [--further]
 """
@@ -37,10 +39,16 @@ def main() -> None:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--data-dir", help="where TFDS keeps its data")
-    parser.add_argument("--steps", type=int, default=30_000, help=f"of training, a multiple of {EVERY}")
+    parser.add_argument(
+        "--steps", type=int, default=30_000, help=f"of training, a multiple of {EVERY}"
+    )
     parser.add_argument("--num-images", type=int, default=10_000, help="generated for each score")
-    parser.add_argument("--further", action="store_true", help="train the weights that ship on, instead of new ones")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "outputs" / PRESET, help="log, backup, images")
+    parser.add_argument(
+        "--further", action="store_true", help="train the weights that ship on, instead of new ones"
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=ROOT / "outputs" / PRESET, help="log, backup, images"
+    )
     arguments = parser.parse_args()
 
     folder = ROOT / "ddim_keras" / "presets" / "pretrained" / PRESET
@@ -88,15 +96,28 @@ def main() -> None:
             keras.callbacks.BackupAndRestore(str(backup)),
         ],
     )
-    shipped = ddim_keras.DiffusionModel.from_preset(PRESET, load_weights=False)  # with the recipe's own EMA decay
+    shipped = ddim_keras.DiffusionModel.from_preset(
+        PRESET, load_weights=False
+    )  # with the recipe's own EMA decay
     shipped.normalizer.set_weights(model.normalizer.get_weights())
     shipped.ema_network.set_weights(model.ema_network.get_weights())
     shipped.save_to_preset(folder, training=recipe)
     shutil.copy(log, folder / "training_log.csv")
-    plotting.save_images(arguments.out / "generated.png", model.generate(64, seed=1, verbose=0), columns=16, scale=2)
+    plotting.save_images(
+        arguments.out / "generated.png", model.generate(64, seed=1, verbose=0), columns=16, scale=2
+    )
     for number in (5, 20, 50):
-        scores = model.score(test, arguments.num_images, network_evaluations=number, seed=1, extractor="fashion_mnist")
-        print(f"S = {number}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()), flush=True)
+        scores = model.score(
+            test,
+            arguments.num_images,
+            network_evaluations=number,
+            seed=1,
+            extractor="fashion_mnist",
+        )
+        print(
+            f"S = {number}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the tests share: small models, an exact denoiser, and the real data sets where they can be had."""
+"""What the tests share: small models, an exact denoiser, and the real data sets where they can be
+had.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,11 @@ import pytest
 
 import ddim_keras
 
-# What hardly depends on the backend, or compiles long under JAX, is tested there by `make test-all` alone.
-slow_on_jax = pytest.mark.slow if keras.backend.backend() == "jax" else pytest.mark.usefixtures("seeded")
+# What hardly depends on the backend, or compiles long under JAX, is tested there by `make test-all`
+# alone.
+slow_on_jax = (
+    pytest.mark.slow if keras.backend.backend() == "jax" else pytest.mark.usefixtures("seeded")
+)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -28,7 +33,14 @@ def seeded():
 
 
 def make_small_model(**changes) -> ddim_keras.DiffusionModel:
-    arguments = {"image_size": 8, "widths": [4, 8], "block_depth": 1, "channels": 1, "seed": 1, **changes}
+    arguments = {
+        "image_size": 8,
+        "widths": [4, 8],
+        "block_depth": 1,
+        "channels": 1,
+        "seed": 1,
+        **changes,
+    }
     return ddim_keras.DiffusionModel(**arguments)
 
 
@@ -46,7 +58,9 @@ def make_trained_model(**changes) -> ddim_keras.DiffusionModel:
 
 @pytest.fixture(scope="session")
 def trained_model():
-    """Shared by tests that do not change it. Velocities keep its barely trained predictions in a sane range."""
+    """Shared by tests that do not change it. Velocities keep its barely trained predictions in a
+    sane range.
+    """
     keras.utils.set_random_seed(0)
     return make_trained_model(parameterization="velocity")
 
@@ -72,11 +86,15 @@ class GaussianOracle:
         def scale(rates):
             return np.sqrt(rates[0] ** 2 * self.deviation**2 + rates[1] ** 2)
 
-        return end[0] * self.mean + scale(end) * (noisy_images - start[0] * self.mean) / scale(start)
+        return end[0] * self.mean + scale(end) * (noisy_images - start[0] * self.mean) / scale(
+            start
+        )
 
 
 class MixtureOracle:
-    """The perfect denoiser for data that are N(-centre, deviation^2) or N(centre, deviation^2), equally often."""
+    """The perfect denoiser for data that are N(-centre, deviation^2) or N(centre, deviation^2),
+    equally often.
+    """
 
     def __init__(self, centre, deviation):
         self.centre, self.deviation = centre, deviation
@@ -85,7 +103,9 @@ class MixtureOracle:
         numeric = np if isinstance(noisy_images, np.ndarray) else keras.ops
         variance = signal_rate**2 * self.deviation**2 + noise_rate**2
         sign = numeric.tanh(signal_rate * self.centre * noisy_images / variance)
-        pred_images = (sign * self.centre * noise_rate**2 + signal_rate * self.deviation**2 * noisy_images) / variance
+        pred_images = (
+            sign * self.centre * noise_rate**2 + signal_rate * self.deviation**2 * noisy_images
+        ) / variance
         return (noisy_images - signal_rate * pred_images) / noise_rate, pred_images
 
 
@@ -99,16 +119,24 @@ class GaussianNoise(keras.layers.Layer):
 
     def call(self, inputs):
         noisy_images, variances = inputs
-        return self.oracle(noisy_images, keras.ops.sqrt(variances), keras.ops.sqrt(1.0 - variances))[0]
+        return self.oracle(
+            noisy_images, keras.ops.sqrt(variances), keras.ops.sqrt(1.0 - variances)
+        )[0]
 
     def get_config(self):
-        return {**super().get_config(), "mean": self.oracle.mean, "deviation": self.oracle.deviation}
+        return {
+            **super().get_config(),
+            "mean": self.oracle.mean,
+            "deviation": self.oracle.deviation,
+        }
 
 
 def make_oracle_model(mean=0.0, deviation=1.0, **changes) -> ddim_keras.DiffusionModel:
     """A model whose network is the perfect denoiser of its normalised data N(mean, deviation^2)."""
     noisy_images, variances = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
-    network = keras.Model([noisy_images, variances], GaussianNoise(mean, deviation)([noisy_images, variances]))
+    network = keras.Model(
+        [noisy_images, variances], GaussianNoise(mean, deviation)([noisy_images, variances])
+    )
     return make_small_model(network=network, **changes)
 
 
@@ -117,14 +145,18 @@ def run_python(code: str, backend: str | None = None, **environment: str) -> str
     variables = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
     if backend:
         variables["KERAS_BACKEND"] = backend
-    result = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
 
 @pytest.fixture(scope="session")
 def fashion_mnist_dir(tmp_path_factory):
-    """A TFDS data folder in which the real `tfds.load("fashion_mnist")` needs no network: on Debian's copy, or a stand-in."""
+    """A TFDS data folder in which the real `tfds.load("fashion_mnist")` needs no network: on
+    Debian's copy, or a stand-in.
+    """
     sys.path.insert(0, str(ROOT / "scripts"))
     import place_fashion_mnist
 
@@ -137,7 +169,9 @@ def fashion_mnist_dir(tmp_path_factory):
 
 
 def write_stand_in_for_fashion_mnist(folder: pathlib.Path) -> pathlib.Path:
-    """Write four files of the originals' names, format and size, with even images that are brighter the higher their label."""
+    """Write four files of the originals' names, format and size, with even images that are brighter
+    the higher their label.
+    """
     for part, number in (("train", 60_000), ("t10k", 10_000)):
         labels = np.arange(number, dtype="uint8") % 10
         images = np.repeat(labels * 20, 28 * 28)

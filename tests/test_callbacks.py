@@ -5,9 +5,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import make_small_model, random_images, slow_on_jax
-from ddim_keras.callbacks import KeepBest, SampleImages, Throughput
 
 import ddim_keras
+from ddim_keras.callbacks import KeepBest, SampleImages, Throughput
 
 pytestmark = slow_on_jax
 
@@ -15,7 +15,9 @@ pytestmark = slow_on_jax
 def fit(model, callbacks, epochs=2, **options):
     if not model.compiled:
         model.compile()
-    return model.fit(random_images(), batch_size=8, epochs=epochs, verbose=0, callbacks=callbacks, **options).history
+    return model.fit(
+        random_images(), batch_size=8, epochs=epochs, verbose=0, callbacks=callbacks, **options
+    ).history
 
 
 def test_throughput_counts_images_of_training(tmp_path):
@@ -28,7 +30,11 @@ def test_throughput_counts_images_of_training(tmp_path):
 
 def test_sampled_images_are_those_of_the_epoch(tmp_path):
     model = make_small_model()
-    fit(model, [SampleImages(tmp_path, every=2, num_images=6, diffusion_steps=3, seed=4, scale=1)], epochs=4)
+    fit(
+        model,
+        [SampleImages(tmp_path, every=2, num_images=6, diffusion_steps=3, seed=4, scale=1)],
+        epochs=4,
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "samples_0002.png",
         "samples_0004.png",
@@ -41,7 +47,9 @@ def test_sampled_images_are_those_of_the_epoch(tmp_path):
 
 
 def test_sampled_images_reach_tensorboard(tmp_path):
-    sample = SampleImages(tmp_path / "pictures", trajectory=False, diffusion_steps=2, tensorboard=tmp_path / "log")
+    sample = SampleImages(
+        tmp_path / "pictures", trajectory=False, diffusion_steps=2, tensorboard=tmp_path / "log"
+    )
     fit(make_small_model(), [sample])
     (events,) = (tmp_path / "log").iterdir()
     assert events.stat().st_size > 500
@@ -58,7 +66,9 @@ class Figures(keras.callbacks.Callback):
         logs["figure"] = self.figures[epoch]
 
 
-@pytest.mark.parametrize(("mode", "figures", "best"), [("min", [3, 1, np.nan, 2], 2), ("max", [3, 1, np.nan, 2], 1)])
+@pytest.mark.parametrize(
+    ("mode", "figures", "best"), [("min", [3, 1, np.nan, 2], 2), ("max", [3, 1, np.nan, 2], 1)]
+)
 def test_the_best_epoch_is_kept(tmp_path, mode, figures, best):
     kept = tmp_path / "best.keras"
     model = make_small_model()
@@ -67,7 +77,9 @@ def test_the_best_epoch_is_kept(tmp_path, mode, figures, best):
         on_epoch_end=lambda epoch, logs: snapshots.append(model.generate(1, 2, seed=0))
     )
     fit(model, [Figures(figures), snapshot, KeepBest(kept, "figure", mode)], epochs=4)
-    np.testing.assert_array_equal(ddim_keras.load_model(kept).generate(1, 2, seed=0), snapshots[best - 1])
+    np.testing.assert_array_equal(
+        ddim_keras.load_model(kept).generate(1, 2, seed=0), snapshots[best - 1]
+    )
     assert json.loads((tmp_path / "best_score.json").read_text())["epoch"] == best
 
 

@@ -74,7 +74,12 @@ def test_every_command_shows_an_example():
 
 def in_a_process(*arguments):
     """What a command writes: (its status, standard output, standard error)."""
-    command = [sys.executable, "-c", "from ddim_keras.cli import main; main(prog_name='ddim-keras')", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        "from ddim_keras.cli import main; main(prog_name='ddim-keras')",
+        *arguments,
+    ]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     variables.pop("TF_CPP_MIN_LOG_LEVEL", None)
     result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
@@ -94,7 +99,8 @@ def test_help_and_wrong_flags_import_neither_keras_nor_a_backend():
     code = """
 import sys
 from ddim_keras.cli import main
-for arguments in (["--help"], ["--version"], ["train", "--bogus"], *([name, "--help"] for name in main.commands)):
+helps = [[name, "--help"] for name in main.commands]
+for arguments in (["--help"], ["--version"], ["train", "--bogus"], *helps):
     try:
         main(arguments)
     except SystemExit:
@@ -144,16 +150,22 @@ def test_unknown_models_name_what_there_is(tmp_path):
 
 
 def test_bad_flags_are_refused(tmp_path, model_path):
-    assert "expected I/N" in run("generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "3", code=2)
+    assert "expected I/N" in run(
+        "generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "3", code=2
+    )
     assert "there are only 1 shards" in run(
         "generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "1/2", code=1
     )
     train = ["train", "-o", tmp_path / "a", "-d", "embedded"]
     assert "bogus" in run(*train, "--set", "bogus=3", code=1)
     assert "--debug" in run(*train, "--set", "widths=3", code=1)
-    assert "no run in" in run("train", "-o", tmp_path / "a", code=2)  # a misspelt folder must not train the clothes
+    assert "no run in" in run(
+        "train", "-o", tmp_path / "a", code=2
+    )  # a misspelt folder must not train the clothes
     assert not (tmp_path / "a").exists()
-    assert "below 2" in run("generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "2/2", code=1)
+    assert "below 2" in run(
+        "generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "2/2", code=1
+    )
     assert "such as train[:90%],test" in run(*train, "--split", "train", code=2)
     assert "must be a pair of split names" in run(*train, "--split", "0.1", code=1)
     assert "expected NAME=VALUE" in run(*train, "--set", "widths", code=2)
@@ -168,14 +180,38 @@ def photos(tmp_path):
     folder.mkdir()
     draws = np.random.default_rng(0)
     for index in range(12):
-        PIL.Image.fromarray(draws.integers(0, 255, (9, 9), dtype="uint8")).save(folder / f"{index}.png")
+        PIL.Image.fromarray(draws.integers(0, 255, (9, 9), dtype="uint8")).save(
+            folder / f"{index}.png"
+        )
     return folder
 
 
 def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     out = tmp_path / "run"
-    small = ["--set", "widths=(4, 8)", "--set", "patch_size=1", "--samples", 0, "--precision", "float32"]
-    data = ["--data", photos, "--image-size", 8, "--channels", 1, "--steps", 6, "--batch-size", 4, "--ema-decay", 0.9]
+    small = [
+        "--set",
+        "widths=(4, 8)",
+        "--set",
+        "patch_size=1",
+        "--samples",
+        0,
+        "--precision",
+        "float32",
+    ]
+    data = [
+        "--data",
+        photos,
+        "--image-size",
+        8,
+        "--channels",
+        1,
+        "--steps",
+        6,
+        "--batch-size",
+        4,
+        "--ema-decay",
+        0.9,
+    ]
     data += ["--split", "0.25", "--cache", tmp_path / "cache"]
     said = run("train", "--out", out, *data, *small)
     assert "Trained for 6 steps" in said
@@ -187,18 +223,27 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     log = (out / "log.csv").read_text()
     assert "Nothing is left to do" in run("train", "--out", out)
     assert "Nothing is left to do" in run("train", "--out", out, *data, *small)
-    assert (out / "log.csv").read_text() == log and len(log.split()) == 2  # though its epoch is a short one
+    assert (out / "log.csv").read_text() == log and len(
+        log.split()
+    ) == 2  # though its epoch is a short one
     assert "n_loss" not in run(
         "evaluate", "-m", out, "--features", "fashion_mnist", "-n", 8, "--metric", "kid", "-s", 2
     )
     run("train", "--config", out / "config.yaml", "--out", tmp_path / "again")
-    one, other = (ddim_keras.load_model(folder / "model.keras") for folder in (out, tmp_path / "again"))
+    one, other = (
+        ddim_keras.load_model(folder / "model.keras") for folder in (out, tmp_path / "again")
+    )
     for left, right in zip(one.ema_network.get_weights(), other.ema_network.get_weights()):
         np.testing.assert_array_equal(left, right)
-    assert "seed: 0 there, 7 now" in run("train", "--config", out / "config.yaml", "--seed", 7, "--out", out, code=1)
+    assert "seed: 0 there, 7 now" in run(
+        "train", "--config", out / "config.yaml", "--seed", 7, "--out", out, code=1
+    )
     assert "predicts:   velocity" in run("info", "-m", out)
     # In a new process, which knows of no metric yet: the run has a KID.
-    code = f"import keras, ddim_keras; print(keras.models.load_model({str(out / 'best.keras')!r}).metrics)"
+    code = (
+        "import keras, ddim_keras; "
+        f"print(keras.models.load_model({str(out / 'best.keras')!r}).metrics)"
+    )
     assert "name=kid" in run_python(code)
 
 
@@ -206,8 +251,22 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
 
 
 def test_generate_fixes_each_image_by_seed_and_number(tmp_path, model_path):
-    run("generate", "-m", model_path, "-n", 10, "-o", tmp_path / "whole", "--steps", 3, "--shard-size", 4)
-    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("shard_*/*.png"))
+    run(
+        "generate",
+        "-m",
+        model_path,
+        "-n",
+        10,
+        "-o",
+        tmp_path / "whole",
+        "--steps",
+        3,
+        "--shard-size",
+        4,
+    )
+    files = sorted(
+        path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("shard_*/*.png")
+    )
     assert [str(path) for path in files[:2]] == ["shard_00000/000000.png", "shard_00000/000001.png"]
     assert len(files) == 10
     assert (tmp_path / "whole" / "contact_sheet.png").is_file()
@@ -231,7 +290,9 @@ def test_generate_fixes_each_image_by_seed_and_number(tmp_path, model_path):
     for number, path in enumerate(files):
         for folder in ("whole", "parts"):
             with PIL.Image.open(tmp_path / folder / path) as picture:
-                np.testing.assert_allclose(np.asarray(picture, int), expected[number, ..., 0], atol=1)
+                np.testing.assert_allclose(
+                    np.asarray(picture, int), expected[number, ..., 0], atol=1
+                )
     metadata = json.loads((tmp_path / "whole" / "metadata.json").read_text())
     assert metadata["num_images"] == 10 and len(metadata["model_sha256"]) == 64
 
@@ -286,7 +347,21 @@ def test_a_damaged_description_is_refused(tmp_path, model_path):
 def test_tfrecords_hold_the_images(tmp_path, model_path):
     import tensorflow as tf
 
-    run("generate", "-m", model_path, "-n", 3, "-o", tmp_path, "--steps", 2, "--format", "tfrecord", "--seed", 5)
+    run(
+        "generate",
+        "-m",
+        model_path,
+        "-n",
+        3,
+        "-o",
+        tmp_path,
+        "--steps",
+        2,
+        "--format",
+        "tfrecord",
+        "--seed",
+        5,
+    )
     expected = np.rint(255 * ddim_keras.load_model(model_path).generate(3, 2, seed=5)).astype(int)
     records = list(tf.data.TFRecordDataset(str(tmp_path / "shard_00000.tfrecord")))
     for number, record in enumerate(records):
@@ -298,7 +373,13 @@ def test_tfrecords_hold_the_images(tmp_path, model_path):
 
 def test_what_cannot_be_generated_leaves_nothing_behind(tmp_path, model_path):
     out = tmp_path / "images"
-    for wrong in (["--sampler", "foo"], ["--steps", 0], ["--spacing", "foo"], ["--eta", 3], ["--batch-size", 0]):
+    for wrong in (
+        ["--sampler", "foo"],
+        ["--steps", 0],
+        ["--spacing", "foo"],
+        ["--eta", 3],
+        ["--batch-size", 0],
+    ):
         assert "Error: " in run("generate", "-m", model_path, "-o", out, *wrong, code=1)
         assert not out.exists()
     out.write_text("a file")
@@ -308,17 +389,27 @@ def test_what_cannot_be_generated_leaves_nothing_behind(tmp_path, model_path):
 def test_metadata_names_what_the_defaults_stood_for(tmp_path, model_path):
     run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
     sampling = json.loads((tmp_path / "metadata.json").read_text())["sampling"]
-    assert sampling == {"diffusion_steps": 2, "sampler": "UniPC(predictor_order=2)", "spacing": "karras"}
+    assert sampling == {
+        "diffusion_steps": 2,
+        "sampler": "UniPC(predictor_order=2)",
+        "spacing": "karras",
+    }
     same = ["--steps", 2, "--sampler", "unipc", "--spacing", "karras"]
-    assert "Nothing was left to do" in run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, *same)
+    assert "Nothing was left to do" in run(
+        "generate", "-m", model_path, "-n", 2, "-o", tmp_path, *same
+    )
     (tmp_path / "shard_00000" / "000001.png").unlink()
     assert "1 shards made" in run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, *same)
 
 
 def test_a_folder_of_other_images_is_refused(tmp_path, model_path):
     run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
-    assert "Nothing was left to do" in run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
-    said = run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2, "--seed", 1, code=1)
+    assert "Nothing was left to do" in run(
+        "generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2
+    )
+    said = run(
+        "generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2, "--seed", 1, code=1
+    )
     assert "made otherwise (seed: 0 there, 1 now)" in said
 
 
@@ -330,21 +421,61 @@ def test_encode_writes_latents_that_decode_to_the_images(tmp_path, model_path, p
     assert "2 latents of shape (8, 8, 1)" in said
     model = ddim_keras.load_model(model_path)
     images = ddim_keras.data.read_images(pictures, 8, 1)
-    np.testing.assert_allclose(np.load(tmp_path / "latents.npy"), model.encode(images, 50), atol=1e-5)
-    run("encode", "-m", model_path, *pictures, "-o", tmp_path / "latents.npy", "--steps", 50, "--fit", "pad")
+    np.testing.assert_allclose(
+        np.load(tmp_path / "latents.npy"), model.encode(images, 50), atol=1e-5
+    )
+    run(
+        "encode",
+        "-m",
+        model_path,
+        *pictures,
+        "-o",
+        tmp_path / "latents.npy",
+        "--steps",
+        50,
+        "--fit",
+        "pad",
+    )
     images = ddim_keras.data.read_images(pictures, 8, 1, fit="pad")
-    np.testing.assert_allclose(np.load(tmp_path / "latents.npy"), model.encode(images, 50), atol=1e-5)
-    assert "must end in .npy" in run("encode", "-m", model_path, *pictures, "-o", tmp_path / "latents.txt", code=2)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "latents.npy"), model.encode(images, 50), atol=1e-5
+    )
+    assert "must end in .npy" in run(
+        "encode", "-m", model_path, *pictures, "-o", tmp_path / "latents.txt", code=2
+    )
 
 
 def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures):
-    said = run("reconstruct", "-m", model_path, *pictures, "-o", tmp_path / "again.png", "--steps", 5)
+    said = run(
+        "reconstruct", "-m", model_path, *pictures, "-o", tmp_path / "again.png", "--steps", 5
+    )
     assert "Mean squared error of a pixel: 0." in said
-    run("interpolate", "-m", model_path, *pictures, "-o", tmp_path / "between.gif", "-n", 4, "--steps", 3)
+    run(
+        "interpolate",
+        "-m",
+        model_path,
+        *pictures,
+        "-o",
+        tmp_path / "between.gif",
+        "-n",
+        4,
+        "--steps",
+        3,
+    )
     run("interpolate", "-m", model_path, "-o", tmp_path / "between.png", "-n", 4, "--steps", 3)
     mask = tmp_path / "mask.png"
     PIL.Image.fromarray(np.pad(np.zeros((6, 8), "uint8"), 2, constant_values=255)).save(mask)
-    inpaint = ["inpaint", "-m", model_path, pictures[0], mask, "-o", tmp_path / "filled.png", "--steps", 4]
+    inpaint = [
+        "inpaint",
+        "-m",
+        model_path,
+        pictures[0],
+        mask,
+        "-o",
+        tmp_path / "filled.png",
+        "--steps",
+        4,
+    ]
     run(*inpaint, "-n", 3)
     run(*inpaint, "-n", 0, code=2)
     PIL.Image.fromarray(np.full((10, 12), 255, "uint8")).save(mask)
@@ -354,7 +485,9 @@ def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures
     assert size_of(tmp_path / "between.gif") == (32, 32)
     for name in ("again", "between", "filled"):
         assert size_of(tmp_path / f"{name}.png")[0] > 60
-    assert "give two images, or none" in run("interpolate", "-m", model_path, pictures[0], "-o", "a.png", code=2)
+    assert "give two images, or none" in run(
+        "interpolate", "-m", model_path, pictures[0], "-o", "a.png", code=2
+    )
     assert "must end in .png" in run("interpolate", "-m", model_path, "-o", "a.xyz", code=2)
 
 
@@ -369,7 +502,9 @@ def test_the_mask_of_a_phones_picture_is_drawn_upright(tmp_path, model_path):
     mask.rotate(90, expand=True).save(tmp_path / "lying.png")
     inpaint = ["inpaint", "-m", model_path, tmp_path / "photo.jpg"]
     run(*inpaint, tmp_path / "standing.png", "-o", tmp_path / "filled.png", "--steps", 2)
-    said = run(*inpaint, tmp_path / "lying.png", "-o", tmp_path / "filled.png", "--steps", 2, code=1)
+    said = run(
+        *inpaint, tmp_path / "lying.png", "-o", tmp_path / "filled.png", "--steps", 2, code=1
+    )
     assert "lying.png is 20 x 10 pixels" in said and "photo.jpg 10 x 20" in said
     (tmp_path / "lying.png").write_text("no image")
     said = run(*inpaint, tmp_path / "lying.png", "-o", tmp_path / "filled.png", code=1)
@@ -400,7 +535,17 @@ def test_masks_of_every_kind_fill_the_same_part(tmp_path, model_path, pictures, 
     }
     for name, mask in masks.items():
         mask.save(tmp_path / name)
-        run("inpaint", "-m", model_path, pictures[0], tmp_path / name, "-o", tmp_path / "a.png", "-n", 1)
+        run(
+            "inpaint",
+            "-m",
+            model_path,
+            pictures[0],
+            tmp_path / name,
+            "-o",
+            tmp_path / "a.png",
+            "-n",
+            1,
+        )
     assert len(filled) == len(masks) and 0 < filled[0].mean() < 1
     for name, known in zip(masks, filled):
         np.testing.assert_array_equal(known, filled[0], err_msg=name)
@@ -408,7 +553,17 @@ def test_masks_of_every_kind_fill_the_same_part(tmp_path, model_path, pictures, 
 
 def test_evaluate_prints_the_figures(model_path, photos):
     said = run(
-        *("evaluate", "-m", model_path, "-d", photos, "--split", "0.5", "--features", "fashion_mnist"),
+        *(
+            "evaluate",
+            "-m",
+            model_path,
+            "-d",
+            photos,
+            "--split",
+            "0.5",
+            "--features",
+            "fashion_mnist",
+        ),
         *("-n", 8, "--metric", "kid", "-s", 2),
     )
     assert "\nkid: " in said and said.startswith("Warning: KID of 6 images in subsets of 1000")
@@ -418,7 +573,10 @@ def test_evaluate_prints_the_figures(model_path, photos):
 def test_export_turns_a_model_into_a_preset_and_back(tmp_path, model_path):
     run("export", "-m", model_path, tmp_path / "preset")
     run("export", "-m", tmp_path / "preset", tmp_path / "back.keras")
-    one, other = (ddim_keras.load_model(path).generate(2, 3, seed=0) for path in (model_path, tmp_path / "back.keras"))
+    one, other = (
+        ddim_keras.load_model(path).generate(2, 3, seed=0)
+        for path in (model_path, tmp_path / "back.keras")
+    )
     np.testing.assert_allclose(one, other, atol=0.02)
     assert "must end in .keras" in run("export", "-m", model_path, tmp_path / "model.h5", code=2)
 
@@ -429,5 +587,7 @@ def test_datasets_are_listed():
 
 def test_a_file_that_is_no_image_is_named(tmp_path, model_path):
     (tmp_path / "text.png").write_text("no image")
-    said = run("reconstruct", "-m", model_path, tmp_path / "text.png", "-o", tmp_path / "a.png", code=1)
+    said = run(
+        "reconstruct", "-m", model_path, tmp_path / "text.png", "-o", tmp_path / "a.png", code=1
+    )
     assert "text.png cannot be read as an image" in said

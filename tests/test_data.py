@@ -80,7 +80,9 @@ def test_training_can_go_on_from_any_step(tmp_path, flip):
     def load():
         return load_dataset(tmp_path, 4, 4, split=0.0, channels=1, flip=flip, seed=3)[0]
 
-    whole = [batch.numpy() for batch in load().from_step(0).take(7)]  # three batches an epoch, the remainder dropped
+    whole = [
+        batch.numpy() for batch in load().from_step(0).take(7)
+    ]  # three batches an epoch, the remainder dropped
     for step in (1, 3, 5):
         part = [batch.numpy() for batch in load().from_step(step).take(2)]
         np.testing.assert_array_equal(part, whole[step : step + 2])
@@ -149,7 +151,10 @@ def test_caching_changes_nothing(tmp_path, cache):
         written = sorted(path.name for path in (tmp_path / "cache").iterdir())
         assert [name.split("_")[0] for name in written] == ["train", "validation"]
         again, _ = load_dataset("embedded", 16, 500, cache=chosen)
-        assert len(again) == 20 and sorted(path.name for path in (tmp_path / "cache").iterdir()) == written
+        assert (
+            len(again) == 20
+            and sorted(path.name for path in (tmp_path / "cache").iterdir()) == written
+        )
 
 
 def test_a_cache_on_disk_is_not_used_for_other_images(tmp_path):
@@ -190,7 +195,9 @@ class TestFolder:
     def test_the_split_is_fixed_by_the_seed(self, tmp_path):
         for index in range(20):
             write_image(tmp_path / f"{index}.png", (index * 10,) * 3)
-        held_out = [images_of(load_dataset(tmp_path, 8, 2, seed=seed)[1])[:, 0, 0, 0] for seed in (0, 0, 1)]
+        held_out = [
+            images_of(load_dataset(tmp_path, 8, 2, seed=seed)[1])[:, 0, 0, 0] for seed in (0, 0, 1)
+        ]
         np.testing.assert_array_equal(held_out[0], held_out[1])
         assert (held_out[0] != held_out[2]).any()
 
@@ -214,7 +221,10 @@ class TestFolder:
         whole = (tmp_path / "0.jpg").read_bytes()
         (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
         (tmp_path / "text.png").write_text("not an image at all")
-        with pytest.raises(ValueError, match=r"2 of 6 images in .* cannot be read: cut.jpg \(.*\); text.png \(.*skip'"):
+        with pytest.raises(
+            ValueError,
+            match=r"2 of 6 images in .* cannot be read: cut.jpg \(.*\); text.png \(.*skip'",
+        ):
             load_dataset(tmp_path, 8, 2)
         with pytest.warns(UserWarning, match=r"Skipped: 2 of 6 images .*cut.jpg"):
             train, _ = load_dataset(tmp_path, 8, 2, split=0.0, unreadable="skip")
@@ -240,7 +250,10 @@ class TestFolder:
         ({"fit": "stretch"}, "fit must be 'crop' or 'pad', got 'stretch'"),
         ({"channels": 2}, "channels must be 1, 3 or 4"),
         ({"unreadable": "ignore"}, "unreadable must be 'refuse' or 'skip', got 'ignore'"),
-        ({"split": ("nothing", None)}, r"cannot read split 'nothing' of fashion_mnist_subset: its splits are"),
+        (
+            {"split": ("nothing", None)},
+            r"cannot read split 'nothing' of fashion_mnist_subset: its splits are",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -250,7 +263,9 @@ def test_bad_arguments_are_refused(arguments, message):
 
 class TestTFDS:
     def test_unknown_names_are_refused_with_the_nearest(self):
-        with pytest.raises(ValueError, match=r"unknown data set 'fashion_mnst'.*Near it: fashion_mnist"):
+        with pytest.raises(
+            ValueError, match=r"unknown data set 'fashion_mnst'.*Near it: fashion_mnist"
+        ):
             load_dataset("fashion_mnst", 32)
 
     def test_without_network_a_name_fails_within_seconds(self, tmp_path, monkeypatch):
@@ -259,7 +274,10 @@ class TestTFDS:
 
         monkeypatch.setattr("socket.create_connection", no_network)
         start = time.monotonic()
-        with pytest.raises(ConnectionError, match=r"oxford_flowers102 is not on disk in .*cannot be reached.*embedded"):
+        with pytest.raises(
+            ConnectionError,
+            match=r"oxford_flowers102 is not on disk in .*cannot be reached.*embedded",
+        ):
             load_dataset("oxford_flowers102", 64, data_dir=tmp_path)
         assert time.monotonic() - start < 15
 
@@ -293,7 +311,9 @@ class TestTFDS:
 def test_a_model_trains_on_what_load_dataset_gives():
     from conftest import make_small_model
 
-    train, validation = load_dataset("embedded", 8, 50, split=("train[:200]", "validation[:70]"), labels=True)
+    train, validation = load_dataset(
+        "embedded", 8, 50, split=("train[:200]", "validation[:70]"), labels=True
+    )
     model = make_small_model()
     model.normalizer.adapt(train)
     model.compile(keras.optimizers.AdamW(1e-3))

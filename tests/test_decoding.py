@@ -18,17 +18,26 @@ MAGENTA, WHITE = (255, 0, 255), (255, 255, 255)
 
 
 def write_png(path, values, depth=16, key=None, significant=None):
-    """Write uint16 values (height, width) or (height, width, 2 to 4) as a PNG, which Pillow cannot."""
+    """Write uint16 values (height, width) or (height, width, 2 to 4) as a PNG, which Pillow
+    cannot.
+    """
     values = np.asarray(values)
     channels = 1 if values.ndim == 2 else values.shape[2]
     height, width = values.shape[:2]
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
 
     def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     rows = b"".join(b"\0" + row.astype(">u2" if depth == 16 else "u1").tobytes() for row in values)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    )
     if significant:
         content += chunk(b"sBIT", bytes([significant] * channels))
     if key is not None:
@@ -57,7 +66,14 @@ def half_hidden(path, colour=MAGENTA, mode="RGBA"):
 class TestTransparency:
     @pytest.mark.parametrize(
         ("name", "mode"),
-        [("a.png", "RGBA"), ("a.png", "LA"), ("a.png", "P"), ("a.gif", "RGBA"), ("a.webp", "RGBA"), ("a.tif", "RGBA")],
+        [
+            ("a.png", "RGBA"),
+            ("a.png", "LA"),
+            ("a.png", "P"),
+            ("a.gif", "RGBA"),
+            ("a.webp", "RGBA"),
+            ("a.tif", "RGBA"),
+        ],
     )
     def test_what_is_invisible_becomes_the_background(self, tmp_path, name, mode):
         half_hidden(tmp_path / name, mode=mode)
@@ -75,9 +91,12 @@ class TestTransparency:
         if mode == "L;2":  # two bits a pixel: 0, 1, 2, 3, of which 1 is transparent
             write_png(path, np.array([[0b00011011]]), depth=8, key=(1,))
             content = path.read_bytes().replace(
-                struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0), struct.pack(">IIBBBBB", 4, 1, 2, 0, 0, 0, 0)
+                struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0),
+                struct.pack(">IIBBBBB", 4, 1, 2, 0, 0, 0, 0),
             )
-            path.write_bytes(content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:])
+            path.write_bytes(
+                content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
+            )
             expected = [0, 255, 170, 255]
         else:
             image = PIL.Image.new(mode, (4, 1), 0)
@@ -93,13 +112,17 @@ class TestTransparency:
         PIL.Image.new("RGBA", (4, 4), (200, 0, 0, 51)).save(tmp_path / "a.png")
         with pytest.warns(UserWarning):
             image = only_image(tmp_path, 4, background="#0000ff")
-        np.testing.assert_array_equal(image[0, 0], (40, 0, 204))  # a fifth of red over four fifths of blue
+        np.testing.assert_array_equal(
+            image[0, 0], (40, 0, 204)
+        )  # a fifth of red over four fifths of blue
 
     def test_sixteen_bit_alpha(self, tmp_path):
         grey = np.full((2, 2), 65535 // 4, "uint16")
         write_png(tmp_path / "grey.png", np.stack([grey, np.array([[0, 65535]] * 2)], axis=-1))
         write_png(tmp_path / "key.png", np.array([[300, 301]] * 2), key=(300,))
-        write_png(tmp_path / "colours.png", np.array([[[1, 2, 3], [65535, 0, 257]]] * 2), key=(1, 2, 3))
+        write_png(
+            tmp_path / "colours.png", np.array([[[1, 2, 3], [65535, 0, 257]]] * 2), key=(1, 2, 3)
+        )
         with pytest.warns(UserWarning, match="3 of 3 images"):
             names = ("grey.png", "key.png", "colours.png")
             images = as_bytes(read_images([tmp_path / name for name in names], 2, 3, bits=16))
@@ -122,26 +145,35 @@ class TestTransparency:
 
     def test_padding_is_transparent_with_four_channels_and_black_with_three(self, tmp_path):
         PIL.Image.new("RGB", (4, 8), WHITE).save(tmp_path / "a.png")
-        assert [only_image(tmp_path, 8, channels=n, fit="pad")[0, 0].tolist() for n in (3, 4)] == [[0] * 3, [0] * 4]
+        assert [only_image(tmp_path, 8, channels=n, fit="pad")[0, 0].tolist() for n in (3, 4)] == [
+            [0] * 3,
+            [0] * 4,
+        ]
         assert only_image(tmp_path, 8, channels=4, fit="pad")[0, 4].tolist() == [255] * 4
 
     def test_opaque_images_with_alpha_are_no_matter_for_a_warning(self, tmp_path):
         PIL.Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "a.png")
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            np.testing.assert_array_equal(only_image(tmp_path, 4), np.broadcast_to((1, 2, 3), (4, 4, 3)))
+            np.testing.assert_array_equal(
+                only_image(tmp_path, 4), np.broadcast_to((1, 2, 3), (4, 4, 3))
+            )
 
     def test_four_channels_of_tfds_are_laid_on_the_background(self, tmp_path):
         images = np.zeros((2, 4, 4, 4), "uint8")
         images[..., :3], images[:, :, :2, 3] = MAGENTA, 255
         builder = tfds_of(tmp_path, images)
         with pytest.warns(UserWarning, match="is laid on the background"):
-            train, _ = load_dataset(builder, 4, 2, split=("train", None), channels=3, background="lime")
+            train, _ = load_dataset(
+                builder, 4, 2, split=("train", None), channels=3, background="lime"
+            )
         image = as_bytes(next(iter(train)))[0]
         assert image[0, 0].tolist() == list(MAGENTA) and image[0, 3].tolist() == [0, 255, 0]
         assert load_dataset(builder, 4, 2, split=("train", None))[0].element_spec.shape[-1] == 4
 
-    @pytest.mark.parametrize("background", ["no colour", (1, 2), (0, 0, 256), (0.5, 0.5, 0.5), 7, "#00000080"])
+    @pytest.mark.parametrize(
+        "background", ["no colour", (1, 2), (0, 0, 256), (0.5, 0.5, 0.5), 7, "#00000080"]
+    )
     def test_backgrounds_that_are_no_colour(self, background):
         with pytest.raises(ValueError, match="background must be a colour"):
             read_images([], 8, 3, background=background)
@@ -156,7 +188,9 @@ def tfds_of(folder, images):
 
         def _info(self):
             feature = tfds.features.Image(shape=images.shape[1:], dtype=images.dtype)
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"image": feature}))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"image": feature})
+            )
 
         def _split_generators(self, manager):
             return {"train": self._generate_examples()}
@@ -184,20 +218,28 @@ class TestDepth:
     @pytest.mark.parametrize("bits", [8, 10, 12, 14])
     def test_fewer_bits_in_sixteen_are_told_by_the_largest_value_of_all(self, tmp_path, kind, bits):
         white = 2**bits - 1
-        self.save(tmp_path / "a", np.array([[0, white // 3, 2 * white // 3, white]] * 4, "uint16"), kind)
+        self.save(
+            tmp_path / "a", np.array([[0, white // 3, 2 * white // 3, white]] * 4, "uint16"), kind
+        )
         self.save(tmp_path / "dark", np.full((4, 4), white // 5, "uint16"), kind)
-        with pytest.warns(UserWarning, match=rf"largest value is {white}, so they are read as {bits} bits"):
+        with pytest.warns(
+            UserWarning, match=rf"largest value is {white}, so they are read as {bits} bits"
+        ):
             train, _ = load_dataset(tmp_path, 4, 2, split=0.0, channels=1, drop_remainder=False)
         images = sorted(as_bytes(next(iter(train)))[:, 0, :, 0].tolist(), key=sum)
         np.testing.assert_allclose(images, [[51] * 4, [0, 85, 170, 255]], atol=1)
         with pytest.warns(UserWarning, match=f"read as {bits} bits"):
             paths = sorted(tmp_path.iterdir())
-            np.testing.assert_allclose(as_bytes(read_images(paths, 4, 1))[:, 0, :, 0], images[::-1], atol=1)
+            np.testing.assert_allclose(
+                as_bytes(read_images(paths, 4, 1))[:, 0, :, 0], images[::-1], atol=1
+            )
 
     def test_a_dark_image_beside_a_bright_one_stays_dark(self, tmp_path):
         PIL.Image.fromarray(self.RAMP).save(tmp_path / "dark.png")
         PIL.Image.fromarray(self.RAMP * 16).save(tmp_path / "bright.png")
-        images = as_bytes(read_images([tmp_path / "dark.png", tmp_path / "bright.png"], 4, 1))[:, 0, :, 0]
+        images = as_bytes(read_images([tmp_path / "dark.png", tmp_path / "bright.png"], 4, 1))[
+            :, 0, :, 0
+        ]
         np.testing.assert_allclose(images, [[0, 5, 11, 16], [0, 85, 170, 255]], atol=1)
 
     def test_bits_can_be_said(self, tmp_path):
@@ -206,7 +248,9 @@ class TestDepth:
         assert as_bytes(read_images([tmp_path / "a.png"], 4, 1, bits=16)).max() == 16
         np.testing.assert_array_equal(only_image_of(tmp_path / "a.png", bits=12), [0, 85, 170, 255])
         np.testing.assert_array_equal(only_image_of(tmp_path / "b.tif", bits=8), [0, 85, 170, 255])
-        with pytest.raises(ValueError, match="its largest value is 4095, but bits=10 has 1023 as white"):
+        with pytest.raises(
+            ValueError, match="its largest value is 4095, but bits=10 has 1023 as white"
+        ):
             read_images([tmp_path / "a.png"], 4, 1, bits=10)
         with pytest.raises(ValueError, match="bits must be an integer from 1 to 32"):
             read_images([tmp_path / "a.png"], 4, 1, bits="12")
@@ -220,10 +264,14 @@ class TestDepth:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             for name in ("a.tif", "a.png", "colours.png", "a.pgm"):
-                np.testing.assert_allclose(only_image_of(tmp_path / name), [0, 11, 21, 32], atol=1, err_msg=name)
+                np.testing.assert_allclose(
+                    only_image_of(tmp_path / name), [0, 11, 21, 32], atol=1, err_msg=name
+                )
             # As the standard of PNG has it: scaled to 16 bits, with 12 that count.
             write_png(tmp_path / "scaled.png", self.RAMP * 16, significant=12)
-            np.testing.assert_allclose(only_image_of(tmp_path / "scaled.png"), [0, 85, 170, 255], atol=1)
+            np.testing.assert_allclose(
+                only_image_of(tmp_path / "scaled.png"), [0, 85, 170, 255], atol=1
+            )
 
     def test_twelve_bits_a_pixel(self, tmp_path):
         packed = bytes.fromhex("000555aaafff") * 4
@@ -257,7 +305,9 @@ class TestDepth:
         write_rgb_tiff(tmp_path / "full.tif", self.RAMP * 16, kind=5)  # CMYK
         np.testing.assert_allclose(only_image_of(tmp_path / "full.tif"), [255, 115, 29, 0], atol=2)
         write_rgb_tiff(tmp_path / "few.tif", self.RAMP, kind=5)
-        with pytest.raises(ValueError, match="only the upper 8 bits of such a file can be read: save them as PNG"):
+        with pytest.raises(
+            ValueError, match="only the upper 8 bits of such a file can be read: save them as PNG"
+        ):
             read_images([tmp_path / "few.tif"], 4, 3)
         read_images([tmp_path / "few.tif"], 4, 3, bits=16)
 
@@ -266,7 +316,11 @@ class TestDepth:
         PIL.Image.fromarray(ramp).save(tmp_path / "a.tif")
         np.testing.assert_array_equal(only_image_of(tmp_path / "a.tif"), [0, 85, 170, 255])
         np.testing.assert_array_equal(only_image(tmp_path, 4)[0, :, 0], [0, 85, 170, 255])
-        for values, words in ((ramp * 255, "run from 0 to 255"), (ramp - 1, "from -1 to 0"), (ramp * np.nan, "NaN")):
+        for values, words in (
+            (ramp * 255, "run from 0 to 255"),
+            (ramp - 1, "from -1 to 0"),
+            (ramp * np.nan, "NaN"),
+        ):
             PIL.Image.fromarray(values).save(tmp_path / "a.tif")
             with pytest.raises(ValueError, match=f"a.tif.*floats .*{words}"):
                 load_dataset(tmp_path, 4, 1, split=0.0)
@@ -275,7 +329,9 @@ class TestDepth:
 
     def test_integers_without_a_meaning_are_refused(self, tmp_path):
         PIL.Image.fromarray(np.array([[0, 70000]], "int32")).save(tmp_path / "a.tif")
-        with pytest.raises(ValueError, match="values up to 70000, and do not say which is white.*bits=17"):
+        with pytest.raises(
+            ValueError, match="values up to 70000, and do not say which is white.*bits=17"
+        ):
             load_dataset(tmp_path, 4, 1, split=0.0)
         np.testing.assert_array_equal(only_image_of(tmp_path / "a.tif", (1, 2), bits=17), [0, 136])
         PIL.Image.fromarray(np.array([[-1, 7]], "int32")).save(tmp_path / "a.tif")
@@ -288,7 +344,9 @@ class TestDepth:
 
         grey = mode in ("1", "L", "LA")
         colours = [WHITE, (0, 0, 0)] if grey else [WHITE, (0, 0, 0), (255, 0, 0), (0, 0, 255)]
-        image = PIL.Image.fromarray(np.repeat(np.array([colours], "uint8"), 16, axis=0).repeat(16, axis=1))
+        image = PIL.Image.fromarray(
+            np.repeat(np.array([colours], "uint8"), 16, axis=0).repeat(16, axis=1)
+        )
         if mode == "LAB":
             profiles = PIL.ImageCms.createProfile("sRGB"), PIL.ImageCms.createProfile("LAB")
             image = PIL.ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
@@ -311,17 +369,27 @@ class TestDepth:
         found = sorted(as_bytes(next(iter(train)))[:, 0, :, 0].tolist())
         np.testing.assert_allclose(found, [[0, 28, 57, 85], [0, 85, 170, 255]], atol=1)
         if bits == 12:
-            assert as_bytes(next(iter(load_dataset(builder, 4, 2, split=("train", None), bits=16)[0]))).max() == 16
+            assert (
+                as_bytes(
+                    next(iter(load_dataset(builder, 4, 2, split=("train", None), bits=16)[0]))
+                ).max()
+                == 16
+            )
             with pytest.raises(
-                ValueError, match="images of deep cannot be used: its largest value is 4095, but bits=10"
+                ValueError,
+                match="images of deep cannot be used: its largest value is 4095, but bits=10",
             ):
                 load_dataset(builder, 4, 2, split=("train", None), bits=10)
 
     def test_tfds_of_floats(self, tmp_path):
         images = np.linspace(0, 1, 16, dtype="float32").reshape(1, 4, 4, 1)
         train, _ = load_dataset(tfds_of(tmp_path / "a", images), 4, 1, split=("train", None))
-        np.testing.assert_allclose(as_bytes(next(iter(train)))[0].ravel(), np.arange(16) * 17, atol=1)
-        with pytest.raises(ValueError, match="images of deep cannot be used: its floats run from 0 to 2"):
+        np.testing.assert_allclose(
+            as_bytes(next(iter(train)))[0].ravel(), np.arange(16) * 17, atol=1
+        )
+        with pytest.raises(
+            ValueError, match="images of deep cannot be used: its floats run from 0 to 2"
+        ):
             load_dataset(tfds_of(tmp_path / "b", images * 2), 4, 1, split=("train", None))
 
 
@@ -330,29 +398,46 @@ def only_image_of(path, size=4, **options):
 
 
 def write_rgb_tiff(path, values, order="<", compression="none", kind=2):
-    """Write uint16 values (height, width) as a TIFF of 16 bits a colour, RGB or, of kind 5, CMYK."""
+    """Write uint16 values (height, width) as a TIFF of 16 bits a colour, RGB or, of kind 5,
+    CMYK.
+    """
     height, width = values.shape
     channels = 4 if kind == 5 else 3
     pixels = values[..., None].repeat(channels, axis=-1).astype(f"{order}u2").tobytes()
     if compression == "tiff_lzw":  # as Pillow compresses just these bytes
-        PIL.Image.frombytes("L", (width * channels * 2, height), pixels).save(path, compression=compression)
+        PIL.Image.frombytes("L", (width * channels * 2, height), pixels).save(
+            path, compression=compression
+        )
         with PIL.Image.open(path) as image:
             (start,), (length,) = image.tag_v2[273], image.tag_v2[279]
         pixels = path.read_bytes()[start : start + length]
     elif compression == "tiff_adobe_deflate":
         pixels = zlib.compress(pixels)
     number = {"none": 1, "tiff_lzw": 5, "tiff_adobe_deflate": 8}[compression]
-    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, 8), (259, 3, 1, number), (262, 3, 1, kind)]
+    tags = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, channels, 8),
+        (259, 3, 1, number),
+        (262, 3, 1, kind),
+    ]
     tags += [(273, 4, 1, 16), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(pixels))]
     start = 16 + len(pixels)
     magic = b"II" if order == "<" else b"MM"
     content = (
-        struct.pack(f"{order}2sHI4H", magic, 42, start, 16, 16, 16, 16) + pixels + struct.pack(f"{order}H", len(tags))
+        struct.pack(f"{order}2sHI4H", magic, 42, start, 16, 16, 16, 16)
+        + pixels
+        + struct.pack(f"{order}H", len(tags))
     )
     for tag, form, count, value in tags:
         short = form == 3 and count == 1
         content += struct.pack(
-            f"{order}HHIHH" if short else f"{order}HHII", tag, form, count, value, *([0] if short else [])
+            f"{order}HHIHH" if short else f"{order}HHII",
+            tag,
+            form,
+            count,
+            value,
+            *([0] if short else []),
         )
     path.write_bytes(content + bytes(4))
 
@@ -396,11 +481,19 @@ class TestLargeImages:
         for name in ("a.png", "a.jpg", "a.tif"):
             PIL.Image.fromarray(draws).resize((90, 71)).save(tmp_path / name)
             pixels = decoding.read_image(tmp_path / name, 3)
-            assert pixels.shape == ((24, 30, 3) if name != "a.jpg" else (36, 45, 3))  # a third; JPEG has only a half
+            assert pixels.shape == (
+                (24, 30, 3) if name != "a.jpg" else (36, 45, 3)
+            )  # a third; JPEG has only a half
             if name != "a.jpg":
-                np.testing.assert_array_equal(pixels[3, 5], np.rint(draws[9:12, 15:18].mean(axis=(0, 1))))
-                np.testing.assert_array_equal(pixels[23, 29], np.rint(draws[69:, 87:].mean(axis=(0, 1))))
-        assert PIL.Image.MAX_IMAGE_PIXELS == 1000  # for the rest of the program, Pillow's limit stands
+                np.testing.assert_array_equal(
+                    pixels[3, 5], np.rint(draws[9:12, 15:18].mean(axis=(0, 1)))
+                )
+                np.testing.assert_array_equal(
+                    pixels[23, 29], np.rint(draws[69:, 87:].mean(axis=(0, 1)))
+                )
+        assert (
+            PIL.Image.MAX_IMAGE_PIXELS == 1000
+        )  # for the rest of the program, Pillow's limit stands
 
     def test_with_alpha_they_are_shrunk_by_it(self, tmp_path, monkeypatch):
         monkeypatch.setattr(decoding, "SHRUNK_ABOVE_PIXELS", 10)
@@ -408,13 +501,16 @@ class TestLargeImages:
         pixels = np.zeros((4, 4, 4), "uint8")
         pixels[:, ::2] = 255
         PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
-        assert decoding.read_image(tmp_path / "a.png", 4).tolist() == [[[255, 255, 255, 128]] * 2] * 2
+        assert (
+            decoding.read_image(tmp_path / "a.png", 4).tolist() == [[[255, 255, 255, 128]] * 2] * 2
+        )
 
     def test_beyond_ours_they_are_refused_with_what_to_do(self, tmp_path, monkeypatch):
         monkeypatch.setattr(decoding, "LARGEST_PIXELS", 2_000_000)
         PIL.Image.new("1", (2000, 1500)).save(tmp_path / "a.png")
         with pytest.raises(
-            ValueError, match="it is 2000 x 1500 pixels, 3 megapixels: more than the 2 that are read. Shr"
+            ValueError,
+            match="it is 2000 x 1500 pixels, 3 megapixels: more than the 2 that are read. Shr",
         ):
             read_images([tmp_path / "a.png"], 8, 1)
 

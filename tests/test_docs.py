@@ -12,7 +12,8 @@ from conftest import ROOT
 import ddim_keras
 
 pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="once is enough: it does not depend on the backend"
+    keras.backend.backend() != "tensorflow",
+    reason="once is enough: it does not depend on the backend",
 )
 
 
@@ -36,16 +37,22 @@ def test_the_site_builds_without_a_warning(site):
 
 def test_everything_public_has_its_place_in_the_api_pages(site):
     pages = "".join(path.read_text() for path in (site / "api").rglob("*.html"))
-    documented = {anchor.rsplit(".", 1)[-1] for anchor in re.findall(r'id="(ddim_keras[\w.]*)"', pages)}
+    documented = {
+        anchor.rsplit(".", 1)[-1] for anchor in re.findall(r'id="(ddim_keras[\w.]*)"', pages)
+    }
     missing = {"DiffusionModel", "load_model", "Trajectory"} - documented
     for name in sorted(set(ddim_keras.__all__) - {"DiffusionModel", "load_model", "__version__"}):
         module = getattr(ddim_keras, name)
         public = getattr(module, "__all__", None) or [
             own
             for own, value in vars(module).items()
-            if not own.startswith("_") and getattr(value, "__module__", None) == module.__name__ and value.__doc__
+            if not own.startswith("_")
+            and getattr(value, "__module__", None) == module.__name__
+            and value.__doc__
         ]
-        missing |= {f"{name}.{own}" for own in public if own not in documented and not own.isupper()}
+        missing |= {
+            f"{name}.{own}" for own in public if own not in documented and not own.isupper()
+        }
     assert not missing
 
 
@@ -55,7 +62,11 @@ def test_the_command_line_is_documented_from_itself(site):
     page = (site / "cli" / "index.html").read_text()
     for name, command in main.commands.items():
         assert f"ddim-keras {name}" in page
-        assert all(option.opts[0] in page for option in command.params if option.param_type_name == "option")
+        assert all(
+            option.opts[0] in page
+            for option in command.params
+            if option.param_type_name == "option"
+        )
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -63,14 +74,18 @@ WIDEST_CODE = 88
 
 
 def test_code_fits_its_column():
-    """The site's column holds 92 characters; the examples, which it includes, are that wide at most."""
+    """The site's column holds 92 characters; the examples, which it includes, are that wide at
+    most.
+    """
     too_wide = []
     for page in PAGES:
         fenced = False
         for number, line in enumerate(page.read_text().splitlines(), 1):
             if line.startswith("```"):
                 fenced = not fenced
-            elif (fenced or line.startswith("    ")) and len(line) - (0 if fenced else 4) > WIDEST_CODE:
+            elif (fenced or line.startswith("    ")) and len(line) - (
+                0 if fenced else 4
+            ) > WIDEST_CODE:
                 too_wide.append(f"{page.name}:{number}")
     assert not too_wide
 
@@ -82,12 +97,15 @@ def test_formulas_are_typeset_without_a_network(site):
         text = path.read_text()
         assert "arithmatex" not in text and "\\(" not in text, path
         assert not re.findall(
-            r'<(?:script|link|img)[^>]+(?:src|href)="https?://(?!example)[^"]+\.(?:js|css|woff2?|png)"', text
+            r'<(?:script|link|img)[^>]+(?:src|href)="https?://(?!example)[^"]+\.(?:js|css|woff2?|png)"',
+            text,
         )
 
 
 def test_links_between_pages_lead_somewhere_on_github_too():
-    """The site's builder checks its own links; the README's, and those to files outside docs/, are checked here."""
+    """The site's builder checks its own links; the README's, and those to files outside docs/, are
+    checked here.
+    """
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if not target.startswith("http"):

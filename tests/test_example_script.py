@@ -1,4 +1,6 @@
-"""A script written against the Keras DDIM example, with only its import changed, finds what it expects."""
+"""A script written against the Keras DDIM example, with only its import changed, finds what it
+expects.
+"""
 
 import keras
 import numpy as np
@@ -31,20 +33,29 @@ def datasets():
     import tensorflow as tf
 
     images = random_images(32, (16, 16, 3))
-    return [tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True) for _ in range(2)]
+    return [
+        tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True) for _ in range(2)
+    ]
 
 
 def run_script(model, datasets, checkpoint_path):
     train_dataset, val_dataset = datasets
     checkpoint_callback = keras.callbacks.ModelCheckpoint(
-        filepath=checkpoint_path, save_weights_only=True, monitor="val_kid", mode="min", save_best_only=True
+        filepath=checkpoint_path,
+        save_weights_only=True,
+        monitor="val_kid",
+        mode="min",
+        save_best_only=True,
     )
     model.normalizer.adapt(train_dataset)
     model.fit(
         train_dataset,
         epochs=2,
         validation_data=val_dataset,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=model.plot_images), checkpoint_callback],
+        callbacks=[
+            keras.callbacks.LambdaCallback(on_epoch_end=model.plot_images),
+            checkpoint_callback,
+        ],
         verbose=0,
     )
     model.load_weights(checkpoint_path)
@@ -64,13 +75,19 @@ def make_model(**arguments):
 def test_the_script_runs_with_its_kid(datasets, tmp_path):
     model = make_model(metrics=[KID()])
     run_script(model, datasets, tmp_path / "diffusion_model.weights.h5")
-    training, validation = {"n_loss", "i_loss", "loss"}, {"val_n_loss", "val_i_loss", "val_kid", "val_loss"}
+    training, validation = (
+        {"n_loss", "i_loss", "loss"},
+        {"val_n_loss", "val_i_loss", "val_kid", "val_loss"},
+    )
     assert set(model.history.history) == training | validation
 
 
 @slow_on_jax
 def test_the_script_runs_to_its_end_without_one_and_says_what_it_monitors(datasets, tmp_path):
-    with pytest.warns(UserWarning, match=r"ModelCheckpoint monitors 'val_kid', but no metric named 'kid' was compiled"):
+    with pytest.warns(
+        UserWarning,
+        match=r"ModelCheckpoint monitors 'val_kid', but no metric named 'kid' was compiled",
+    ):
         run_script(make_model(), datasets, tmp_path / "diffusion_model.weights.h5")
 
 
@@ -78,19 +95,30 @@ def test_the_examples_names_do_what_they_did():
     model = make_model()
     model.normalizer.adapt(random_images(8, (16, 16, 3)))
     noise_rates, signal_rates = model.diffusion_schedule(ops.ones((2, 1, 1, 1)))
-    assert float(noise_rates[0, 0, 0, 0]) > 0.99 and float(signal_rates[0, 0, 0, 0]) == pytest.approx(0.02, rel=1e-4)
+    assert float(noise_rates[0, 0, 0, 0]) > 0.99 and float(
+        signal_rates[0, 0, 0, 0]
+    ) == pytest.approx(0.02, rel=1e-4)
     noise = keras.random.normal((2, 16, 16, 3))
     for training in (True, False):
-        pred_noises, pred_images = model.denoise(noise, noise_rates, signal_rates, training=training)
+        pred_noises, pred_images = model.denoise(
+            noise, noise_rates, signal_rates, training=training
+        )
         assert pred_noises.shape == pred_images.shape == (2, 16, 16, 3)
     generated = model.denormalize(model.reverse_diffusion(noise, 3))
-    assert generated.shape == (2, 16, 16, 3) and 0.0 <= float(ops.min(generated)) <= float(ops.max(generated)) <= 1.0
-    assert model.network([noise, noise_rates**2]).shape == model.ema_network([noise, noise_rates**2]).shape
+    assert (
+        generated.shape == (2, 16, 16, 3)
+        and 0.0 <= float(ops.min(generated)) <= float(ops.max(generated)) <= 1.0
+    )
+    assert (
+        model.network([noise, noise_rates**2]).shape
+        == model.ema_network([noise, noise_rates**2]).shape
+    )
     assert model.generate(num_images=2, diffusion_steps=3).shape == (2, 16, 16, 3)
 
 
 @pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="on JAX a step takes and returns the state, as in Keras"
+    keras.backend.backend() != "tensorflow",
+    reason="on JAX a step takes and returns the state, as in Keras",
 )
 def test_steps_can_be_called_directly():
     model = make_model()

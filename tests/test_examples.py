@@ -123,7 +123,10 @@ def test_ddim_in_40_lines_takes_the_walk_of_the_package():
     planned = samplers.plan(samplers.DDIM(), levels, schedule.conditions)
     start = keras.ops.convert_to_tensor(noise.astype("float32"))
     memory = keras.ops.zeros((samplers.MEMORY, *noise.shape))
-    table, no_noise = keras.ops.convert_to_tensor(planned.table), lambda _: keras.ops.zeros_like(start)
+    table, no_noise = (
+        keras.ops.convert_to_tensor(planned.table),
+        lambda _: keras.ops.zeros_like(start),
+    )
     images, _, _ = samplers.walk(oracle, start, memory, table, 0, planned.ends[-1], no_noise)
     expected = np.clip((keras.ops.convert_to_numpy(images) + 1) / 2, 0, 1)
     assert 0.02 < expected.std() and 0.0 < expected.min() and expected.max() < 1.0

@@ -19,7 +19,10 @@ def wrong(kind):
     return images
 
 
-RANGE = r"images are out of range: got values from .* to .*, expected floats in \[0, 1\] or uint8: divide by 255"
+RANGE = (
+    r"images are out of range: got values from .* to .*, expected floats in \[0, 1\] or uint8: "
+    r"divide by 255"
+)
 MESSAGES = {
     "nan": "images contain NaN or infinity",
     "infinity": "images contain NaN or infinity",
@@ -59,7 +62,12 @@ FORMS = {
 @pytest.mark.parametrize(
     ("form", "adapted"),
     # Without an adapted normalizer a generator is refused before its values are seen.
-    [(form, adapted) for form in FORMS for adapted in (True, False) if adapted or form != "generator"],
+    [
+        (form, adapted)
+        for form in FORMS
+        for adapted in (True, False)
+        if adapted or form != "generator"
+    ],
 )
 def test_wrong_values_are_refused_wherever_they_come_from(kind, form, adapted):
     model = make_small_model()
@@ -79,10 +87,17 @@ def test_wrong_values_are_refused_by_adapt(kind):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((24, 8, 8), r"wrong rank: got shape \(\w+, 8, 8\), expected .*\(batch, 8, 8, 1\): add the channel axis"),
+        (
+            (24, 8, 8),
+            r"wrong rank: got shape \(\w+, 8, 8\), expected .*\(batch, 8, 8, 1\): add the channel "
+            r"axis",
+        ),
         ((24, 8, 1), r"wrong rank: got shape"),
         ((24, 8, 8, 3), r"images have 3 channels: .*build the model with channels=3"),
-        ((24, 8, 12, 1), r"wrong size: got shape \(\w+, 8, 12, 1\), .*build the model with image_size=\(8, 12\)"),
+        (
+            (24, 8, 12, 1),
+            r"wrong size: got shape \(\w+, 8, 12, 1\), .*build the model with image_size=\(8, 12\)",
+        ),
     ],
 )
 @pytest.mark.parametrize("form", FORMS)
@@ -122,9 +137,15 @@ class OneBatch(keras.utils.PyDataset):
 WHOLE = {**FORMS, "generator": lambda batch: iter([batch]), "PyDataset": OneBatch}
 COUNTS = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3))
 BYTES = r"their values run from 0 to 255: convert them with .astype\('uint8'\)"
-UNSEEN = r"convert them with .astype\('uint8'\) if the values run from 0 to 255; otherwise scale to floats"
+UNSEEN = (
+    r"convert them with .astype\('uint8'\) if the values run from 0 to 255; otherwise scale to "
+    r"floats"
+)
 OTHER_TYPES = {
-    "uint16": ((COUNTS * 257).astype("uint16"), r"uint16, .*: divide by 65535.0 .*would keep the low bits alone"),
+    "uint16": (
+        (COUNTS * 257).astype("uint16"),
+        r"uint16, .*: divide by 65535.0 .*would keep the low bits alone",
+    ),
     "int32": (COUNTS.astype("int32"), BYTES),
     "int64": (COUNTS, BYTES),
     "wide int64": (
@@ -133,9 +154,15 @@ OTHER_TYPES = {
     ),
     "zeros and ones": (COUNTS % 2, "they hold 0 and 1 alone: .astype\\('float32'\\)"),
     "bool": (COUNTS > 99, r"dtype bool, .*: .astype\('float32'\) makes them 0.0 and 1.0"),
-    "complex": (COUNTS.astype("complex64"), r"dtype complex64, .*numpy.abs\(images\) or images.real"),
+    "complex": (
+        COUNTS.astype("complex64"),
+        r"dtype complex64, .*numpy.abs\(images\) or images.real",
+    ),
     "str": (np.array(["a.png"] * 8), r"names of files\? ddim_keras.data.load_dataset\(folder"),
-    "object": (COUNTS.astype(object), "dtype object, .*images of different sizes, or things that are no images"),
+    "object": (
+        COUNTS.astype(object),
+        "dtype object, .*images of different sizes, or things that are no images",
+    ),
 }
 
 
@@ -197,15 +224,20 @@ def through_python(dataset, function, dtype="float32"):
 @pytest.mark.parametrize("shape", [(None, None, None, 3), (None, None, None, None), None])
 def test_shapes_that_are_not_known_before_are_checked_batch_by_batch(shape, model):
     known = model.evaluate(PICTURES, verbose=0)
-    np.testing.assert_allclose(model.evaluate(of_unknown_shape(PICTURES, shape), verbose=0), known, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.evaluate(of_unknown_shape(PICTURES, shape), verbose=0), known, rtol=1e-5
+    )
     model.fit(of_unknown_shape(PICTURES, shape), verbose=0)
     wrong_size = (
-        r"wrong size: got shape \(8, 8, 12, 3\), expected .*\(batch, 8, 8, 3\): resize them, or .*image_size=\(8, 12\)"
+        r"wrong size: got shape \(8, 8, 12, 3\), expected .*\(batch, 8, 8, 3\): resize them, or "
+        r".*image_size=\(8, 12\)"
     )
     with pytest.raises(ValueError, match=wrong_size):
         model.fit(of_unknown_shape(random_images(8, (8, 12, 3)), shape), verbose=0)
     if shape is None:
-        with pytest.raises(ValueError, match=r"wrong rank: got shape \(8, 8, 3\).*: this is one image"):
+        with pytest.raises(
+            ValueError, match=r"wrong rank: got shape \(8, 8, 3\).*: this is one image"
+        ):
             model.fit(of_unknown_shape(PICTURES[0], shape), verbose=0)
 
 
@@ -228,7 +260,11 @@ def test_shapes_that_python_functions_lost_are_found_again(model):
 @pytest.mark.parametrize("form", WHOLE)
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 def test_every_floating_type_is_taken(dtype, form, model):
-    images = keras.ops.convert_to_numpy(keras.ops.cast(PICTURES, "bfloat16")) if dtype == "bfloat16" else PICTURES
+    images = (
+        keras.ops.convert_to_numpy(keras.ops.cast(PICTURES, "bfloat16"))
+        if dtype == "bfloat16"
+        else PICTURES
+    )
     images = images.astype(dtype)
     expected = model.evaluate(images.astype("float32"), verbose=0)
     np.testing.assert_allclose(model.evaluate(WHOLE[form](images), verbose=0), expected, rtol=1e-4)
@@ -261,10 +297,13 @@ def test_dictionaries_are_taken_by_their_names(names, form, model):
 def test_dictionaries_of_other_names_are_refused_with_what_to_do(form, model):
     data = WHOLE[form]({"picture": PICTURES, "id": LABELS})
     with pytest.raises(
-        ValueError, match=r"got a dictionary with keys \['id', 'picture'\]: name them by one of \['image', "
+        ValueError,
+        match=r"got a dictionary with keys \['id', 'picture'\]: name them by one of \['image', ",
     ):
         model.fit(data, verbose=0)
-    with pytest.raises(ValueError, match="name its images once, got a dictionary with both 'image' and 'img'"):
+    with pytest.raises(
+        ValueError, match="name its images once, got a dictionary with both 'image' and 'img'"
+    ):
         model.fit(WHOLE[form]({"image": PICTURES, "img": PICTURES}), verbose=0)
 
 
@@ -274,28 +313,47 @@ def test_lists_of_images_are_taken(model):
     bytes_ = (PICTURES * 255).astype("uint8")
     pictures = [Image.fromarray(image) for image in bytes_]
     expected = model.evaluate(bytes_, verbose=0)
-    for data in (list(bytes_), pictures, [bytes_[:3], bytes_[3:]], (bytes_,), [{"image": image} for image in bytes_]):
+    for data in (
+        list(bytes_),
+        pictures,
+        [bytes_[:3], bytes_[3:]],
+        (bytes_,),
+        [{"image": image} for image in bytes_],
+    ):
         np.testing.assert_allclose(model.evaluate(data, verbose=0), expected, rtol=1e-5)
         model.normalizer.adapt(data)
         np.testing.assert_allclose(model.normalizer.mean, PICTURES.mean((0, 1, 2)), atol=0.01)
     model.normalizer.adapt(PICTURES)
     with pytest.raises(
-        ValueError, match=r"all be of one size to make a batch, got .*\(8, 8, 3\), \(9, 8, 3\).*: resize them"
+        ValueError,
+        match=r"all be of one size to make a batch, got .*\(8, 8, 3\), \(9, 8, 3\).*: resize them",
     ):
         model.fit([*pictures, pictures[0].resize((8, 9))], verbose=0)
-    with pytest.raises(ValueError, match="these are grayscale images, .*or build the model with channels=1"):
+    with pytest.raises(
+        ValueError, match="these are grayscale images, .*or build the model with channels=1"
+    ):
         model.fit([picture.convert("L") for picture in pictures], verbose=0)
 
 
 @pytest.mark.parametrize(
-    "structure", [PICTURES, (PICTURES, LABELS), {"image": PICTURES}], ids=["images", "pair", "names"]
+    "structure",
+    [PICTURES, (PICTURES, LABELS), {"image": PICTURES}],
+    ids=["images", "pair", "names"],
 )
 def test_data_sets_without_batches_are_refused(structure, model):
     import tensorflow as tf
 
     unbatched = tf.data.Dataset.from_tensor_slices(structure)
-    for method in (model.fit, model.evaluate, model.normalizer.adapt, lambda data: score(model, data)):
-        with pytest.raises(ValueError, match=r"this is one image. A data set must hold batches: dataset.batch\(32\)"):
+    for method in (
+        model.fit,
+        model.evaluate,
+        model.normalizer.adapt,
+        lambda data: score(model, data),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"this is one image. A data set must hold batches: dataset.batch\(32\)",
+        ):
             method(unbatched)
     with pytest.raises(ValueError, match="these are batches of batches"):
         model.fit(unbatched.batch(2).batch(2), verbose=0)
@@ -304,15 +362,23 @@ def test_data_sets_without_batches_are_refused(structure, model):
 @pytest.mark.parametrize("form", WHOLE)
 def test_axes_in_another_order_are_refused_with_their_order(form, model):
     channels_first = PICTURES.transpose(0, 3, 1, 2)
-    message = r"images have their channels first: .* put them last with images.transpose\(0, 2, 3, 1\)"
-    uses = [lambda data: model.fit(data, verbose=0), model.normalizer.adapt, lambda data: score(model, data)]
+    message = (
+        r"images have their channels first: .* put them last with images.transpose\(0, 2, 3, 1\)"
+    )
+    uses = [
+        lambda data: model.fit(data, verbose=0),
+        model.normalizer.adapt,
+        lambda data: score(model, data),
+    ]
     for use in uses:
         with pytest.raises(ValueError, match=message):
             use(WHOLE[form](channels_first))
     wide = ddim_keras.DiffusionModel((8, 12), [4], 1, channels=3)
     wide.compile("sgd")
     wide.normalizer.adapt(random_images(2, (8, 12, 3)))
-    with pytest.raises(ValueError, match=r"height and width have changed places: .*images.transpose\(0, 2, 1, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"height and width have changed places: .*images.transpose\(0, 2, 1, 3\)"
+    ):
         wide.fit(WHOLE[form](random_images(8, (12, 8, 3))), verbose=0)
 
 
@@ -362,7 +428,10 @@ def test_a_slight_overshoot_is_cut_off_of_what_is_edited(model):
     np.testing.assert_array_equal(made, model.inpaint(clipped, known, 2, seed=0))
     assert made.min() >= 0.0 and made.max() <= 1.0
     for wrong in (PICTURES * 2 - 1, PICTURES * 255):
-        for use in (lambda images: model.encode(images, 2), lambda images: model.inpaint(images, known, 2)):
+        for use in (
+            lambda images: model.encode(images, 2),
+            lambda images: model.inpaint(images, known, 2),
+        ):
             with pytest.raises(ValueError, match=RANGE):
                 use(wrong)
 
@@ -397,10 +466,13 @@ def test_data_that_cannot_be_read_twice_are_not_used_up_by_adapting():
     model = make_small_model()
     model.compile("adamw")
     with pytest.raises(
-        ValueError, match=r"would use up the images of a generator: adapt it first: model.normalizer.adapt"
+        ValueError,
+        match=r"would use up the images of a generator: adapt it first: model.normalizer.adapt",
     ):
         model.fit(FORMS["generator"](random_images()), verbose=0)
-    with pytest.raises(ValueError, match=r"the data set never ends: adapt it first.*or give steps_per_epoch"):
+    with pytest.raises(
+        ValueError, match=r"the data set never ends: adapt it first.*or give steps_per_epoch"
+    ):
         model.fit(as_dataset(random_images()).repeat(), verbose=0)
     model.fit(as_dataset(random_images()).repeat(), steps_per_epoch=2, verbose=0)
     assert float(model.normalizer.count) == 16 * 64
@@ -422,7 +494,10 @@ def test_evaluate_needs_an_adapted_normalizer():
         ({"channels": 0}, "channels must be an integer, at least 1: got 0"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), got 1.0"),
         ({"schedule": "linear-ish"}, "unknown schedule 'linear-ish': expected one of .*angle"),
-        ({"parameterization": "score"}, "unknown parameterization 'score': expected one of .*velocity"),
+        (
+            {"parameterization": "score"},
+            "unknown parameterization 'score': expected one of .*velocity",
+        ),
         ({"loss_weighting": 3}, "expected a Weighting object or one of .*got 3 of type int"),
         ({"embedding_dims": 5}, "dims must be even"),
         ({"seed": -1}, "seed must be an integer, at least 0 and below 4294967296: got -1"),
@@ -435,7 +510,9 @@ def test_impossible_models_are_refused(arguments, message):
 
 def test_a_network_of_the_wrong_shape_is_refused():
     images, variances = keras.Input((8, 8, 3)), keras.Input((1, 1, 1))
-    with pytest.raises(ValueError, match=r"the network must map inputs of shapes \[\(None, 8, 8, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"the network must map inputs of shapes \[\(None, 8, 8, 1\)"
+    ):
         make_small_model(network=keras.Model([images, variances], images * variances))
 
 

@@ -20,7 +20,9 @@ def features_of(number, dims=6, seed=0, shift=0.0):
 
 
 def small_extractor(seed=0, classes=None):
-    """A Keras model with random weights: 8 x 8 x 1 images to 6 features, and class logits if asked for."""
+    """A Keras model with random weights: 8 x 8 x 1 images to 6 features, and class logits if asked
+    for.
+    """
     keras.utils.set_random_seed(seed)
     images = keras.Input((8, 8, 1))
     features = keras.layers.Dense(6, activation="relu")(keras.layers.Flatten()(images))
@@ -36,11 +38,16 @@ def two_sides(number=60):
 
 
 def test_fid_is_that_of_a_general_matrix_square_root():
-    real, generated = features_of(200).astype("float64"), features_of(150, seed=2, shift=0.3).astype("float64")
+    real, generated = (
+        features_of(200).astype("float64"),
+        features_of(150, seed=2, shift=0.3).astype("float64"),
+    )
     means = real.mean(0), generated.mean(0)
     covariances = np.cov(real.T), np.cov(generated.T)
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
-    expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covariances[0] + covariances[1] - 2 * root)
+    expected = np.sum((means[0] - means[1]) ** 2) + np.trace(
+        covariances[0] + covariances[1] - 2 * root
+    )
     np.testing.assert_allclose(metrics.fid(real, generated), expected, rtol=1e-6)
 
 
@@ -57,10 +64,15 @@ def test_fid_of_equal_features_is_zero_and_of_shifted_ones_the_squared_shift():
 
 
 def test_kid_is_that_of_another_polynomial_kernel():
-    real, generated = features_of(80).astype("float64"), features_of(90, seed=2, shift=0.3).astype("float64")
+    real, generated = (
+        features_of(80).astype("float64"),
+        features_of(90, seed=2, shift=0.3).astype("float64"),
+    )
     within = [polynomial_kernel(side, degree=3, coef0=1) for side in (real, generated)]
     between = polynomial_kernel(real, generated, degree=3, coef0=1)
-    expected = sum((kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in within)
+    expected = sum(
+        (kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in within
+    )
     expected -= 2 * between.mean()
     np.testing.assert_allclose(metrics.kid(real, generated, subsets=0).mean, expected, rtol=1e-6)
 
@@ -68,7 +80,9 @@ def test_kid_is_that_of_another_polynomial_kernel():
 def test_kid_is_unbiased_where_fid_is_not():
     estimates = [
         (metrics.kid(a, b, subsets=0).mean, metrics.fid(a, b))
-        for a, b in ((features_of(20, seed=2 * i), features_of(20, seed=2 * i + 1)) for i in range(200))
+        for a, b in (
+            (features_of(20, seed=2 * i), features_of(20, seed=2 * i + 1)) for i in range(200)
+        )
     ]
     kids, fids = np.array(estimates).T
     assert abs(kids.mean()) < 3 * kids.std() / np.sqrt(len(kids))
@@ -115,7 +129,10 @@ def within(points, centres, radii):
 
 
 def test_precision_recall_density_and_coverage_are_those_of_another_neighbour_search():
-    real, generated = features_of(90).astype("float64"), features_of(70, seed=2, shift=0.5).astype("float64")
+    real, generated = (
+        features_of(90).astype("float64"),
+        features_of(70, seed=2, shift=0.5).astype("float64"),
+    )
     expected = (
         within(generated, real, balls(real, 3)).any(1).mean(),
         within(real, generated, balls(generated, 3)).any(1).mean(),
@@ -130,7 +147,10 @@ def test_neighbours_do_not_depend_on_the_blocks(monkeypatch):
     real, generated = features_of(90), features_of(70, seed=2)
     whole = metrics.precision_recall(real, generated), metrics.density_coverage(real, generated)
     monkeypatch.setattr("ddim_keras.metrics.manifolds._BLOCK", 7)
-    assert (metrics.precision_recall(real, generated), metrics.density_coverage(real, generated)) == whole
+    assert (
+        metrics.precision_recall(real, generated),
+        metrics.density_coverage(real, generated),
+    ) == whole
 
 
 def test_collapse_costs_recall_and_blur_costs_precision():
@@ -143,10 +163,17 @@ def test_collapse_costs_recall_and_blur_costs_precision():
 
 
 def test_figures_agree_with_torch_fidelity():
-    """With what torch-fidelity 0.4.0 gave on the same features; in float64, as it averages in the features' own precision."""
-    real, generated = features_of(300).astype("float64"), features_of(300, seed=2, shift=0.3).astype("float64")
+    """With what torch-fidelity 0.4.0 gave on the same features; in float64, as it averages in the
+    features' own precision.
+    """
+    real, generated = (
+        features_of(300).astype("float64"),
+        features_of(300, seed=2, shift=0.3).astype("float64"),
+    )
     np.testing.assert_allclose(metrics.fid(real, generated), 0.7985739163318968, rtol=1e-6)
-    np.testing.assert_allclose(metrics.kid(real, generated, subsets=0).mean, 32.816024956398905, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics.kid(real, generated, subsets=0).mean, 32.816024956398905, rtol=1e-6
+    )
     probabilities = np.exp(real) / np.exp(real).sum(axis=1, keepdims=True)
     score = metrics.inception_score(probabilities, splits=5)
     np.testing.assert_allclose(score, (2.0026981112413047, 0.10021864861040204), rtol=1e-6)
@@ -155,10 +182,14 @@ def test_figures_agree_with_torch_fidelity():
     )
 
 
-@pytest.mark.parametrize("function", [metrics.fid, metrics.kid, metrics.precision_recall, metrics.density_coverage])
+@pytest.mark.parametrize(
+    "function", [metrics.fid, metrics.kid, metrics.precision_recall, metrics.density_coverage]
+)
 def test_bad_features_are_refused(function):
     good = features_of(20)
-    with pytest.raises(ValueError, match=r"generated features must have shape \(images, 6\), got \(20, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"generated features must have shape \(images, 6\), got \(20, 5\)"
+    ):
         function(good, good[:, :5])
     with pytest.raises(ValueError, match="generated features must be finite"):
         function(good, np.where(good > 3, np.nan, good))
@@ -175,7 +206,9 @@ def test_bad_features_are_refused(function):
 METRICS = {
     "fid": lambda **options: metrics.FID(small_extractor(), **options),
     "kid": lambda **options: metrics.KID(small_extractor(), subsets=0, **options),
-    "inception_score": lambda **options: metrics.InceptionScore(small_extractor(classes=4), splits=3, **options),
+    "inception_score": lambda **options: metrics.InceptionScore(
+        small_extractor(classes=4), splits=3, **options
+    ),
     "precision_recall": lambda **options: metrics.PrecisionRecall(small_extractor(), **options),
     "density_coverage": lambda **options: metrics.DensityCoverage(small_extractor(), **options),
 }
@@ -196,7 +229,9 @@ def test_metrics_do_not_depend_on_the_batches(name):
     real, generated = two_sides()
     expected = fill(METRICS[name](), real, generated, 60)
     for batch_size in (1, 7, 32):
-        np.testing.assert_allclose(fill(METRICS[name](), real, generated, batch_size), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            fill(METRICS[name](), real, generated, batch_size), expected, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["fid", "kid", "precision_recall", "density_coverage"])
@@ -221,7 +256,9 @@ def test_states_merge(name):
     fill(one, real[:30], generated[:30], 8)
     fill(other, real[30:], generated[30:], 8)
     one.merge_state([other])
-    np.testing.assert_allclose(flat(one.result()), fill(METRICS[name](), real, generated, 60), rtol=1e-5)
+    np.testing.assert_allclose(
+        flat(one.result()), fill(METRICS[name](), real, generated, 60), rtol=1e-5
+    )
     one.reset_state()
     with pytest.raises(ValueError, match="needs at least"):
         one.result()
@@ -253,7 +290,9 @@ def test_a_sample_is_fair_and_the_same_whatever_the_batches():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(backend.BACKEND != "tensorflow", reason="only TensorFlow copies the model to replicas")
+@pytest.mark.skipif(
+    backend.BACKEND != "tensorflow", reason="only TensorFlow copies the model to replicas"
+)
 def test_states_merge_across_replicas():
     printed = run_python(
         """
@@ -346,11 +385,14 @@ def test_images_of_weight_zero_are_left_out_and_other_weights_are_refused(name):
     weighted.update_state(real, generated, sample_weight=which.astype("float32"))
     chosen.update_state(real[which], generated[which])
     found, expected = (
-        figure if isinstance(figure, dict) else {name: figure} for figure in (weighted.result(), chosen.result())
+        figure if isinstance(figure, dict) else {name: figure}
+        for figure in (weighted.result(), chosen.result())
     )
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
     for wrong in (np.full(12, 0.5), [2.0] * 12, np.full(12, -1.0)):
-        with pytest.raises(ValueError, match="all images alike: sample_weight must be None, or hold 0 and 1 alone"):
+        with pytest.raises(
+            ValueError, match="all images alike: sample_weight must be None, or hold 0 and 1 alone"
+        ):
             METRICS[name]().update_state(real, generated, sample_weight=wrong)
 
 
@@ -364,7 +406,10 @@ def test_validation_logs_the_metric(name):
     model.compile(metrics=[METRICS[name]()])
     images = random_images(16)
     history = model.fit(images, validation_data=images, batch_size=8, epochs=2, verbose=0).history
-    named = {"precision_recall": ["precision", "recall"], "density_coverage": ["density", "coverage"]}.get(name, [name])
+    named = {
+        "precision_recall": ["precision", "recall"],
+        "density_coverage": ["density", "coverage"],
+    }.get(name, [name])
     for figure in named:
         assert len(history[f"val_{figure}"]) == 2
         assert np.isfinite(history[f"val_{figure}"]).all()
@@ -379,7 +424,9 @@ class Seen(keras.metrics.Metric):
 
     def __init__(self, name="seen", **options):
         super().__init__(name=name, **options)
-        self.sums = [self.add_variable((8, 8, 1), "zeros", name=side) for side in ("real", "generated")]
+        self.sums = [
+            self.add_variable((8, 8, 1), "zeros", name=side) for side in ("real", "generated")
+        ]
 
     def update_state(self, real, generated, sample_weight=None):
         for total, images in zip(self.sums, (real, generated)):
@@ -412,7 +459,9 @@ def test_the_best_epoch_by_kid_is_kept(tmp_path):
     checkpoint = keras.callbacks.ModelCheckpoint(
         path, monitor="val_kid", mode="min", save_best_only=True, save_weights_only=True
     )
-    history = model.fit(images, validation_data=images, epochs=3, verbose=0, callbacks=[checkpoint]).history
+    history = model.fit(
+        images, validation_data=images, epochs=3, verbose=0, callbacks=[checkpoint]
+    ).history
     model.load_weights(path)
     kid = model.evaluate(images, verbose=0, return_dict=True)["kid"]
     np.testing.assert_allclose(kid, min(history["val_kid"]), rtol=1e-3, atol=1e-6)
@@ -421,7 +470,9 @@ def test_the_best_epoch_by_kid_is_kept(tmp_path):
 @slow_on_jax
 def test_a_saved_model_keeps_its_metrics_and_their_extractor(tmp_path):
     model = make_small_model()
-    model.compile(metrics=[metrics.FID(small_extractor(seed=3)), metrics.KID("fashion_mnist", subsets=5)])
+    model.compile(
+        metrics=[metrics.FID(small_extractor(seed=3)), metrics.KID("fashion_mnist", subsets=5)]
+    )
     images = random_images(16)
     model.fit(images, verbose=0)
     with pytest.warns(UserWarning):
@@ -447,7 +498,9 @@ def test_weights_of_before_a_metric_was_compiled_still_load(tmp_path):
 def test_a_model_loads_where_its_metrics_extractor_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.InceptionV3Extractor, "__init__", lambda self: None)
     model = make_small_model()
-    model.compile(metrics=[metrics.FID(metrics.InceptionV3Extractor()), metrics.KID("fashion_mnist")])
+    model.compile(
+        metrics=[metrics.FID(metrics.InceptionV3Extractor()), metrics.KID("fashion_mnist")]
+    )
     monkeypatch.setattr(metrics.InceptionV3Extractor, "get_config", lambda self: {})
     model.save(tmp_path / "model.keras")
 
@@ -466,7 +519,9 @@ def test_a_model_loads_where_its_metrics_extractor_cannot_be_had(tmp_path, monke
 def test_images_of_other_sizes_are_resized_as_tensorflow_does_and_under_xla():
     images = random_images(3, (20, 12, 3))
     for size in ((8, 8), (30, 12)):
-        found = backend.compile_function(lambda images, size=size: resized(images, size), [], True)([], images)
+        found = backend.compile_function(lambda images, size=size: resized(images, size), [], True)(
+            [], images
+        )
         expected = keras.ops.image.resize(images, size, antialias=True, data_format="channels_last")
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -479,11 +534,16 @@ def test_a_users_model_stays_trainable():
 
 @slow_on_jax
 def test_the_fashion_mnist_extractor_tells_clothes_apart():
-    """Over 92 % of all 10,000 test images at training; here of the 1,000 that ship, at both sizes they come in."""
+    """Over 92 % of all 10,000 test images at training; here of the 1,000 that ship, at both sizes
+    they come in.
+    """
     extractor = metrics.get_extractor("fashion_mnist")
     for size in (28, 32):
         _, validation = ddim_keras.data.load_dataset("embedded", size, 500, labels=True)
-        right = [np.argmax(extractor.probabilities(images.numpy()), axis=1) == labels for images, labels in validation]
+        right = [
+            np.argmax(extractor.probabilities(images.numpy()), axis=1) == labels
+            for images, labels in validation
+        ]
         assert np.mean(right) > 0.91
     colours = np.repeat(random_images(2, seed=0), 3, axis=-1)
     assert extractor.features(colours).shape == (2, 128)
@@ -552,7 +612,15 @@ def test_score_reports_what_the_functions_do():
     with pytest.warns(UserWarning, match="KID of 30"):
         scores = model.score(real, 30, 3, metrics=names, extractor=extractor, seed=5, batch_size=16)
     generated = model.generate(30, 3, seed=5)
-    assert list(scores) == ["fid", "kid", "kid_standard_deviation", "precision", "recall", "density", "coverage"]
+    assert list(scores) == [
+        "fid",
+        "kid",
+        "kid_standard_deviation",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    ]
     np.testing.assert_allclose(scores["fid"], metrics.fid(real, generated, extractor), rtol=1e-3)
     expected = metrics.precision_recall(real, generated, extractor)
     np.testing.assert_allclose((scores["precision"], scores["recall"]), expected, atol=0.06)
@@ -562,20 +630,26 @@ def test_score_of_each_class():
     model = make_small_model()
     real = random_images(40)
     labels = np.arange(40) % 4
-    real[labels == 3] = 1.0 - 0.01 * real[labels == 3]  # a class that the untrained model cannot draw
+    real[labels == 3] = (
+        1.0 - 0.01 * real[labels == 3]
+    )  # a class that the untrained model cannot draw
     model.normalizer.adapt(real)
     import tensorflow as tf
 
     dataset = tf.data.Dataset.from_tensor_slices((real, labels)).batch(16)
     dataset.class_names = ["shirt", "shoe", "bag", "white"]
     extractor = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
-    scores = model.score(dataset, 30, 3, metrics=[], extractor=extractor, per_class=True)["per_class"]
+    scores = model.score(dataset, 30, 3, metrics=[], extractor=extractor, per_class=True)[
+        "per_class"
+    ]
     assert list(scores) == ["shirt", "shoe", "bag", "white"]
     assert scores["white"]["coverage"] == 0.0
     assert scores["white"]["generated_share"] == 0.0
     np.testing.assert_allclose(sum(figures["generated_share"] for figures in scores.values()), 1.0)
     assert all(figures["real_share"] == 0.25 for figures in scores.values())
-    of_arrays = model.score((real, labels), 30, 3, metrics=[], extractor=extractor, per_class=True)["per_class"]
+    of_arrays = model.score((real, labels), 30, 3, metrics=[], extractor=extractor, per_class=True)[
+        "per_class"
+    ]
     assert list(of_arrays) == ["0", "1", "2", "3"]
     with pytest.raises(ValueError, match="per_class needs labels"):
         model.score(real, 30, 3, metrics=[], extractor=extractor, per_class=True)

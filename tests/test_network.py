@@ -23,7 +23,12 @@ def parameters_of_the_example(widths, block_depth, channels, embedding_dims=32):
     def block(before, width):
         projection = 0 if before == width else convolution(1, before, width)
         normalization = 2 * before  # the moving mean and variance
-        return projection + normalization + convolution(3, before, width) + convolution(3, width, width)
+        return (
+            projection
+            + normalization
+            + convolution(3, before, width)
+            + convolution(3, width, width)
+        )
 
     total = convolution(1, channels, widths[0])
     now, skips = widths[0] + embedding_dims, []
@@ -48,10 +53,15 @@ def test_the_examples_settings_have_exactly_the_examples_number_of_parameters():
     assert network.count_params() == parameters_of_the_example([32, 64, 96, 128], 2, 3) == 1_953_507
 
 
-@pytest.mark.parametrize(("shape", "widths"), [((8, 8, 1), [4]), ((8, 16, 4), [4, 8, 12]), ((6, 4, 7), [4, 8])])
+@pytest.mark.parametrize(
+    ("shape", "widths"), [((8, 8, 1), [4]), ((8, 16, 4), [4, 8, 12]), ((6, 4, 7), [4, 8])]
+)
 def test_output_has_the_shape_of_the_images(shape, widths):
     network = residual_unet(shape, widths, 1)
-    assert network([np.ones((2, *shape), "float32"), np.ones((2, 1, 1, 1), "float32")]).shape == (2, *shape)
+    assert network([np.ones((2, *shape), "float32"), np.ones((2, 1, 1, 1), "float32")]).shape == (
+        2,
+        *shape,
+    )
     assert network.count_params() == parameters_of_the_example(widths, 1, shape[-1])
 
 
@@ -65,7 +75,12 @@ OPTIONS = [
     {"normalization": "group"},
     {"attention_levels": [1]},
     {"patch_size": 2},
-    {"conditioning": "every_block", "normalization": "group", "attention_levels": [0, 1], "patch_size": 2},
+    {
+        "conditioning": "every_block",
+        "normalization": "group",
+        "attention_levels": [0, 1],
+        "patch_size": 2,
+    },
 ]
 
 
@@ -87,12 +102,16 @@ def test_the_network_listens_to_the_noise_level(conditioning):
     network = residual_unet((8, 8, 1), [4, 8], 1, conditioning=conditioning)
     network.get_layer("prediction").kernel.assign(np.ones((1, 1, 4, 1)))
     images = random_images(1)
-    low, high = (network([images, np.full((1, 1, 1, 1), variance, "float32")]) for variance in (0.1, 0.9))
+    low, high = (
+        network([images, np.full((1, 1, 1, 1), variance, "float32")]) for variance in (0.1, 0.9)
+    )
     assert np.abs(np.subtract(low, high)).max() > 1e-3
 
 
 def test_patches_cut_the_image_and_put_it_together_again():
-    """Each output pixel comes from its own patch: with 1 x 1 convolutions alone nothing crosses the patches' borders."""
+    """Each output pixel comes from its own patch: with 1 x 1 convolutions alone nothing crosses the
+    patches' borders.
+    """
     images = keras.Input((4, 6, 2))
     identity = keras.Model(images, unet._from_patches(unet._to_patches(images, 2), 2))
     pixels = random_images(3, (4, 6, 2))
@@ -113,8 +132,12 @@ def test_group_normalization_is_kerass():
 
 def test_attention_follows_every_block_of_its_level():
     for conditioning in ("input", "every_block"):
-        network = residual_unet((8, 8, 1), [32, 32], 2, attention_levels=[0], conditioning=conditioning)
-        assert sum(isinstance(layer, keras.layers.MultiHeadAttention) for layer in network.layers) == 4
+        network = residual_unet(
+            (8, 8, 1), [32, 32], 2, attention_levels=[0], conditioning=conditioning
+        )
+        assert (
+            sum(isinstance(layer, keras.layers.MultiHeadAttention) for layer in network.layers) == 4
+        )
 
 
 def test_attention_mixes_distant_pixels():
@@ -123,7 +146,10 @@ def test_attention_mixes_distant_pixels():
     images, variances = np.zeros((1, 8, 8, 1), "float32"), np.full((1, 1, 1, 1), 0.5, "float32")
     touched = images.copy()
     touched[0, 0, 0, 0] = 1.0
-    assert np.abs(np.subtract(network([images, variances]), network([touched, variances])))[0, 7, 7, 0] > 0.0
+    assert (
+        np.abs(np.subtract(network([images, variances]), network([touched, variances])))[0, 7, 7, 0]
+        > 0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +168,9 @@ def test_impossible_options_are_refused(options, message):
 
 
 def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can():
-    message = r"image_size \(30, 64\) cannot be halved 3 times.*multiples of 8.*height 24 or 32, width 64"
+    message = (
+        r"image_size \(30, 64\) cannot be halved 3 times.*multiples of 8.*height 24 or 32, width 64"
+    )
     with pytest.raises(ValueError, match=message):
         residual_unet((30, 64, 3), [4, 4, 4, 4], 1)
     with pytest.raises(ValueError, match="height 8, width 8"):
@@ -150,7 +178,8 @@ def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can():
 
 
 @pytest.mark.parametrize(
-    ("widths", "depth", "message"), [([], 1, "widths"), ([4, 0], 1, "widths"), ([4], 0, "block_depth")]
+    ("widths", "depth", "message"),
+    [([], 1, "widths"), ([4, 0], 1, "widths"), ([4], 0, "block_depth")],
 )
 def test_impossible_levels_are_refused(widths, depth, message):
     with pytest.raises(ValueError, match=f"{message} must be"):
@@ -159,7 +188,9 @@ def test_impossible_levels_are_refused(widths, depth, message):
 
 def test_embedding_is_sines_and_cosines_of_geometric_frequencies():
     value = 0.3
-    embedding = keras.ops.convert_to_numpy(SinusoidalEmbedding(6, 100.0)(np.full((1, 1, 1, 1), value, "float32")))
+    embedding = keras.ops.convert_to_numpy(
+        SinusoidalEmbedding(6, 100.0)(np.full((1, 1, 1, 1), value, "float32"))
+    )
     angles = 2 * np.pi * np.array([1.0, 10.0, 100.0]) * value
     np.testing.assert_allclose(embedding.ravel(), [*np.sin(angles), *np.cos(angles)], atol=1e-4)
 
@@ -171,7 +202,9 @@ def test_embedding_is_float32_under_mixed_precision():
     assert network.outputs[0].dtype == "float32"
 
 
-@pytest.mark.parametrize(("dims", "frequency", "message"), [(3, 10.0, "even"), (4, 0.5, "at least 1")])
+@pytest.mark.parametrize(
+    ("dims", "frequency", "message"), [(3, 10.0, "even"), (4, 0.5, "at least 1")]
+)
 def test_impossible_embeddings_are_refused(dims, frequency, message):
     with pytest.raises(ValueError, match=message):
         SinusoidalEmbedding(dims, frequency)
@@ -191,7 +224,9 @@ def test_conditioned_convolution_is_that_of_the_repeated_vector(size, kernel_siz
     joined = np.concatenate([images, np.broadcast_to(vectors, (2, *size, 5))], axis=-1)
     theirs.build(joined.shape)
     theirs.set_weights(ours.get_weights())
-    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (outputs, theirs(joined))), atol=1e-5)
+    np.testing.assert_allclose(
+        *map(keras.ops.convert_to_numpy, (outputs, theirs(joined))), atol=1e-5
+    )
 
 
 def test_conditioned_convolution_refuses_other_kernels():
@@ -201,19 +236,27 @@ def test_conditioned_convolution_refuses_other_kernels():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_normalization_is_kerass(training):
-    """The fused kernel gives the outputs, the moving statistics and the gradients' inputs of Keras's own layer."""
+    """The fused kernel gives the outputs, the moving statistics and the gradients' inputs of
+    Keras's own layer.
+    """
     images = np.random.default_rng(0).normal(2.0, 3.0, size=(6, 5, 5, 4)).astype("float32")
     ours, theirs = BatchNormalization(), keras.layers.BatchNormalization(center=False, scale=False)
     for _ in range(3):
         outputs = [layer(images, training=training) for layer in (ours, theirs)]
     np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, outputs), atol=1e-4)
     for mine, other in zip(ours.weights, theirs.weights):
-        np.testing.assert_allclose(keras.ops.convert_to_numpy(mine), keras.ops.convert_to_numpy(other), rtol=1e-4)
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(mine), keras.ops.convert_to_numpy(other), rtol=1e-4
+        )
 
 
 class TestImageNormalization:
     def test_adapts_to_the_exact_mean_and_variance_of_each_channel(self):
-        images = np.random.default_rng(0).uniform([0, 0.2, 0.4], [1, 0.3, 0.9], size=(50, 6, 5, 3)).astype("float32")
+        images = (
+            np.random.default_rng(0)
+            .uniform([0, 0.2, 0.4], [1, 0.3, 0.9], size=(50, 6, 5, 3))
+            .astype("float32")
+        )
         layer = ImageNormalization()
         layer.adapt(images, batch_size=7)
         np.testing.assert_allclose(layer.mean, images.mean((0, 1, 2)), rtol=1e-6)
@@ -228,7 +271,9 @@ class TestImageNormalization:
         layers[0].adapt(images)
         layers[1].adapt(images / np.float32(255))
         np.testing.assert_allclose(layers[0].variance, layers[1].variance, rtol=1e-6)
-        np.testing.assert_allclose(layers[0](images), layers[1](images / np.float32(255)), atol=1e-6)
+        np.testing.assert_allclose(
+            layers[0](images), layers[1](images / np.float32(255)), atol=1e-6
+        )
 
     def test_adapting_again_forgets(self):
         layer = ImageNormalization()
@@ -269,7 +314,9 @@ def test_images_are_channels_last_whatever_keras_is_told():
     backend = keras.backend.backend()
     usual = run_python(CHANNELS_FIRST.replace("channels_first", "channels_last"), backend)
     first = run_python(CHANNELS_FIRST, backend)
-    np.testing.assert_allclose(*[[float(part) for part in text.split()] for text in (first, usual)], atol=1e-4)
+    np.testing.assert_allclose(
+        *[[float(part) for part in text.split()] for text in (first, usual)], atol=1e-4
+    )
 
 
 @slow_on_jax

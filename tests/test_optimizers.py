@@ -23,12 +23,16 @@ def test_singular_values_come_near_one_and_directions_stay(shape):
     matrix = np.random.default_rng(0).normal(size=shape).astype("float32") * 1e-3
     left, _, right = np.linalg.svd(matrix, full_matrices=False)
     values = np.diag(
-        left.T @ keras.ops.convert_to_numpy(nearly_orthogonal(keras.ops.convert_to_tensor(matrix))) @ right.T
+        left.T
+        @ keras.ops.convert_to_numpy(nearly_orthogonal(keras.ops.convert_to_tensor(matrix)))
+        @ right.T
     )
     assert 0.6 < values.min() and values.max() < 1.3
 
 
-@pytest.mark.skipif(keras.__version__ < "3.13", reason="Keras's Muon could not be applied to variables alone")
+@pytest.mark.skipif(
+    keras.__version__ < "3.13", reason="Keras's Muon could not be applied to variables alone"
+)
 def test_a_kernel_moves_as_a_matrix_does_under_keras_own_muon():
     random = np.random.default_rng(1)
     gradients = random.normal(size=(3, 3, 3, 20, 24)).astype("float32")
@@ -52,16 +56,22 @@ def test_a_step_has_the_same_size_whatever_the_shape(shape):
 @pytest.mark.parametrize("shape", [(24,), (40, 24), (3, 3, 1, 24), (3, 3, 24, 4)])
 def test_all_else_moves_as_under_adamw(shape):
     random = np.random.default_rng(2)
-    start, gradients = random.normal(size=shape).astype("float32"), random.normal(size=(3, *shape)).astype("float32")
+    start, gradients = (
+        random.normal(size=shape).astype("float32"),
+        random.normal(size=(3, *shape)).astype("float32"),
+    )
     options = {"learning_rate": 0.1, "weight_decay": 0.01, "beta_2": 0.9}
     np.testing.assert_array_equal(
-        steps_of(Muon(**options), start, gradients), steps_of(keras.optimizers.AdamW(**options), start, gradients)
+        steps_of(Muon(**options), start, gradients),
+        steps_of(keras.optimizers.AdamW(**options), start, gradients),
     )
 
 
 def test_a_kernel_without_a_gradient_stays():
     start = np.ones((3, 3, 16, 16), "float32")
-    np.testing.assert_array_equal(steps_of(Muon(0.1, weight_decay=0.0), start, [np.zeros_like(start)]), start)
+    np.testing.assert_array_equal(
+        steps_of(Muon(0.1, weight_decay=0.0), start, [np.zeros_like(start)]), start
+    )
 
 
 def test_a_training_goes_on_from_its_file_in_a_new_process(tmp_path):
@@ -81,12 +91,18 @@ np.save({str(tmp_path / "generated.npy")!r}, model.generate(2, 3, seed=0))
 """
     )
     model.fit(images, batch_size=8, shuffle=False, verbose=0)
-    np.testing.assert_allclose(np.load(tmp_path / "generated.npy"), model.generate(2, 3, seed=0), atol=1e-3)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "generated.npy"), model.generate(2, 3, seed=0), atol=1e-3
+    )
 
 
 def a_kernel(model):
     """Values of the first convolution between features."""
-    kernel = next(one for one in model.network.trainable_weights if len(one.shape) == 4 and min(one.shape[2:]) >= 16)
+    kernel = next(
+        one
+        for one in model.network.trainable_weights
+        if len(one.shape) == 4 and min(one.shape[2:]) >= 16
+    )
     return keras.ops.convert_to_numpy(kernel).copy()
 
 
@@ -121,7 +137,10 @@ def test_recipes_name_their_optimizer():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"momentum": 1.0}, "momentum must lie in"), ({"newton_schulz_iterations": 0}, "at least 1: got 0")],
+    [
+        ({"momentum": 1.0}, "momentum must lie in"),
+        ({"newton_schulz_iterations": 0}, "at least 1: got 0"),
+    ],
 )
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

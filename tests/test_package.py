@@ -69,7 +69,9 @@ def test_base_classes_are_abstract_and_say_what_is_missing():
         weightings.ImageErrorWeighting: "image_weights",
     }
     for base, methods in missing.items():
-        with pytest.raises(TypeError, match=f"Can't instantiate abstract class {base.__name__} .*{methods}"):
+        with pytest.raises(
+            TypeError, match=f"Can't instantiate abstract class {base.__name__} .*{methods}"
+        ):
             base()
 
 
@@ -103,7 +105,9 @@ def run_smaller(code: str, smaller: dict[str, str]) -> dict:
 
 @slow_on_jax
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    """All of it, in order, with a smaller network and for one short epoch; it is about ten lines."""
+    """All of it, in order, with a smaller network and for one short epoch; it is about ten
+    lines.
+    """
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     code = "\n".join(blocks)
@@ -155,7 +159,11 @@ def test_what_the_readme_of_0_1_showed_runs(tmp_path, monkeypatch):
 def test_every_registered_class_says_what_it_is():
     for module in ("schedules", "parameterizations", "weightings", "samplers", "networks"):
         for name, value in vars(importlib.import_module(f"ddim_keras.{module}")).items():
-            if isinstance(value, type) and value.__module__.startswith("ddim_keras") and not name.startswith("_"):
+            if (
+                isinstance(value, type)
+                and value.__module__.startswith("ddim_keras")
+                and not name.startswith("_")
+            ):
                 assert value.__doc__, f"{module}.{name} has no docstring"
 
 
@@ -166,12 +174,17 @@ def test_the_backend_is_asked_for_in_one_place():
         if re.search(r"backend\.backend\(\)|KERAS_BACKEND|BACKEND ==", path.read_text())
     ]
     assert asking == ["ddim_keras/support/backend.py"]
-    assert keras.backend.backend() in importlib.import_module("ddim_keras.support.backend").SUPPORTED_BACKENDS
+    assert (
+        keras.backend.backend()
+        in importlib.import_module("ddim_keras.support.backend").SUPPORTED_BACKENDS
+    )
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """The wheel and the source distribution, built by the build backend, without a network, from what git keeps."""
+    """The wheel and the source distribution, built by the build backend, without a network, from
+    what git keeps.
+    """
     if keras.backend.backend() != "tensorflow":
         pytest.skip("once is enough: it does not depend on the backend")
     tree, dist = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
@@ -199,12 +212,16 @@ def built(tmp_path_factory):
 
 def build(kind, folder, dist):
     code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}({str(dist)!r})"
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
 def files_in(folder: str) -> set[str]:
-    return {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if is_source(path)}
+    return {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if is_source(path)
+    }
 
 
 def is_source(path) -> bool:
@@ -236,7 +253,9 @@ def test_the_wheel_says_what_it_needs_and_what_it_is(built):
     assert metadata["Version"] == ddim_keras.__version__
     assert metadata["License-Expression"] or metadata["License"] == "Apache-2.0"
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    listed = [Requirement(line.partition("#")[0]) for line in lines if line.partition("#")[0].strip()]
+    listed = [
+        Requirement(line.partition("#")[0]) for line in lines if line.partition("#")[0].strip()
+    ]
     needed = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     always = {spelt(one) for one in needed if "extra" not in str(one.marker)}
     assert {spelt(one) for one in listed} == always
@@ -249,17 +268,36 @@ def spelt(requirement: Requirement) -> str:
 
 
 def test_a_new_tensorflow_can_be_installed():
-    (bounds,) = re.findall(r"^tensorflow([<>=!~].*)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
+    (bounds,) = re.findall(
+        r"^tensorflow([<>=!~].*)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE
+    )
     assert "<" not in bounds and "=" in bounds
 
 
 def test_the_source_distribution_holds_what_the_tests_need(built):
-    files = {"requirements.txt", "setup.cfg", "pyproject.toml", "README.md", "CITATION.cff", "mkdocs.yml"}
-    for folder in ("ddim_keras", "tests", "docs", "examples", "scripts", "benchmarks", "experiments"):
+    files = {
+        "requirements.txt",
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+        "CITATION.cff",
+        "mkdocs.yml",
+    }
+    for folder in (
+        "ddim_keras",
+        "tests",
+        "docs",
+        "examples",
+        "scripts",
+        "benchmarks",
+        "experiments",
+    ):
         files |= files_in(folder)
     missing = files - built[0]
     assert not missing
-    assert not [name for name in built[0] if "__pycache__" in name or name.startswith(("outputs/", "site/"))]
+    assert not [
+        name for name in built[0] if "__pycache__" in name or name.startswith(("outputs/", "site/"))
+    ]
 
 
 def test_what_a_wheel_installs_trains_saves_and_reloads(built, tmp_path):
@@ -281,16 +319,29 @@ def test_the_citation_is_of_the_newest_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert citation["version"] == newest[1] == ddim_keras.__version__
-    assert citation["cff-version"] and citation["message"] and citation["title"] and citation["authors"]
+    assert (
+        citation["cff-version"]
+        and citation["message"]
+        and citation["title"]
+        and citation["authors"]
+    )
 
 
 def test_the_workflows_try_every_python_and_both_backends():
-    workflows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+    workflows = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / ".github/workflows").glob("*.yml")
+    }
     matrix = workflows["tests"]["jobs"]["test"]["strategy"]["matrix"]
     classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
     assert matrix == {"python": classifiers, "backend": ["tensorflow", "jax"]}
     targets = set(re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    steps = [step for workflow in workflows.values() for job in workflow["jobs"].values() for step in job["steps"]]
+    steps = [
+        step
+        for workflow in workflows.values()
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+    ]
     used = {name for step in steps for name in re.findall(r"\bmake (\S+)", step.get("run", ""))}
     assert {"lint", "docs", "setup"} <= used <= targets
     for script in re.findall(r"scripts/\w+\.py", str(workflows)):
@@ -318,19 +369,27 @@ print(sorted({"keras", "tensorflow", "jax", "numpy", "matplotlib"} & set(sys.mod
 )
 def test_a_model_loads_by_keras_whatever_is_imported_first(imports):
     file = ROOT / "tests" / "version_0_1" / "noise.keras"
-    code = f"{imports}\nprint(type(keras.models.load_model({str(file)!r}, safe_mode=True)).__name__)"
+    code = (
+        f"{imports}\nprint(type(keras.models.load_model({str(file)!r}, safe_mode=True)).__name__)"
+    )
     assert run_python(code).split()[-1] == "DiffusionModel"
 
 
 def test_all_that_is_registered_with_keras_can_be_found_before_it_is_imported():
     for path in (ROOT / "ddim_keras").rglob("*.py"):
-        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        importlib.import_module(
+            ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        )
     registered = {
         name: value
         for name, value in keras.saving.get_custom_objects().items()
         if name.startswith("ddim_keras>")
     }
-    named = {f"ddim_keras>{name}": module for module, names in ddim_keras._REGISTERED.items() for name in names}
+    named = {
+        f"ddim_keras>{name}": module
+        for module, names in ddim_keras._REGISTERED.items()
+        for name in names
+    }
     assert set(named) == set(registered)
     for name, module in named.items():
         assert getattr(importlib.import_module(module), name.split(">")[1]) is registered[name]

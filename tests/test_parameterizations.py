@@ -57,11 +57,17 @@ def test_sigmoid_weight_of_the_noise_loss_is_one_half_at_its_bias():
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("weighting", ["min_snr", "sigmoid"])
-def test_a_weighting_means_the_same_whatever_the_network_predicts(weighting, parameterization, mixture):
-    """Weight times squared error of the prediction is one and the same function of the image error."""
+def test_a_weighting_means_the_same_whatever_the_network_predicts(
+    weighting, parameterization, mixture
+):
+    """Weight times squared error of the prediction is one and the same function of the image
+    error.
+    """
     _, _, signal, noise_rate = mixture
     made = PARAMETERIZATIONS[parameterization]()
-    weights = WEIGHTINGS[weighting]()(signal, noise_rate, made) * made.image_error_scale(signal, noise_rate)
+    weights = WEIGHTINGS[weighting]()(signal, noise_rate, made) * made.image_error_scale(
+        signal, noise_rate
+    )
     expected = WEIGHTINGS[weighting]().image_weights((signal / noise_rate) ** 2)
     np.testing.assert_allclose(to_numpy(weights), to_numpy(expected), rtol=1e-4)
 

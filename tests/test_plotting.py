@@ -18,7 +18,8 @@ def test_pngs_are_written_pixel_for_pixel(tmp_path):
     images = np.random.default_rng(0).uniform(size=(4, 5, 5, 3))
     plotting.save_images(tmp_path / "sub" / "grid.png", images, columns=2, scale=2)
     np.testing.assert_array_equal(
-        np.asarray(PIL.Image.open(tmp_path / "sub" / "grid.png")), plotting.image_grid(images, columns=2, scale=2)
+        np.asarray(PIL.Image.open(tmp_path / "sub" / "grid.png")),
+        plotting.image_grid(images, columns=2, scale=2),
     )
 
 
@@ -33,7 +34,9 @@ def test_trajectories_show_noise_above_prediction(trained_model):
     assert rows.shape == (2 * 2, 4, 8, 8, 1)
     np.testing.assert_allclose(rows[1, -1], images[0], atol=1e-6)
     np.testing.assert_allclose(rows[3, -1], images[1], atol=1e-6)
-    few = plotting.trajectory_images(trained_model, trained_model.generate(2, 3, return_trajectory=True)[1])
+    few = plotting.trajectory_images(
+        trained_model, trained_model.generate(2, 3, return_trajectory=True)[1]
+    )
     assert few.shape == (2 * 2, 3, 8, 8, 1)
 
 
@@ -56,11 +59,16 @@ def test_animations_hold_every_frame(trained_model, tmp_path, suffix):
     assert len(frames) == 7
     plotting.save_animation(tmp_path / f"walk{suffix}", frames, milliseconds=50, hold=400, scale=2)
     animation = PIL.Image.open(tmp_path / f"walk{suffix}")
-    assert animation.n_frames == 7 and animation.size == (frames[0].shape[1] * 2, frames[0].shape[0] * 2)
+    assert animation.n_frames == 7 and animation.size == (
+        frames[0].shape[1] * 2,
+        frames[0].shape[0] * 2,
+    )
     animation.seek(3)
     shown = np.asarray(animation.convert("RGB")).astype(int)
     expected = frames[3].repeat(2, axis=0).repeat(2, axis=1).astype(int)
-    assert np.abs(shown - expected).max() <= (0 if suffix == ".webp" else 8)  # a GIF has 256 colours
+    assert np.abs(shown - expected).max() <= (
+        0 if suffix == ".webp" else 8
+    )  # a GIF has 256 colours
     assert [path.name for path in tmp_path.iterdir()] == [f"walk{suffix}"]
 
 
@@ -68,7 +76,9 @@ def test_animations_refuse_other_formats_and_no_frames(tmp_path):
     with pytest.raises(ValueError, match=r"must end in .gif or .webp, got '.*walk.mp4'"):
         plotting.save_animation(tmp_path / "walk.mp4", [np.zeros((2, 2, 3), "uint8")])
     with pytest.raises(ValueError, match=r"must have one shape, got \(2, 2, 1\) and \(2, 3, 1\)"):
-        plotting.save_animation(tmp_path / "walk.gif", [np.zeros((2, 2, 1), "uint8"), np.zeros((2, 3, 1))])
+        plotting.save_animation(
+            tmp_path / "walk.gif", [np.zeros((2, 2, 1), "uint8"), np.zeros((2, 3, 1))]
+        )
     with pytest.raises(ValueError, match="at least one frame"):
         plotting.save_animation(tmp_path / "walk.gif", [])
 

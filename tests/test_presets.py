@@ -11,7 +11,9 @@ from ddim_keras import DiffusionModel, presets
 
 @slow_on_jax
 def test_the_shipped_model_draws_clothes_in_one_line():
-    """Scored by the classifier that ships: what it draws is told apart as surely as real clothes, and all classes occur."""
+    """Scored by the classifier that ships: what it draws is told apart as surely as real clothes,
+    and all classes occur.
+    """
     from ddim_keras import metrics
 
     images = DiffusionModel.from_preset("fashion_mnist_32").generate(64, seed=0, verbose=0)
@@ -30,7 +32,9 @@ def test_the_shipped_weights_stay_small():
 
 @slow_on_jax
 def test_presets_load_without_their_weights_and_with_changes():
-    model = DiffusionModel.from_preset("fashion_mnist_32", load_weights=False, image_size=16, channels=3, seed=4)
+    model = DiffusionModel.from_preset(
+        "fashion_mnist_32", load_weights=False, image_size=16, channels=3, seed=4
+    )
     assert model.image_shape == (16, 16, 3)
     assert not model.normalizer.adapted
     model.compile(**presets.training("fashion_mnist_32").compile_arguments(steps=2))
@@ -57,7 +61,9 @@ def test_a_model_comes_back_from_its_folder(tmp_path, half, tolerance):
     training = presets.Training(batch_size=8, learning_rate=3e-4, schedule="cosine", flip=True)
     model.save_to_preset(tmp_path / "mine", half=half, training=training)
     again = DiffusionModel.from_preset(tmp_path / "mine")
-    np.testing.assert_allclose(again.generate(2, 5, seed=3), model.generate(2, 5, seed=3), atol=tolerance)
+    np.testing.assert_allclose(
+        again.generate(2, 5, seed=3), model.generate(2, 5, seed=3), atol=tolerance
+    )
     assert presets.training(tmp_path / "mine") == training
     # It can be trained on: the network starts where its average was.
     for average, weight in zip(again.ema_network.get_weights(), again.network.get_weights()):
@@ -118,7 +124,8 @@ def test_untrained_models_and_foreign_networks_are_no_presets(tmp_path):
 @slow_on_jax
 def test_unknown_and_damaged_presets_are_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"unknown preset 'mnist': expected one of \['fashion_mnist_32', 'keras_example'\]"
+        ValueError,
+        match=r"unknown preset 'mnist': expected one of \['fashion_mnist_32', 'keras_example'\]",
     ):
         DiffusionModel.from_preset("mnist")
     make_trained_model().save_to_preset(tmp_path / "mine")
@@ -134,7 +141,9 @@ def test_unknown_and_damaged_presets_are_refused(tmp_path):
             DiffusionModel.from_preset(tmp_path / "mine")
     weights.write_bytes(whole)
     for change in ({"widths": [4, 12]}, {"parameterization": "velocity"}, {"image_size": 16}):
-        with pytest.raises(ValueError, match=f"do not fit a model with another {next(iter(change))}"):
+        with pytest.raises(
+            ValueError, match=f"do not fit a model with another {next(iter(change))}"
+        ):
             DiffusionModel.from_preset(tmp_path / "mine", **change)
     weights.unlink()
     with pytest.raises(ValueError, match="is missing"):

@@ -18,7 +18,9 @@ unit = st.floats(0.0, 1.0)
 
 @given(time=unit, next_time=unit, eta=unit)
 def test_every_step_keeps_the_variance_of_the_marginals(time, next_time, eta):
-    """Eq. 7: whatever sigma is, direction and fresh noise together have the variance of the next noise rate."""
+    """Eq. 7: whatever sigma is, direction and fresh noise together have the variance of the next
+    noise rate.
+    """
     start, end = AngleSchedule()(max(time, next_time)), AngleSchedule()(min(time, next_time))
     (step,) = DDIM(eta).step(0, Levels(*(np.array(rates) for rates in zip(start, end))))
     assert step.image == end[0]
@@ -33,7 +35,9 @@ def test_every_step_keeps_the_variance_of_the_marginals(time, next_time, eta):
     start=st.floats(1e-3, 1.0),
 )
 @settings(deadline=None)
-def test_every_spacing_gives_as_many_different_falling_times_as_asked(steps, spacing, schedule, start):
+def test_every_spacing_gives_as_many_different_falling_times_as_asked(
+    steps, spacing, schedule, start
+):
     schedule = SCHEDULES[schedule]()
     if schedule.num_times:
         steps = min(steps, max(round(start * schedule.num_times), 1))
@@ -59,14 +63,21 @@ def test_the_sizes_that_a_refusal_suggests_are_accepted(height, width, levels):
     except ValueError as error:
         heights, columns = (
             [int(number) for number in re.findall(r"\d+", part)]
-            for part in re.search(r"work: height ([\d or]+), width ([\d or]+);", str(error)).groups()
+            for part in re.search(
+                r"work: height ([\d or]+), width ([\d or]+);", str(error)
+            ).groups()
         )
         for better in zip(heights, columns):
             check_levels(better, widths, 1)
         assert min(abs(height - near) for near in heights) <= 2 ** (levels - 1)
 
 
-@given(number=st.integers(1, 30), columns=st.integers(1, 8), size=st.integers(1, 5), padding=st.integers(0, 2))
+@given(
+    number=st.integers(1, 30),
+    columns=st.integers(1, 8),
+    size=st.integers(1, 5),
+    padding=st.integers(0, 2),
+)
 def test_a_grid_has_room_for_all_images_and_no_empty_row(number, columns, size, padding):
     grid = plotting.image_grid(np.zeros((number, size, size, 1)), columns, padding)
     cell = size + 2 * padding

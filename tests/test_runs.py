@@ -31,7 +31,9 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     draws = np.random.default_rng(0)
     for index in range(22):
-        PIL.Image.fromarray(draws.integers(0, 255, (8, 8), dtype="uint8")).save(folder / f"{index}.png")
+        PIL.Image.fromarray(draws.integers(0, 255, (8, 8), dtype="uint8")).save(
+            folder / f"{index}.png"
+        )
     return folder
 
 
@@ -56,7 +58,11 @@ def small_config(photos, **changes):
 
 def final_weights(folder):
     model = ddim_keras.load_model(folder / "model.keras")
-    return [*model.network.get_weights(), *model.ema_network.get_weights(), *model.optimizer.variables]
+    return [
+        *model.network.get_weights(),
+        *model.ema_network.get_weights(),
+        *model.optimizer.variables,
+    ]
 
 
 def tensorboard_tags(folder):
@@ -99,24 +105,49 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
         "trajectory_0002.png",
     }
     log = tmp_path / "run" / "tensorboard"
-    losses = {"epoch_n_loss", "epoch_i_loss", "epoch_learning_rate", "epoch_images_per_second", "epoch_gradient_norm"}
+    losses = {
+        "epoch_n_loss",
+        "epoch_i_loss",
+        "epoch_learning_rate",
+        "epoch_images_per_second",
+        "epoch_gradient_norm",
+    }
     assert losses <= tensorboard_tags(log / "train")
     assert {"epoch_n_loss", "epoch_i_loss", "epoch_kid"} <= tensorboard_tags(log / "validation")
     assert tensorboard_tags(log / "samples") == {"samples", "trajectory"}
     header, *lines = (tmp_path / "run" / "log.csv").read_text().split()
     assert len(lines) == 3  # five steps, five, and the two that are left
-    assert {"n_loss", "i_loss", "val_i_loss", "val_kid", "images_per_second", "gradient_norm", "learning_rate"} <= set(
-        header.split(",")
-    )
-    assert [step for _, step in [Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()]] == [12]
+    assert {
+        "n_loss",
+        "i_loss",
+        "val_i_loss",
+        "val_kid",
+        "images_per_second",
+        "gradient_norm",
+        "learning_rate",
+    } <= set(header.split(","))
+    assert [
+        step for _, step in [Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()]
+    ] == [12]
     assert len(Checkpoints(tmp_path / "run" / "checkpoints", 3).paths()) == 3
-    assert ddim_keras.load_model(tmp_path / "run" / "model.keras").generate(2, 3).shape == (2, 8, 8, 1)
+    assert ddim_keras.load_model(tmp_path / "run" / "model.keras").generate(2, 3).shape == (
+        2,
+        8,
+        8,
+        1,
+    )
     found = RunConfig.read(tmp_path / "run" / "config.yaml")
-    assert found == dataclasses.replace(config, kid="fashion_mnist")  # what grey images are judged by
+    assert found == dataclasses.replace(
+        config, kid="fashion_mnist"
+    )  # what grey images are judged by
 
 
 def batches_of(number, batch_size, channels):
-    images = np.arange(number, dtype="float32")[:, None, None, None] / number * np.ones((1, 8, 8, channels), "float32")
+    images = (
+        np.arange(number, dtype="float32")[:, None, None, None]
+        / number
+        * np.ones((1, 8, 8, channels), "float32")
+    )
     return tf.data.Dataset.from_tensor_slices(images).batch(batch_size)
 
 
@@ -132,11 +163,16 @@ def test_the_kid_of_colour_images_is_rough_where_inception_cannot_be_had(monkeyp
     monkeypatch.setattr("ddim_keras.metrics.extractors.reachable", lambda url: False)
     said = []
     assert training._features_for(batches_of(4, 4, 3), said.append) == "fashion_mnist"
-    assert "rough one, by the features of fashion_mnist: the weights of InceptionV3 are not in" in said[0]
+    assert (
+        "rough one, by the features of fashion_mnist: the weights of InceptionV3 are not in"
+        in said[0]
+    )
     monkeypatch.setattr("ddim_keras.metrics.get_extractor", lambda name: name)
     assert training._features_for(batches_of(4, 4, 3), said.append) == "inception_v3"
     assert training._features_for(batches_of(4, 4, 1), said.append) == "fashion_mnist"
-    assert training._features_for(batches_of(1, 4, 1), said.append) is None  # a KID needs two images
+    assert (
+        training._features_for(batches_of(1, 4, 1), said.append) is None
+    )  # a KID needs two images
     assert training._features_for(None, said.append) is None
     assert len(said) == 1
 
@@ -152,7 +188,9 @@ def test_an_order_by_a_seed_from_a_data_set_is_that_of_the_same_number(global_se
         expected = numbers.shuffle(20, seed=seed, reshuffle_each_iteration=False)
         assert list(found.as_numpy_iterator()) == list(expected.as_numpy_iterator())
         found = seeds.flat_map(lambda seed: seeded.random(seed).take(5))
-        assert list(found.as_numpy_iterator()) == list(tf.data.Dataset.random(seed).take(5).as_numpy_iterator())
+        assert list(found.as_numpy_iterator()) == list(
+            tf.data.Dataset.random(seed).take(5).as_numpy_iterator()
+        )
 
 
 class KilledError(Exception):
@@ -170,7 +208,9 @@ def test_accumulated_and_mirrored_batches_are_gone_on_with_too(tmp_path, photos,
 
 
 @pytest.mark.parametrize("step", [1, pytest.param(6, marks=pytest.mark.slow)])
-def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path, photos, whole_run, monkeypatch, step):
+def test_an_interrupted_run_ends_where_a_whole_one_does(
+    tmp_path, photos, whole_run, monkeypatch, step
+):
     interrupt_and_go_on(small_config(photos), tmp_path / "cut", step, monkeypatch)
     assert_equal_weights(whole_run, tmp_path / "cut")
 
@@ -198,12 +238,17 @@ runs.train(runs.RunConfig.read(sys.argv[1]), sys.argv[2], verbose=0)
 
     def start(folder):
         arguments = [sys.executable, "-c", code, str(tmp_path / "config.yaml"), str(folder)]
-        return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     assert start(tmp_path / "whole").wait(300) == 0
     for count in (1, 3, 6):
         process = start(tmp_path / "cut")
-        while len(list((tmp_path / "cut").glob("checkpoints/step_*.json"))) < min(count, 3) and process.poll() is None:
+        while (
+            len(list((tmp_path / "cut").glob("checkpoints/step_*.json"))) < min(count, 3)
+            and process.poll() is None
+        ):
             time.sleep(0.05)
         time.sleep(0.1 * count)
         process.send_signal(signal.SIGKILL)
@@ -220,7 +265,9 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, photo
     whole = newest.read_bytes()
     newest.write_bytes(whole[:-100] + b"x" * 100)
     said = []
-    with pytest.warns(UserWarning, match=r"step_000000012.weights.h5 is damaged: its checksum is wrong"):
+    with pytest.warns(
+        UserWarning, match=r"step_000000012.weights.h5 is damaged: its checksum is wrong"
+    ):
         runs.train(config, tmp_path / "run", tell=said.append, verbose=0)
     assert "Resuming from step 8 of 12" in said[0]
     assert_equal_weights(whole_run, tmp_path / "run")
@@ -276,7 +323,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, photos, monkeypa
         patch.setattr(keras.Model, "save_weights", fill_up)
         runs.train(small_config(photos), tmp_path / "run", verbose=0)
     folder = tmp_path / "run" / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["step_000000004.json", "step_000000004.weights.h5"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_000000004.json",
+        "step_000000004.weights.h5",
+    ]
     assert runs.train(small_config(photos), tmp_path / "run", verbose=0).finished
 
 
@@ -289,21 +339,29 @@ def test_other_configurations_and_other_folders_are_refused(tmp_path, photos, wh
         runs.train(small_config(photos), tmp_path / "else", verbose=0)
 
 
-def test_a_longer_run_that_was_interrupted_ends_where_one_that_was_not_does(tmp_path, photos, whole_run, monkeypatch):
+def test_a_longer_run_that_was_interrupted_ends_where_one_that_was_not_does(
+    tmp_path, photos, whole_run, monkeypatch
+):
     longer = small_config(photos, steps=17, training={"schedule": "cosine"})
     runs.train(small_config(photos, training={"schedule": "cosine"}), tmp_path / "whole", verbose=0)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shorter_model = (tmp_path / "cut" / "model.keras").read_bytes()
     said = []
     runs.train(longer, tmp_path / "whole", tell=said.append, verbose=0)
-    assert "The run is longer now: 17 steps instead of 12." in said[0] and "cosine schedule of 17 steps" in said[0]
+    assert (
+        "The run is longer now: 17 steps instead of 12." in said[0]
+        and "cosine schedule of 17 steps" in said[0]
+    )
     killed_after(14, longer, tmp_path / "cut", monkeypatch)
     assert (tmp_path / "cut" / "model.keras").read_bytes() == shorter_model
     runs.train(longer, tmp_path / "cut", verbose=0)
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
     with pytest.raises(ValueError, match="is trained for 17 steps already"):
-        runs.train(small_config(photos, training={"schedule": "cosine"}), tmp_path / "cut", verbose=0)
-    # Killed after the last checkpoint, before the model was written: what stands there is the shorter run's.
+        runs.train(
+            small_config(photos, training={"schedule": "cosine"}), tmp_path / "cut", verbose=0
+        )
+    # Killed after the last checkpoint, before the model was written: what stands there is the
+    # shorter run's.
     (tmp_path / "cut" / "model.keras").write_bytes(shorter_model)
     os.utime(tmp_path / "cut" / "model.keras", (0, 0))
     runs.train(longer, tmp_path / "cut", verbose=0)
@@ -362,7 +420,9 @@ def test_what_cannot_work_leaves_no_configuration_behind(tmp_path, photos):
 
 def test_what_does_not_touch_the_weights_may_change(photos, tmp_path, whole_run):
     shutil.copytree(whole_run, tmp_path / "run")
-    assert runs.train(small_config(photos, keep=1, checkpoint_every=2), tmp_path / "run", verbose=0).finished
+    assert runs.train(
+        small_config(photos, keep=1, checkpoint_every=2), tmp_path / "run", verbose=0
+    ).finished
 
 
 def test_a_checkpoint_is_never_removed_for_a_damaged_newer_one(tmp_path):
@@ -412,5 +472,7 @@ def test_bad_configurations_are_refused(tmp_path, text, message):
 def test_a_configuration_is_readable(tmp_path):
     RunConfig(image_size=[4, 6], split=["train", "test"]).write(tmp_path / "config.yaml")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["image_size"] == [4, 6]
-    assert RunConfig.read(tmp_path / "config.yaml") == RunConfig(image_size=[4, 6], split=["train", "test"])
+    assert RunConfig.read(tmp_path / "config.yaml") == RunConfig(
+        image_size=[4, 6], split=["train", "test"]
+    )
     assert json.dumps(yaml.safe_load((tmp_path / "config.yaml").read_text()))

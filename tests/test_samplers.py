@@ -57,7 +57,9 @@ def run_in_float64(sampler, levels, oracle, noisy_images):
     memory = [np.zeros_like(noisy_images)] * MEMORY
     for index in range(len(levels.signal_rates) - 1):
         for evaluation in sampler.step(index, levels):
-            pred_noises, pred_images = oracle(noisy_images, evaluation.noise_rate, evaluation.signal_rate)
+            pred_noises, pred_images = oracle(
+                noisy_images, evaluation.noise_rate, evaluation.signal_rate
+            )
             noisy_images = evaluation.image * pred_images + evaluation.noise * pred_noises
             noisy_images = noisy_images + sum(
                 weight * earlier for weight, earlier in zip(evaluation.remembered, memory)
@@ -95,12 +97,17 @@ def ends(schedule=SCHEDULE):
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
 def test_samplers_have_their_order_on_the_gaussian(sampler):
-    """Over even steps in log-SNR, where all of them are small; those near pure noise are not on other schedules."""
+    """Over even steps in log-SNR, where all of them are small; those near pure noise are not on
+    other schedules.
+    """
     schedule = LinearLogSNRSchedule()
     noise = np.random.default_rng(0).normal(size=50)
     exact = GAUSSIAN.exact_ode(noise, *ends(schedule))
     errors = [
-        np.abs(run_in_float64(sampler, even_levels(schedule, steps), GAUSSIAN, noise) - exact).mean() for steps in STEPS
+        np.abs(
+            run_in_float64(sampler, even_levels(schedule, steps), GAUSSIAN, noise) - exact
+        ).mean()
+        for steps in STEPS
     ]
     # The highest order only shows once steps are small.
     assert slope(STEPS, errors) > 0.9 * min(sampler.order, 3), errors
@@ -113,15 +120,20 @@ def test_samplers_have_their_order_on_the_mixture(sampler):
     noise = np.random.default_rng(0).normal(size=200)
     fine = even_levels(LinearLogSNRSchedule(), 3000)
     exact = run_in_float64(UniPC(3), fine, MIXTURE, noise)
-    np.testing.assert_allclose(exact, run_in_float64(AdamsBashforth(4), fine, MIXTURE, noise), atol=1e-9)
+    np.testing.assert_allclose(
+        exact, run_in_float64(AdamsBashforth(4), fine, MIXTURE, noise), atol=1e-9
+    )
     errors = [
-        np.abs(run_in_float64(sampler, even_levels(schedule, steps), MIXTURE, noise) - exact).mean() for steps in STEPS
+        np.abs(run_in_float64(sampler, even_levels(schedule, steps), MIXTURE, noise) - exact).mean()
+        for steps in STEPS
     ]
     assert slope(STEPS, errors) > 0.85 * sampler.order, errors
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
-@pytest.mark.parametrize("schedule", [SCHEDULE, ZeroTerminalSNRSchedule()], ids=["angle", "zero_terminal"])
+@pytest.mark.parametrize(
+    "schedule", [SCHEDULE, ZeroTerminalSNRSchedule()], ids=["angle", "zero_terminal"]
+)
 def test_the_compiled_loop_is_the_sampler_written_out(sampler, schedule):
     levels = levels_of(schedule, diffusion_times(12, "linear", schedule))
     noise, result = run(sampler, MIXTURE, levels)
@@ -143,7 +155,9 @@ def test_the_compiled_loop_is_the_sampler_written_out(sampler, schedule):
     ids=repr,
 )
 def test_walks_are_those_of_another_implementation(sampler, expected):
-    """What the schedulers of diffusers 0.42.1 made of 1 and 2 with this oracle: linear betas, 20 trailing steps, no clipping."""
+    """What the schedulers of diffusers 0.42.1 made of 1 and 2 with this oracle: linear betas, 20
+    trailing steps, no clipping.
+    """
     schedule = LinearBetaSchedule()
     levels = levels_of(schedule, diffusion_times(20, "trailing", schedule))
     result = run_in_float64(sampler, levels, MIXTURE, np.array([1.0, 2.0]))
@@ -157,7 +171,9 @@ def test_samplers_make_as_many_evaluations_as_they_say(sampler, steps):
     levels = levels_of(SCHEDULE, diffusion_times(steps, "linear", SCHEDULE))
     planned = plan(sampler, levels, SCHEDULE.conditions)
     assert planned.ends[-1] <= sampler.evaluations(steps)
-    if steps == 7:  # in large steps Heun's and Adams-Bashforth's corrections from pure noise are left out
+    if (
+        steps == 7
+    ):  # in large steps Heun's and Adams-Bashforth's corrections from pure noise are left out
         levels = levels_of(LinearLogSNRSchedule(0.1, 0.9), np.arange(7, -1, -1) / 7)
         assert plan(sampler, levels, SCHEDULE.conditions).ends[-1] == sampler.evaluations(steps)
     assert np.isfinite(planned.table).all()
@@ -176,16 +192,22 @@ def test_the_first_order_methods_are_ddim():
     levels = levels_of(SCHEDULE, diffusion_times(9, "karras", SCHEDULE))
     noise = np.random.default_rng(0).normal(size=20)
     expected = run_in_float64(DDIM(), levels, MIXTURE, noise)
-    np.testing.assert_allclose(run_in_float64(AdamsBashforth(1), levels, MIXTURE, noise), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        run_in_float64(AdamsBashforth(1), levels, MIXTURE, noise), expected, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
 @pytest.mark.parametrize("spacing", ["linear", "karras"])
 @pytest.mark.parametrize(
-    "schedule", [AngleSchedule(), LinearBetaSchedule(), CosineBetaSchedule(), ZeroTerminalSNRSchedule()], ids=repr
+    "schedule",
+    [AngleSchedule(), LinearBetaSchedule(), CosineBetaSchedule(), ZeroTerminalSNRSchedule()],
+    ids=repr,
 )
 def test_no_sampler_magnifies_the_errors_of_a_network(sampler, schedule, spacing):
-    """Errors of 2 % in the noise, no two alike, near pure noise too where a step is worth a hundred others."""
+    """Errors of 2 % in the noise, no two alike, near pure noise too where a step is worth a hundred
+    others.
+    """
     oracle = GaussianOracle(mean=0.3, deviation=0.5)
     rng = np.random.default_rng(0)
 
@@ -205,11 +227,16 @@ def test_no_sampler_magnifies_the_errors_of_a_network(sampler, schedule, spacing
 
 
 def test_adams_bashforth_on_even_angles_has_the_classical_weights_in_the_limit():
-    small = 0.5 + 1e-4 * np.arange(1, -4, -1)  # the end of the step, its start, and three nodes before
+    small = 0.5 + 1e-4 * np.arange(
+        1, -4, -1
+    )  # the end of the step, its start, and three nodes before
     end, *nodes = small
     weights = samplers.adams_bashforth.integral_weights(nodes, nodes[0], end)
     np.testing.assert_allclose(
-        weights / (np.tan(end) - np.tan(nodes[0])), np.array([55, -59, 37, -9]) / 24, rtol=0, atol=2e-3
+        weights / (np.tan(end) - np.tan(nodes[0])),
+        np.array([55, -59, 37, -9]) / 24,
+        rtol=0,
+        atol=2e-3,
     )
 
 
@@ -231,7 +258,8 @@ def test_stochastic_sampling_finds_both_parts_of_a_mixture(sampler):
     levels = levels_of(SCHEDULE, diffusion_times(200, "log_snr", SCHEDULE))
     _, result = run(sampler, MixtureOracle(centre=1.0, deviation=0.05), levels, number=1000)
     assert abs((result > 0).mean() - 0.5) < 0.02
-    # The last step returns predictions from noise at the schedule's end, 0.31, which tells the two apart.
+    # The last step returns predictions from noise at the schedule's end, 0.31, which tells the two
+    # apart.
     assert abs(np.abs(result).mean() - 1.0) < 0.02
 
 
@@ -242,7 +270,8 @@ def test_large_variance_leaves_too_much_noise_in_few_steps_and_the_posterior_too
         variance: run(DDPM(variance), oracle, even_levels(SCHEDULE, 5), number=4000)[1].std()
         for variance in ("posterior", "large")
     }
-    # For data of unit variance the posterior's is that of the worst case, nothing known; the large one is exact.
+    # For data of unit variance the posterior's is that of the worst case, nothing known; the large
+    # one is exact.
     assert deviations["posterior"] < 0.9
     assert abs(deviations["large"] - 1.0) < 0.02
 
@@ -259,7 +288,9 @@ def test_the_last_step_returns_the_predicted_image_without_noise(sampler):
     levels = levels_of(SCHEDULE, diffusion_times(5, "linear", SCHEDULE))
     (last,) = sampler.step(4, levels)[-1:]
     assert last.fresh == 0.0
-    assert last.image == pytest.approx(1.0, abs=1e-12) and last.noise == pytest.approx(0.0, abs=1e-12)
+    assert last.image == pytest.approx(1.0, abs=1e-12) and last.noise == pytest.approx(
+        0.0, abs=1e-12
+    )
     assert np.allclose(last.remembered, 0.0)
 
 
@@ -324,7 +355,10 @@ def test_eta_outside_the_unit_interval_is_refused(eta):
         (lambda: DDIM(variance="huge"), 'variance must be "posterior" or "large", got \'huge\''),
         (lambda: AdamsBashforth(5), "order must be 1, 2, 3 or 4, got 5"),
         (lambda: UniPC(0), "predictor_order must be 1, 2 or 3, got 0"),
-        (lambda: resolve("euler", Sampler, SAMPLERS), r"unknown sampler 'euler': expected one of \['adams_bashforth'"),
+        (
+            lambda: resolve("euler", Sampler, SAMPLERS),
+            r"unknown sampler 'euler': expected one of \['adams_bashforth'",
+        ),
     ],
 )
 def test_bad_samplers_are_refused(make, message):
@@ -341,7 +375,9 @@ def test_sampler_config_round_trip(name):
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    ("step", "start", "end"), [(forward.posterior, 0.8, 0.3), (forward.forward_step, 0.3, 0.8)], ids=["back", "forward"]
+    ("step", "start", "end"),
+    [(forward.posterior, 0.8, 0.3), (forward.forward_step, 0.3, 0.8)],
+    ids=["back", "forward"],
 )
 def test_steps_lead_from_marginal_to_marginal(step, start, end, eta):
     """q(x_end | x_0) from x_start ~ q(x_start | x_0) and the step between them, in closed form."""
@@ -351,13 +387,17 @@ def test_steps_lead_from_marginal_to_marginal(step, start, end, eta):
     above, _ = step(SCHEDULE, mean + deviation, images, *times, eta)
     expected_mean, expected_deviation = forward.marginal(SCHEDULE, images, end)
     np.testing.assert_allclose(at_mean, expected_mean, rtol=1e-12)
-    np.testing.assert_allclose((above - at_mean) ** 2 + step_deviation**2, expected_deviation**2, rtol=1e-12)
+    np.testing.assert_allclose(
+        (above - at_mean) ** 2 + step_deviation**2, expected_deviation**2, rtol=1e-12
+    )
 
 
 def test_the_forward_process_is_markovian_at_eta_one_alone():
     noisy_images = np.array([0.2])
     means = {
-        eta: [forward.forward_step(SCHEDULE, noisy_images, x, 0.8, 0.3, eta)[0] for x in (-1.0, 1.0)]
+        eta: [
+            forward.forward_step(SCHEDULE, noisy_images, x, 0.8, 0.3, eta)[0] for x in (-1.0, 1.0)
+        ]
         for eta in (0.0, 1.0)
     }
     np.testing.assert_allclose(*means[1.0], rtol=1e-12)
@@ -390,7 +430,9 @@ def test_impossible_posteriors_are_refused(arguments, message):
 
 def test_the_forward_process_takes_training_times_as_integers():
     schedule, x = LinearBetaSchedule(), np.ones(1)
-    by_number, by_time = (forward.posterior(schedule, 0 * x, x, *times) for times in ((500, 499), (0.5, 0.499)))
+    by_number, by_time = (
+        forward.posterior(schedule, 0 * x, x, *times) for times in ((500, 499), (0.5, 0.499))
+    )
     assert by_number == by_time and by_number[1] > 0
     with pytest.raises(ValueError, match="or be integers from 0 to 1000: got 1001"):
         forward.marginal(schedule, x, 1001)

@@ -9,7 +9,14 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, make_small_model, make_trained_model, random_images, run_python, slow_on_jax
+from conftest import (
+    ROOT,
+    make_small_model,
+    make_trained_model,
+    random_images,
+    run_python,
+    slow_on_jax,
+)
 from keras import ops
 
 import ddim_keras
@@ -40,7 +47,9 @@ model = keras.models.load_model({str(saved)!r})
 np.save({str(tmp_path / "images.npy")!r}, model.generate(4, 6, eta=0.5, seed=11))
 """
     run_python(code, keras.backend.backend())
-    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), trained_model.generate(4, 6, eta=0.5, seed=11))
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "images.npy"), trained_model.generate(4, 6, eta=0.5, seed=11)
+    )
 
 
 def test_training_goes_on_where_it_stopped(tmp_path):
@@ -77,7 +86,9 @@ def test_every_constructor_argument_survives(tmp_path):
 
 def test_a_network_of_ones_own_survives(tmp_path):
     images, variances = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
-    network = keras.Model([images, variances], keras.layers.Conv2D(1, 3, padding="same")(images) * variances)
+    network = keras.Model(
+        [images, variances], keras.layers.Conv2D(1, 3, padding="same")(images) * variances
+    )
     model = make_small_model(network=network)
     model.save(tmp_path / "model.keras")
     again = ddim_keras.load_model(tmp_path / "model.keras")
@@ -86,7 +97,11 @@ def test_a_network_of_ones_own_survives(tmp_path):
 
 def test_compile_arguments_survive(tmp_path):
     model = make_small_model()
-    model.compile(keras.optimizers.Adam(3e-4), keras.losses.Huber(0.3), metrics=[keras.metrics.MeanSquaredError("mse")])
+    model.compile(
+        keras.optimizers.Adam(3e-4),
+        keras.losses.Huber(0.3),
+        metrics=[keras.metrics.MeanSquaredError("mse")],
+    )
     model.save(tmp_path / "model.keras")
     again = ddim_keras.load_model(tmp_path / "model.keras")
     assert float(again.optimizer.learning_rate) == pytest.approx(3e-4)
@@ -98,7 +113,10 @@ def test_weights_alone_and_model_checkpoint(tmp_path):
     images = random_images()
     model = make_trained_model()
     checkpoint = keras.callbacks.ModelCheckpoint(
-        tmp_path / "best.weights.h5", monitor="val_n_loss", save_best_only=True, save_weights_only=True
+        tmp_path / "best.weights.h5",
+        monitor="val_n_loss",
+        save_best_only=True,
+        save_weights_only=True,
     )
     model.fit(images, batch_size=8, validation_data=images, callbacks=[checkpoint], verbose=0)
     again = make_small_model()
@@ -137,7 +155,8 @@ class Slow(keras.callbacks.Callback):
 model = make_small_model()
 model.compile(keras.optimizers.AdamW(1e-2), "mse")
 backup = keras.callbacks.BackupAndRestore({backup!r}, double_checkpoint=True)
-model.fit(random_images(), batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=[backup, Slow()])
+options = {"batch_size": 8, "epochs": 4, "shuffle": False, "verbose": 0}
+model.fit(random_images(), callbacks=[backup, Slow()], **options)
 model.save({out!r})
 """
 
@@ -155,7 +174,10 @@ def test_a_killed_fit_resumes_with_ema_optimizer_and_random_state(tmp_path):
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": keras.backend.backend()}
     process = subprocess.Popen(
-        [sys.executable, "-c", script("killed", True)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script("killed", True)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     while "epoch 1" not in process.stdout.readline():
         assert process.poll() is None
@@ -165,7 +187,9 @@ def test_a_killed_fit_resumes_with_ema_optimizer_and_random_state(tmp_path):
     assert not (tmp_path / "killed.keras").exists()
     assert "epoch 0" not in run_python(script("killed", False), keras.backend.backend())
     run_python(script("whole", False), keras.backend.backend())
-    assert_same_state(*(ddim_keras.load_model(tmp_path / f"{name}.keras") for name in ("killed", "whole")))
+    assert_same_state(
+        *(ddim_keras.load_model(tmp_path / f"{name}.keras") for name in ("killed", "whole"))
+    )
 
 
 def test_an_interrupted_save_leaves_the_old_file_whole(saved, tmp_path, monkeypatch):
@@ -209,11 +233,16 @@ def test_a_file_with_a_flipped_byte_is_refused(saved, tmp_path):
 def test_foreign_files_are_refused(tmp_path):
     other = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     other.save(tmp_path / "other.keras")
-    with pytest.raises(ValueError, match=r"other.keras holds a Sequential, not a ddim_keras DiffusionModel"):
+    with pytest.raises(
+        ValueError, match=r"other.keras holds a Sequential, not a ddim_keras DiffusionModel"
+    ):
         ddim_keras.load_model(tmp_path / "other.keras")
     with zipfile.ZipFile(tmp_path / "zip.keras", "w") as archive:
         archive.writestr("hello.txt", json.dumps("hello"))
-    with pytest.raises(ValueError, match=r"zip.keras is a zip file but not a .keras model: it holds \['hello.txt'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"zip.keras is a zip file but not a .keras model: it holds \['hello.txt'\]",
+    ):
         ddim_keras.load_model(tmp_path / "zip.keras")
     (tmp_path / "text.keras").write_text("not a model")
     with pytest.raises(ValueError, match=r"text.keras is not a whole .keras file"):
@@ -228,14 +257,18 @@ def small():
 
 @pytest.mark.parametrize("name", ["name", "x.h5", "x.weights.h5", "x.keras.zip"])
 def test_other_suffixes_for_whole_models_are_refused(name, small, tmp_path):
-    with pytest.raises(ValueError, match=f"file for the whole model must end in '.keras', got .*{name}'"):
+    with pytest.raises(
+        ValueError, match=f"file for the whole model must end in '.keras', got .*{name}'"
+    ):
         small.save(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["x", "x.h5", "x.keras", "x.npz"])
 def test_other_suffixes_for_weights_are_refused(name, small, tmp_path):
-    with pytest.raises(ValueError, match=f"file for weights must end in '.weights.h5', got .*{name}'"):
+    with pytest.raises(
+        ValueError, match=f"file for weights must end in '.weights.h5', got .*{name}'"
+    ):
         small.save_weights(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
@@ -267,7 +300,8 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(kind, small, tmp
     wrong_weights(kind, small, path)
     before = state_of(small)
     with pytest.raises(
-        ValueError, match=r"wrong.weights.h5 holds no weights that fit this model .*damaged, or was written"
+        ValueError,
+        match=r"wrong.weights.h5 holds no weights that fit this model .*damaged, or was written",
     ):
         small.load_weights(path)
     for value, now in zip(before, state_of(small), strict=True):
@@ -276,7 +310,10 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(kind, small, tmp
 
 def test_missing_weights_are_named(small, tmp_path):
     for name in ("none.weights.h5", "none"):
-        with pytest.raises(FileNotFoundError, match=f"no weights at .*{name}: expected a file that save_weights wrote"):
+        with pytest.raises(
+            FileNotFoundError,
+            match=f"no weights at .*{name}: expected a file that save_weights wrote",
+        ):
             small.load_weights(tmp_path / name)
     with pytest.raises(ValueError, match="file for weights must end in"):
         small.load_weights(tmp_path)

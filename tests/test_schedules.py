@@ -43,7 +43,9 @@ def test_the_log_snr_families_are_linear_in_what_they_say():
     _, noise_rates = LinearNoisePowerSchedule(0.1, 0.9)(times)
     np.testing.assert_allclose(np.diff(noise_rates**2), (0.9**2 - 0.1**2) / 10, rtol=1e-12)
     log_snr = LinearLogSNRSchedule(0.1, 0.9).log_snr(times)
-    np.testing.assert_allclose(log_snr[[0, -1]], [math.log(0.81 / 0.19), math.log(0.01 / 0.99)], rtol=1e-12)
+    np.testing.assert_allclose(
+        log_snr[[0, -1]], [math.log(0.81 / 0.19), math.log(0.01 / 0.99)], rtol=1e-12
+    )
     np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 10, rtol=1e-9)
 
 
@@ -59,7 +61,9 @@ def test_cosine_and_scaled_linear_betas_follow_their_formulas():
     signal_rates, _ = CosineBetaSchedule()(times_of(CosineBetaSchedule()))
     wanted = np.cos((np.arange(1, 1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     wanted /= np.cos(0.008 / 1.008 * np.pi / 2) ** 2
-    np.testing.assert_allclose(signal_rates[:-1] ** 2, wanted[:-1], rtol=1e-9)  # the last beta is cut off at 0.999
+    np.testing.assert_allclose(
+        signal_rates[:-1] ** 2, wanted[:-1], rtol=1e-9
+    )  # the last beta is cut off at 0.999
     assert signal_rates[-1] ** 2 == pytest.approx(wanted[-2] * 0.001, rel=1e-9)
     signal_rates, _ = ScaledLinearBetaSchedule(1000, 0.00085, 0.012)(np.array([1.0]))
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -71,7 +75,9 @@ def test_zero_terminal_snr_leaves_nothing_at_the_end_and_the_start_as_it_was():
     after = ZeroTerminalSNRSchedule(before)
     times = times_of(before)
     old, new = before(times)[0], after(times)[0]
-    assert new[-1] == 0.0 and after(times)[1][-1] == 1.0 and new[0] == pytest.approx(old[0], rel=1e-12)
+    assert (
+        new[-1] == 0.0 and after(times)[1][-1] == 1.0 and new[0] == pytest.approx(old[0], rel=1e-12)
+    )
     ratios = np.diff(new) / np.diff(old)
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-9)
 
@@ -117,18 +123,24 @@ def test_noise_levels_between_two_times_are_told_as_a_fraction():
     schedule = LinearBetaSchedule()
     levels = schedule.log_snr([0.5, 0.501])
     signal_rate = np.sqrt(1 / (1 + np.exp(-levels.mean())))
-    assert schedule.conditions(signal_rate, np.sqrt(1 - signal_rate**2)) == pytest.approx(500.5, abs=1e-6)
+    assert schedule.conditions(signal_rate, np.sqrt(1 - signal_rate**2)) == pytest.approx(
+        500.5, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", CONTINUOUS)
-@pytest.mark.parametrize("rates", [(0.0, 0.9), (0.02, 1.0), (-0.1, 0.9), (0.02, 1.5), (float("nan"), 0.9)])
+@pytest.mark.parametrize(
+    "rates", [(0.0, 0.9), (0.02, 1.0), (-0.1, 0.9), (0.02, 1.5), (float("nan"), 0.9)]
+)
 def test_rates_outside_the_open_unit_interval_are_refused(kind, rates):
     with pytest.raises(ValueError, match=r"_signal_rate must lie strictly between 0 and 1, got"):
         kind(*rates)
 
 
 def test_minimum_above_maximum_is_refused():
-    with pytest.raises(ValueError, match=r"min_signal_rate must be below max_signal_rate, got 0.9 and 0.1"):
+    with pytest.raises(
+        ValueError, match=r"min_signal_rate must be below max_signal_rate, got 0.9 and 0.1"
+    ):
         AngleSchedule(0.9, 0.1)
 
 
@@ -136,11 +148,17 @@ def test_minimum_above_maximum_is_refused():
     ("make", "message"),
     [
         (lambda: LinearBetaSchedule(1), "num_times must be an integer, at least 2: got 1"),
-        (lambda: LinearBetaSchedule(10, 0.5, 0.1), "betas must satisfy 0 < min_beta <= max_beta < 1, got 0.5 and 0.1"),
+        (
+            lambda: LinearBetaSchedule(10, 0.5, 0.1),
+            "betas must satisfy 0 < min_beta <= max_beta < 1, got 0.5 and 0.1",
+        ),
         (lambda: CosineBetaSchedule(10, max_beta=1.0), "betas must satisfy"),
         (lambda: CosineBetaSchedule(10, offset=-1.0), "offset must not be negative, got -1.0"),
         (lambda: ZeroTerminalSNRSchedule("angle"), "expected a schedule with discrete times"),
-        (lambda: make_small_model(schedule="zero_terminal_snr"), 'train with parameterization="velocity" or "image"'),
+        (
+            lambda: make_small_model(schedule="zero_terminal_snr"),
+            'train with parameterization="velocity" or "image"',
+        ),
     ],
 )
 def test_bad_schedules_are_refused(make, message):
@@ -160,7 +178,9 @@ def test_config_round_trip(name):
 
 
 @pytest.mark.parametrize("spacing", sorted(SPACINGS))
-@pytest.mark.parametrize("schedule", [AngleSchedule(), LinearBetaSchedule(), ZeroTerminalSNRSchedule()], ids=repr)
+@pytest.mark.parametrize(
+    "schedule", [AngleSchedule(), LinearBetaSchedule(), ZeroTerminalSNRSchedule()], ids=repr
+)
 @pytest.mark.parametrize("steps", [1, 2, 10, 333])
 def test_spacings_give_different_falling_times(spacing, schedule, steps):
     times = diffusion_times(steps, spacing, schedule)
@@ -182,7 +202,11 @@ def test_as_many_steps_as_times_walk_over_all_of_them(spacing):
 
 def test_spacings_follow_their_formulas():
     def numbers(steps, spacing):
-        return np.rint(diffusion_times(steps, spacing, LinearBetaSchedule())[-2::-1] * 1000).astype(int).tolist()
+        return (
+            np.rint(diffusion_times(steps, spacing, LinearBetaSchedule())[-2::-1] * 1000)
+            .astype(int)
+            .tolist()
+        )
 
     assert numbers(10, "linear") == [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
     assert numbers(7, "linear") == [142, 285, 428, 571, 714, 857, 1000]
@@ -190,15 +214,27 @@ def test_spacings_follow_their_formulas():
     assert numbers(4, "quadratic_0.8") == [50, 200, 450, 800]
     assert numbers(7, "trailing") == [143, 286, 429, 571, 714, 857, 1000]
     assert numbers(7, "leading") == [1, 143, 285, 427, 569, 711, 853]
-    np.testing.assert_allclose(diffusion_times(4, "quadratic", AngleSchedule()), [1.0, 0.5625, 0.25, 0.0625, 0.0])
+    np.testing.assert_allclose(
+        diffusion_times(4, "quadratic", AngleSchedule()), [1.0, 0.5625, 0.25, 0.0625, 0.0]
+    )
     levels = LinearLogSNRSchedule(0.02, 0.95)
     sigmas = np.exp(-0.5 * levels.log_snr(diffusion_times(5, "karras", levels)[:-1])) ** (1 / 7)
     np.testing.assert_allclose(np.diff(sigmas), (sigmas[-1] - sigmas[0]) / 4, rtol=1e-6)
 
 
 def test_users_own_times_are_walked_over_as_they_are():
-    assert diffusion_times([0.2, 0.9, 0.5], "linear", AngleSchedule()).tolist() == [0.9, 0.5, 0.2, 0.0]
-    assert diffusion_times([1, 1000, 30], "linear", LinearBetaSchedule()).tolist() == [1.0, 0.03, 0.001, 0.0]
+    assert diffusion_times([0.2, 0.9, 0.5], "linear", AngleSchedule()).tolist() == [
+        0.9,
+        0.5,
+        0.2,
+        0.0,
+    ]
+    assert diffusion_times([1, 1000, 30], "linear", LinearBetaSchedule()).tolist() == [
+        1.0,
+        0.03,
+        0.001,
+        0.0,
+    ]
     assert diffusion_times(np.array([0.5]), "linear", LinearBetaSchedule()).tolist() == [0.5, 0.0]
 
 
@@ -206,13 +242,23 @@ def test_users_own_times_are_walked_over_as_they_are():
     ("steps", "spacing", "schedule", "message"),
     [
         (0, "linear", "angle", "diffusion_steps must be an integer, at least 1: got 0"),
-        (1001, "linear", "linear_beta", "diffusion_steps must be at most 1000, the number of training times"),
+        (
+            1001,
+            "linear",
+            "linear_beta",
+            "diffusion_steps must be at most 1000, the number of training times",
+        ),
         (3, "even", "angle", r"unknown spacing 'even': expected one of \['karras'"),
         ([], "linear", "angle", "an integer or a list of times"),
         ([0.5, 0.5], "linear", "angle", "must differ from each other"),
         ([0.5, 1.2], "linear", "angle", r"must be numbers in \[0, 1\]; got \[0.5 1.2\]"),
         ([0, 5], "linear", "linear_beta", "must be integers from 1 to 1000"),
-        ([0.50051], "linear", "linear_beta", "must be integers from 1 to 1000, or these divided by T"),
+        (
+            [0.50051],
+            "linear",
+            "linear_beta",
+            "must be integers from 1 to 1000, or these divided by T",
+        ),
         (["a"], "linear", "angle", "an integer or a list of times"),
     ],
 )
@@ -225,13 +271,18 @@ def test_bad_steps_are_refused(steps, spacing, schedule, message):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("schedule", ["linear_beta", "cosine_beta", "zero_terminal_snr", "linear_log_snr"])
+@pytest.mark.parametrize(
+    "schedule", ["linear_beta", "cosine_beta", "zero_terminal_snr", "linear_log_snr"]
+)
 def test_models_train_and_sample_with_every_kind_of_schedule(schedule, tmp_path):
     model = make_small_model(schedule=schedule, parameterization="velocity")
     model.compile(optimizer="adam", loss="mse")
     history = model.fit(random_images(), batch_size=8, epochs=3, verbose=0).history
     assert np.isfinite(history["n_loss"]).all() and np.isfinite(history["i_loss"]).all()
-    images = {name: model.generate(2, 10, sampler=name, seed=0) for name in ("ddim", "ddpm", "dpm_solver_2m")}
+    images = {
+        name: model.generate(2, 10, sampler=name, seed=0)
+        for name in ("ddim", "ddpm", "dpm_solver_2m")
+    }
     assert all(np.isfinite(image).all() for image in images.values())
     assert np.abs(images["ddim"] - images["ddpm"]).max() > 0.01
     model.save(tmp_path / "model.keras")
@@ -264,12 +315,19 @@ def test_discrete_training_asks_the_network_at_integer_times_only():
 
 
 def test_a_walk_may_follow_another_schedule_matched_by_noise_level():
-    """Under the training schedule's own levels, written as another schedule's, the images are the same."""
+    """Under the training schedule's own levels, written as another schedule's, the images are the
+    same.
+    """
     model = make_small_model(parameterization="velocity")
     model.ema_network.set_weights(
-        [w + 0.05 * np.sin(np.arange(w.size)).reshape(w.shape) for w in model.ema_network.get_weights()]
+        [
+            w + 0.05 * np.sin(np.arange(w.size)).reshape(w.shape)
+            for w in model.ema_network.get_weights()
+        ]
     )
-    same_levels = LinearLogSNRSchedule().times_at(AngleSchedule().log_snr(np.linspace(0.1, 1.0, 10)))
+    same_levels = LinearLogSNRSchedule().times_at(
+        AngleSchedule().log_snr(np.linspace(0.1, 1.0, 10))
+    )
     images = model.generate(2, np.linspace(0.1, 1.0, 10), seed=0)
     other = model.generate(2, same_levels, schedule="linear_log_snr", seed=0)
     np.testing.assert_allclose(other, images, atol=1e-4)
@@ -280,19 +338,27 @@ def test_walks_that_leave_what_was_trained_are_refused_or_said():
     model = make_small_model()
     with pytest.raises(ValueError, match="predicted noise says nothing of it"):
         model.generate(1, 2, schedule="zero_terminal_snr")
-    with pytest.warns(UserWarning, match="down to a noise rate of 0.01, but the model was trained down to 0.312"):
+    with pytest.warns(
+        UserWarning, match="down to a noise rate of 0.01, but the model was trained down to 0.312"
+    ):
         model.generate(1, 2, schedule="linear_beta")
-    with pytest.warns(UserWarning, match="ends with a signal rate of 0.6, but sampling starts from noise alone"):
+    with pytest.warns(
+        UserWarning, match="ends with a signal rate of 0.6, but sampling starts from noise alone"
+    ):
         make_small_model(schedule=LinearBetaSchedule(100))
 
 
 def test_a_ddpm_is_sampled_as_a_ddim_without_retraining():
     """All T times with eta 1 and few with eta 0, from one network, with its integer times."""
-    model = make_small_model(schedule=LinearBetaSchedule(50, 1e-3, 0.3), parameterization="velocity")
+    model = make_small_model(
+        schedule=LinearBetaSchedule(50, 1e-3, 0.3), parameterization="velocity"
+    )
     model.compile(optimizer="adam", loss="mse")
     model.fit(random_images(), batch_size=8, epochs=2, verbose=0)
     assert np.isfinite(model.generate(2, 50, sampler="ddpm_large", seed=0)).all()
     few = model.generate(2, 5, sampler="ddim", spacing="quadratic", seed=0)
-    np.testing.assert_array_equal(few, model.generate(2, [2, 8, 18, 32, 50], sampler="ddim", seed=0))
+    np.testing.assert_array_equal(
+        few, model.generate(2, [2, 8, 18, 32, 50], sampler="ddim", seed=0)
+    )
     with pytest.raises(ValueError, match="diffusion_steps must be at most 50"):
         model.generate(2, 51)

@@ -52,8 +52,11 @@ def imports_of(tree: ast.Module) -> set[str]:
     return found
 
 
-# The package's own __init__ hands out the public names of all floors; nothing but `ddim_keras` itself is on top of it.
-GRAPH = {name: imports_of(tree) - {"ddim_keras"} for name, tree in TREES.items() if name != "ddim_keras"}
+# The package's own __init__ hands out the public names of all floors; nothing but `ddim_keras`
+# itself is on top of it.
+GRAPH = {
+    name: imports_of(tree) - {"ddim_keras"} for name, tree in TREES.items() if name != "ddim_keras"
+}
 
 
 def floor_of(name: str) -> int:
@@ -67,8 +70,14 @@ def test_imports_run_downwards(name):
 
 
 def test_nothing_inside_imports_the_package_as_a_whole():
-    whole = {name for name, tree in TREES.items() if name != "ddim_keras" and "ddim_keras" in imports_whole(tree)}
-    assert not whole, "`import ddim_keras` inside the package asks for everything: import the module"
+    whole = {
+        name
+        for name, tree in TREES.items()
+        if name != "ddim_keras" and "ddim_keras" in imports_whole(tree)
+    }
+    assert not whole, (
+        "`import ddim_keras` inside the package asks for everything: import the module"
+    )
 
 
 def imports_whole(tree: ast.Module) -> set[str]:
@@ -78,7 +87,9 @@ def imports_whole(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module for alias in node.names if f"{node.module}.{alias.name}" not in MODULES}
+            found |= {
+                node.module for alias in node.names if f"{node.module}.{alias.name}" not in MODULES
+            }
     return found
 
 
@@ -105,7 +116,8 @@ def lines_of_code(node: ast.AST) -> int:
     docstrings = {
         id(inner.body[0])
         for inner in ast.walk(node)
-        if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(inner) is not None
+        if isinstance(inner, (ast.FunctionDef, ast.ClassDef))
+        and ast.get_docstring(inner) is not None
     }
     lines = set()
 

@@ -30,7 +30,9 @@ def test_images_are_made_while_another_thread_trains():
 
     thread = threading.Thread(target=generate)
     thread.start()
-    model.fit(random_images(64), batch_size=4, epochs=6, validation_data=random_images(16), verbose=0)
+    model.fit(
+        random_images(64), batch_size=4, epochs=6, validation_data=random_images(16), verbose=0
+    )
     stop.set()
     thread.join()
     assert not failures and len(made) > 1

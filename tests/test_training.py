@@ -10,7 +10,9 @@ from ddim_keras.weightings import WEIGHTINGS
 
 
 def compiled(model, **arguments):
-    model.compile(**{"optimizer": keras.optimizers.AdamW(1e-2), "loss": "mean_absolute_error", **arguments})
+    model.compile(
+        **{"optimizer": keras.optimizers.AdamW(1e-2), "loss": "mean_absolute_error", **arguments}
+    )
     return model
 
 
@@ -19,7 +21,9 @@ def weights_of(model):
 
 
 def test_training_lowers_the_loss():
-    """Smooth images can be told from noise: predicting 0, as the untrained network does, costs 0.8."""
+    """Smooth images can be told from noise: predicting 0, as the untrained network does, costs
+    0.8.
+    """
     grid = np.linspace(0, 1, 8, dtype="float32")
     images = np.stack([np.outer(grid**power, grid) for power in np.linspace(0.2, 3, 64)])[..., None]
     model = compiled(make_small_model())
@@ -31,7 +35,9 @@ def test_training_lowers_the_loss():
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_the_loss_is_the_weighted_error_of_the_prediction(parameterization, weighting):
-    """An untrained network predicts 0, so the loss is the weighted mean of the target's absolute value."""
+    """An untrained network predicts 0, so the loss is the weighted mean of the target's absolute
+    value.
+    """
     model = compiled(make_small_model(parameterization=parameterization, loss_weighting=weighting))
     images = random_images(400)
     model.normalizer.adapt(images)
@@ -49,7 +55,9 @@ def test_the_loss_is_the_weighted_error_of_the_prediction(parameterization, weig
 def test_ema_after_k_steps_is_the_average_worked_out_by_hand():
     model = compiled(make_small_model(ema_decay=0.5))
     average = weights_of(model)
-    np.testing.assert_array_equal(np.concatenate([w.ravel() for w in average]), flat(model.ema_network))
+    np.testing.assert_array_equal(
+        np.concatenate([w.ravel() for w in average]), flat(model.ema_network)
+    )
     images = random_images(8)
     model.normalizer.adapt(images)
     for step in range(1, 13):  # the warm-up ends when (1 + n) / (10 + n) exceeds 0.5, at n = 8
@@ -68,7 +76,11 @@ def flat(network):
 def test_ema_network_follows_the_normalisation_statistics(trained_model):
     statistics = [weight for weight in trained_model.ema_network.weights if "moving" in weight.path]
     assert statistics
-    assert all(np.any(ops.convert_to_numpy(weight) != initial) for weight in statistics for initial in (0.0, 1.0))
+    assert all(
+        np.any(ops.convert_to_numpy(weight) != initial)
+        for weight in statistics
+        for initial in (0.0, 1.0)
+    )
 
 
 def test_ema_weights_are_not_trained(trained_model):
@@ -127,11 +139,14 @@ def data_forms():
 
 @slow_on_jax
 @pytest.mark.parametrize(
-    "form", ["array", "uint8", "dataset", "dataset with labels", "PyDataset", "PyDataset with labels"]
+    "form",
+    ["array", "uint8", "dataset", "dataset with labels", "PyDataset", "PyDataset with labels"],
 )
 def test_fit_takes_every_form_of_data_and_adapts_the_normalizer(form, capfd):
     model = compiled(make_small_model())
-    history = model.fit(data_forms()[form], batch_size=8 if form in ("array", "uint8") else None, verbose=2)
+    history = model.fit(
+        data_forms()[form], batch_size=8 if form in ("array", "uint8") else None, verbose=2
+    )
     assert np.isfinite(history.history["n_loss"][0])
     assert int(model.ema_updates) == 3
     assert float(model.normalizer.count) == 20 * 64
@@ -158,7 +173,9 @@ def test_evaluate_gives_the_same_figures_again_and_for_any_batch_size(trained_mo
     images = random_images(21, seed=4)
     first = trained_model.evaluate(images, batch_size=21, verbose=0)
     trained_model.generate(1, 2)
-    np.testing.assert_allclose(trained_model.evaluate(images, batch_size=4, verbose=0), first, rtol=1e-5)
+    np.testing.assert_allclose(
+        trained_model.evaluate(images, batch_size=4, verbose=0), first, rtol=1e-5
+    )
     assert trained_model.metrics_names == ["n_loss", "i_loss", "loss"]
 
 
@@ -185,7 +202,12 @@ def test_compiled_metrics_compare_real_and_generated_images():
 
 @pytest.mark.parametrize(
     "loss",
-    ["mse", keras.losses.mean_absolute_error, keras.losses.Huber(), lambda true, predicted: ops.mean(true - predicted)],
+    [
+        "mse",
+        keras.losses.mean_absolute_error,
+        keras.losses.Huber(),
+        lambda true, predicted: ops.mean(true - predicted),
+    ],
 )
 def test_any_keras_loss_will_do(loss):
     model = compiled(make_small_model(), loss=loss)
@@ -211,7 +233,11 @@ def test_running_eagerly_takes_the_same_step():
 
 
 def convolution_dtypes(model):
-    return {layer.compute_dtype for layer in model.network.layers if isinstance(layer, keras.layers.Conv2D)}
+    return {
+        layer.compute_dtype
+        for layer in model.network.layers
+        if isinstance(layer, keras.layers.Conv2D)
+    }
 
 
 @slow_on_jax
@@ -220,18 +246,27 @@ def test_mixed_precision_trains_with_float32_arithmetic_around_the_network(polic
     model = compiled(make_small_model(dtype=policy))
     history = model.fit(random_images(), batch_size=8, epochs=2, verbose=0).history
     assert np.isfinite(history["n_loss"]).all()
-    assert convolution_dtypes(model) == {policy.removeprefix("mixed_"), "float32"}  # the last one is float32
+    assert convolution_dtypes(model) == {
+        policy.removeprefix("mixed_"),
+        "float32",
+    }  # the last one is float32
     assert all("float32" in str(weight.dtype) for weight in model.network.weights)
     assert (type(model.optimizer).__name__ == "LossScaleOptimizer") == (policy == "mixed_float16")
-    noises, images = model.denoise(ops.zeros((1, 8, 8, 1)), ops.ones((1, 1, 1, 1)) * 0.6, ops.ones((1, 1, 1, 1)) * 0.8)
+    noises, images = model.denoise(
+        ops.zeros((1, 8, 8, 1)), ops.ones((1, 1, 1, 1)) * 0.6, ops.ones((1, 1, 1, 1)) * 0.8
+    )
     assert "float32" in str(noises.dtype) and "float32" in str(images.dtype)
     assert model.generate(2, 3, seed=0).dtype == np.float32
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_the_logged_gradient_norm_is_that_of_the_step(policy, tmp_path):
-    """Plain gradient descent at a rate of one moves the weights by the gradient; half precision scales the loss meanwhile."""
-    model = compiled(make_small_model(dtype=policy), optimizer=keras.optimizers.SGD(1.0), gradient_norm=True)
+    """Plain gradient descent at a rate of one moves the weights by the gradient; half precision
+    scales the loss meanwhile.
+    """
+    model = compiled(
+        make_small_model(dtype=policy), optimizer=keras.optimizers.SGD(1.0), gradient_norm=True
+    )
     before = weights_of(model)
     history = model.fit(random_images(8), batch_size=8, verbose=0).history
     trained = {weight.path for weight in model.network.trainable_weights}
@@ -242,7 +277,11 @@ def test_the_logged_gradient_norm_is_that_of_the_step(policy, tmp_path):
     ]
     assert np.sqrt(sum(moved)) > 0.01
     assert history["gradient_norm"] == [pytest.approx(np.sqrt(sum(moved)), rel=1e-3)]
-    assert set(model.evaluate(random_images(8), verbose=0, return_dict=True)) == {"n_loss", "i_loss", "loss"}
+    assert set(model.evaluate(random_images(8), verbose=0, return_dict=True)) == {
+        "n_loss",
+        "i_loss",
+        "loss",
+    }
     model.save_weights(tmp_path / "a.weights.h5")
     other = compiled(make_small_model(dtype=policy), optimizer=keras.optimizers.SGD(1.0))
     other.load_weights(tmp_path / "a.weights.h5")
@@ -321,7 +360,9 @@ def test_callbacks_work_with_their_defaults_and_are_afterwards_as_they_were(shar
     ]
     before = [(callback.monitor, getattr(callback, "mode", None)) for callback in callbacks]
     images = random_images(16)
-    history = shared.fit(images, validation_data=images, batch_size=8, verbose=0, callbacks=callbacks).history
+    history = shared.fit(
+        images, validation_data=images, batch_size=8, verbose=0, callbacks=callbacks
+    ).history
     assert {"val_loss", "val_n_loss", "val_i_loss", "learning_rate"} <= set(history)
     assert [(callback.monitor, getattr(callback, "mode", None)) for callback in callbacks] == before
     assert callbacks[0].best == callbacks[2].best == history["val_loss"][0]
@@ -344,7 +385,10 @@ def test_the_smaller_loss_is_the_better_without_being_told(figure, shared, tmp_p
 
 def test_a_model_is_no_function_of_images(shared):
     for method in (shared, shared.call, shared.predict, shared.predict_on_batch):
-        with pytest.raises(TypeError, match="model.generate.*makes images.*model.ema_network.* is the network alone"):
+        with pytest.raises(
+            TypeError,
+            match="model.generate.*makes images.*model.ema_network.* is the network alone",
+        ):
             method(random_images(2))
     assert shared.compute_output_shape((4, 8, 8, 1)) == (4, 8, 8, 1)
     assert shared.compute_output_shape([(4, 8, 8, 1), (4, 1, 1, 1)]) == (None, 8, 8, 1)
@@ -361,13 +405,17 @@ def test_single_batches_are_trained_on_and_evaluated(shared):
     images, labels = random_images(8), np.arange(8) % 2
     steps = int(shared.ema_updates)
     figures = shared.train_on_batch(images, return_dict=True)
-    assert set(figures) == {"n_loss", "i_loss", "loss"} and np.isfinite(list(figures.values())).all()
+    assert (
+        set(figures) == {"n_loss", "i_loss", "loss"} and np.isfinite(list(figures.values())).all()
+    )
     shared.train_on_batch((images * 255).astype("uint8"), labels, class_weight={0: 2.0})
     shared.train_on_batch({"image": images}, sample_weight=np.ones(8))
     assert int(shared.ema_updates) == steps + 3
     expected = shared.evaluate(images, verbose=0)
     np.testing.assert_allclose(shared.test_on_batch(images), expected, rtol=1e-5)
-    np.testing.assert_allclose(shared.test_on_batch(images, sample_weight=np.ones(8)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        shared.test_on_batch(images, sample_weight=np.ones(8)), expected, rtol=1e-5
+    )
     for method in (shared.train_on_batch, shared.test_on_batch):
         with pytest.raises(ValueError, match="images are out of range"):
             method(images * 255)
@@ -376,12 +424,17 @@ def test_single_batches_are_trained_on_and_evaluated(shared):
     assert int(shared.ema_updates) == steps + 3
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exporting from JAX needs jax2tf")
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="exporting from JAX needs jax2tf"
+)
 def test_the_exported_function_is_the_ema_network(shared, tmp_path):
     import tensorflow as tf
 
     shared.export(tmp_path / "exported", verbose=False)
-    images, variances = random_images(3), np.linspace(0.1, 0.9, 3, dtype="float32").reshape(3, 1, 1, 1)
+    images, variances = (
+        random_images(3),
+        np.linspace(0.1, 0.9, 3, dtype="float32").reshape(3, 1, 1, 1),
+    )
     exported = tf.saved_model.load(str(tmp_path / "exported"))
     expected = ops.convert_to_numpy(shared.ema_network([images, variances]))
     np.testing.assert_allclose(exported.serve([images, variances]), expected, atol=1e-5)
@@ -407,12 +460,18 @@ def endless_forms():
 def test_data_that_never_end_are_refused_before_training(shared):
     images, steps = random_images(16), int(shared.ema_updates)
     for endless in endless_forms():
-        with pytest.raises(ValueError, match="x never ends: give steps_per_epoch, or a data set without repeat"):
+        with pytest.raises(
+            ValueError, match="x never ends: give steps_per_epoch, or a data set without repeat"
+        ):
             shared.fit(endless, verbose=0)
-        with pytest.raises(ValueError, match="x never ends: give steps, or a data set without repeat"):
+        with pytest.raises(
+            ValueError, match="x never ends: give steps, or a data set without repeat"
+        ):
             shared.evaluate(endless, verbose=0)
         for given in (endless, (endless,)):
-            with pytest.raises(ValueError, match="validation_data never ends: give validation_steps, or a data set"):
+            with pytest.raises(
+                ValueError, match="validation_data never ends: give validation_steps, or a data set"
+            ):
                 shared.fit(images, batch_size=8, validation_data=given, verbose=0)
         assert int(shared.ema_updates) == steps
         assert np.isfinite(shared.evaluate(endless, steps=2, verbose=0)).all()
@@ -437,12 +496,22 @@ def test_a_metric_that_needs_more_images_is_refused_before_the_first_step():
     model.normalizer.adapt(random_images(8))
     one = random_images(1)
     for data in (one, tf.data.Dataset.from_tensors(one), OneImage(), [(one,)], {"image": one}):
-        with pytest.raises(ValueError, match="metric 'kid' needs at least 2 images of each side, but validation_data"):
+        with pytest.raises(
+            ValueError,
+            match="metric 'kid' needs at least 2 images of each side, but validation_data",
+        ):
             model.fit(random_images(8), validation_data=data, verbose=0)
-        with pytest.raises(ValueError, match="metric 'kid' needs at least 2 images of each side, but x holds fewer"):
+        with pytest.raises(
+            ValueError, match="metric 'kid' needs at least 2 images of each side, but x holds fewer"
+        ):
             model.evaluate(data, verbose=0)
     with pytest.raises(ValueError, match="metric 'kid' needs at least 2 images"):
-        model.fit(random_images(8), validation_data=random_images(8), validation_batch_size=1, validation_steps=1)
+        model.fit(
+            random_images(8),
+            validation_data=random_images(8),
+            validation_batch_size=1,
+            validation_steps=1,
+        )
     assert int(model.ema_updates) == 0
 
 

@@ -1,6 +1,14 @@
-"""The command line, `ddim-keras`: one file for each group of commands. Showing a help imports neither Keras nor a backend."""
+"""The command line, `ddim-keras`: one file for each group of commands. Showing a help imports
+neither Keras nor a backend.
+"""
 
-from ddim_keras.cli import evaluating, generating, images, models, training  # each adds its commands
+from ddim_keras.cli import (
+    evaluating,
+    generating,
+    images,
+    models,
+    training,
+)  # each adds its commands
 from ddim_keras.cli.group import INTERRUPTED, main
 
 __all__ = ["INTERRUPTED", "evaluating", "generating", "images", "main", "models", "training"]

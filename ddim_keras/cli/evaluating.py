@@ -15,18 +15,29 @@ from ddim_keras.runs import RunConfig
 @main.command()
 @model_option
 @click.option(
-    "--data", "-d", default=None, help="As for train; its validation part is used.  [default: the run's, or embedded]"
+    "--data",
+    "-d",
+    default=None,
+    help="As for train; its validation part is used.  [default: the run's, or embedded]",
 )
 @field_option(RunConfig, "split", "the run's, or the data set's own")
 @click.option("--data-dir", default=None, help="Where TFDS keeps its data.")
-@click.option("--fit", type=click.Choice(["crop", "pad"]), default=None, help="[default: the run's, or crop]")
+@click.option(
+    "--fit", type=click.Choice(["crop", "pad"]), default=None, help="[default: the run's, or crop]"
+)
 @click.option("--num-images", "-n", default=1000, show_default=True, help="How many to generate.")
 @click.option(
     "--features",
     default=None,
-    help="inception_v3, fashion_mnist, inception_2015.  [default: inception_v3 for colour, fashion_mnist for grey images]",
+    help="inception_v3, fashion_mnist, inception_2015.  [default: inception_v3 for colour, "
+    "fashion_mnist for grey images]",
 )
-@click.option("--metric", "metrics", multiple=True, help="fid, kid, precision_recall, ...  [default: these three]")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="fid, kid, precision_recall, ...  [default: these three]",
+)
 @click.option("--seed", default=0, show_default=True)
 @sampling_options
 def evaluate(
@@ -56,9 +67,16 @@ def evaluate(
     chosen = metrics or ("fid", "kid", "precision_recall")
     try:
         scores = model.score(
-            validation, num_images, metrics=chosen, extractor=features, seed=seed, **sampling(**options)
+            validation,
+            num_images,
+            metrics=chosen,
+            extractor=features,
+            seed=seed,
+            **sampling(**options),
         )
     except ConnectionError as error:
-        raise click.ClickException(f"{error}; here that is --features fashion_mnist, rough for colour") from error
+        raise click.ClickException(
+            f"{error}; here that is --features fashion_mnist, rough for colour"
+        ) from error
     for name, value in scores.items():
         click.echo(f"{name}: {value:.5f}")

@@ -14,15 +14,24 @@ from ddim_keras.cli.options import model_option, sampling, sampling_options
 
 @main.command()
 @model_option
-@click.option("--num-images", "-n", default=16, show_default=True, help="How many, over all machines.")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The images' folder.")
+@click.option(
+    "--num-images", "-n", default=16, show_default=True, help="How many, over all machines."
+)
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=pathlib.Path),
+    help="The images' folder.",
+)
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["png", "npz", "tfrecord"]),
     default="png",
     show_default=True,
-    help="Of a shard: a folder of PNGs, an array `images`, or examples with image/encoded and image/number.",
+    help="Of a shard: a folder of PNGs, an array `images`, or examples with image/encoded and "
+    "image/number.",
 )
 @click.option("--shard-size", default=1000, show_default=True, help="Images in a shard.")
 @click.option(
@@ -48,8 +57,9 @@ def generate(
 ) -> None:
     """Generate images into a folder.
 
-    Each is fixed by the seed and its number alone. Interrupted, it is resumed by the same command. The folder gets shards,
-    each whole or not there, a contact_sheet.png of the first 64, and a metadata.json that says what made them.
+    Each is fixed by the seed and its number alone. Interrupted, it is resumed by the same command.
+    The folder gets shards, each whole or not there, a contact_sheet.png of the first 64, and a
+    metadata.json that says what made them.
 
     \b
     ddim-keras generate --num-images 64 --out images

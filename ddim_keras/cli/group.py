@@ -49,7 +49,9 @@ _Commands.command_class = _Command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show where an error came from, and all that TensorFlow says.")
+@click.option(
+    "--debug", is_flag=True, help="Show where an error came from, and all that TensorFlow says."
+)
 @click.version_option(__version__)
 @click.pass_context
 def main(context: click.Context, debug: bool) -> None:
@@ -74,7 +76,11 @@ def _is_for_users(error: Exception) -> bool:
     return inversion is not None and isinstance(error, inversion.ConvergenceError)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Show a warning to who uses the program: without the line of code that gave it; those for programmers not at all."""
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **more: Any
+) -> None:
+    """Show a warning to who uses the program: without the line of code that gave it; those for
+    programmers not at all.
+    """
     if issubclass(category, UserWarning):
         click.echo(f"Warning: {message}", err=True)

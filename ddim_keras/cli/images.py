@@ -13,20 +13,40 @@ from ddim_keras.cli.options import fit_option, model_option
 
 @main.command()
 @model_option
-@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
-@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A .npy file of latents.")
+@click.argument(
+    "images",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+)
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=pathlib.Path),
+    help="A .npy file of latents.",
+)
 @click.option("--steps", "-s", default=100, show_default=True, help="Steps; decode with as many.")
 @click.option(
     "--exact",
     is_flag=True,
-    help="Solve each step, so that decoding gives just these images. For models whose schedule ends near the clean image, such "
+    help="Solve each step, so that decoding gives just these images. For models whose schedule "
+    "ends near the clean image, such "
     "as linear_beta; few images have such latents with the angle schedule.",
 )
 @fit_option
-def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, exact: bool, fit: str) -> None:
+def encode(
+    source: str,
+    images: tuple[pathlib.Path, ...],
+    out: pathlib.Path,
+    steps: int,
+    exact: bool,
+    fit: str,
+) -> None:
     """Find the noises that images come from.
 
-    They are an array (images, height, width, channels); in Python, model.decode(numpy.load("latents.npy"), 100) gives the images.
+    They are an array (images, height, width, channels); in Python,
+    model.decode(numpy.load("latents.npy"), 100) gives the images.
 
     \b
     ddim-keras encode shirt.png shoe.png --out latents.npy
@@ -46,11 +66,24 @@ def encode(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, ste
 
 @main.command()
 @model_option
-@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
-@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG of both rows.")
+@click.argument(
+    "images",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+)
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=pathlib.Path),
+    help="A PNG of both rows.",
+)
 @click.option("--steps", "-s", default=100, show_default=True)
 @fit_option
-def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, fit: str) -> None:
+def reconstruct(
+    source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, fit: str
+) -> None:
     """Encode images and decode them again.
 
     Draws the images above what came back.
@@ -66,20 +99,37 @@ def reconstruct(source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path
     before = read(model, images, fit)
     after = model.reconstruct(before, steps)
     plotting.save_images(out, np.concatenate([before, after]), columns=len(before), scale=4)
-    click.echo(f"Mean squared error of a pixel: {np.mean((before - after) ** 2):.6f}. Written to {out}")
+    click.echo(
+        f"Mean squared error of a pixel: {np.mean((before - after) ** 2):.6f}. Written to {out}"
+    )
 
 
 @main.command()
 @model_option
-@click.argument("start", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path), required=False)
-@click.argument("end", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path), required=False)
-@click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG, or an animated GIF or WebP."
+@click.argument(
+    "start", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path), required=False
+)
+@click.argument(
+    "end", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path), required=False
 )
 @click.option(
-    "--num-images", "-n", type=click.IntRange(min=2), default=9, show_default=True, help="The two ends included."
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=pathlib.Path),
+    help="A PNG, or an animated GIF or WebP.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the two noises, if no images are given.")
+@click.option(
+    "--num-images",
+    "-n",
+    type=click.IntRange(min=2),
+    default=9,
+    show_default=True,
+    help="The two ends included.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Of the two noises, if no images are given."
+)
 @click.option("--steps", "-s", default=50, show_default=True)
 @fit_option
 def interpolate(
@@ -104,7 +154,9 @@ def interpolate(
 
     animated = out.suffix.lower() in (".gif", ".webp")
     if not animated and out.suffix.lower() != ".png":
-        raise click.BadParameter(f"must end in .png, .gif or .webp, got {str(out)!r}", param_hint="--out")
+        raise click.BadParameter(
+            f"must end in .png, .gif or .webp, got {str(out)!r}", param_hint="--out"
+        )
     if (start is None) != (end is None):
         raise click.UsageError("give two images, or none for two noises")
     model = load(source)
@@ -113,7 +165,11 @@ def interpolate(
     else:
         ends = read(model, (start, end), fit)
     path = model.interpolate(
-        ends[0], ends[1], num_images=num_images, diffusion_steps=steps, from_images=start is not None
+        ends[0],
+        ends[1],
+        num_images=num_images,
+        diffusion_steps=steps,
+        from_images=start is not None,
     )
     if animated:
         plotting.save_animation(out, list(path), scale=4)
@@ -126,9 +182,20 @@ def interpolate(
 @model_option
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
 @click.argument("mask", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
-@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="A PNG of the fillings.")
 @click.option(
-    "--num-images", "-n", type=click.IntRange(min=1), default=4, show_default=True, help="Different fillings."
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=pathlib.Path),
+    help="A PNG of the fillings.",
+)
+@click.option(
+    "--num-images",
+    "-n",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Different fillings.",
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", "-s", default=50, show_default=True)
@@ -145,7 +212,8 @@ def inpaint(
 ) -> None:
     """Fill in a part of an image.
 
-    The part where the mask, a picture of the same size, is black; where it is white or transparent the image stays.
+    The part where the mask, a picture of the same size, is black; where it is white or transparent
+    the image stays.
 
     \b
     ddim-keras inpaint shirt.png mask.png --num-images 8 --out filled.png
@@ -160,16 +228,22 @@ def inpaint(
         try:
             sizes.append(decoding.upright_size(path))
         except Exception as error:  # decoders raise whatever they like on damaged files
-            raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"{path} cannot be read as an image ({type(error).__name__}: {error})"
+            ) from error
     whole, part = sizes
     if whole != part:
         raise ValueError(
-            f"the mask must be of the image's size: {mask} is {part[0]} x {part[1]} pixels, {image} {whole[0]} x {whole[1]}"
+            f"the mask must be of the image's size: {mask} is {part[0]} x {part[1]} pixels, "
+            f"{image} {whole[0]} x {whole[1]}"
         )
     model = load(source)
     known = read_images((mask,), model.image_shape[:2], 1, fit=fit, background="white") > 0.5
     if known.all():
-        raise ValueError(f"nothing is to be filled: {mask} is nowhere black (what is transparent counts as white)")
+        raise ValueError(
+            f"nothing is to be filled: {mask} is nowhere black (what is transparent counts as "
+            "white)"
+        )
     images = np.repeat(read(model, (image,), fit), num_images, axis=0)
     filled = model.inpaint(images, np.repeat(known, num_images, axis=0), steps, seed=seed)
     plotting.save_images(out, filled, columns=num_images, scale=4)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def load(source: str, compile: bool = False) -> DiffusionModel:
-    """The model at a .keras file, in a run's folder, or of a preset; `compile` brings the optimizer and metrics along."""
+    """The model at a .keras file, in a run's folder, or of a preset; `compile` brings the optimizer
+    and metrics along.
+    """
     from ddim_keras import presets
     from ddim_keras.model import DiffusionModel, load_model
 
@@ -28,10 +30,13 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
         for name in ("model.keras", "best.keras"):
             if (path / name).is_file():
                 return load_model(path / name, compile=compile)
-        raise ValueError(f"the run in {path} has no model yet: resume it with ddim-keras train --out {path}")
+        raise ValueError(
+            f"the run in {path} has no model yet: resume it with ddim-keras train --out {path}"
+        )
     if not (path / "preset.json").is_file() and source not in presets.names():
         raise ValueError(
-            f"no model at {source}: expected a .keras file, a run's folder, or a preset: {presets.names()}"
+            f"no model at {source}: expected a .keras file, a run's folder, or a preset: "
+            f"{presets.names()}"
         )
     return DiffusionModel.from_preset(source)
 
@@ -58,7 +63,9 @@ def export(source: str, out: pathlib.Path, full: bool) -> None:
     ddim-keras export -m photos-preset photos.keras
     """
     if out.suffix not in ("", ".keras"):
-        raise click.BadParameter(f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT")
+        raise click.BadParameter(
+            f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT"
+        )
     model = load(source, compile=True)
     if out.suffix == ".keras":
         model.save(out)
@@ -105,13 +112,35 @@ def datasets() -> None:
     click.echo("a folder    of images, flat or one subfolder a class")
     click.echo("or a TFDS name, such as:")
     click.echo(
-        "  " + "\n  ".join(name for name in tfds.list_builders(with_community_datasets=False) if name in _PICTURES)
+        "  "
+        + "\n  ".join(
+            name for name in tfds.list_builders(with_community_datasets=False) if name in _PICTURES
+        )
     )
 
 
 _PICTURES = {
-    *("beans", "caltech101", "cars196", "cats_vs_dogs", "celeb_a", "celeb_a_hq", "cifar10", "cifar100", "emnist"),
-    *("eurosat", "fashion_mnist", "food101", "imagenette", "kmnist", "lsun", "mnist", "oxford_flowers102"),
+    *(
+        "beans",
+        "caltech101",
+        "cars196",
+        "cats_vs_dogs",
+        "celeb_a",
+        "celeb_a_hq",
+        "cifar10",
+        "cifar100",
+        "emnist",
+    ),
+    *(
+        "eurosat",
+        "fashion_mnist",
+        "food101",
+        "imagenette",
+        "kmnist",
+        "lsun",
+        "mnist",
+        "oxford_flowers102",
+    ),
     *("oxford_iiit_pet", "stanford_dogs", "stl10", "svhn_cropped", "tf_flowers"),
 }
 

@@ -22,8 +22,11 @@ _CHOICES: Mapping[tuple[type, str], Collection[str]] = {
 _SHOWN: Mapping[str, Any] = {"cache": "memory", "tensorboard": "yes", "jit": "where it is faster"}
 
 
-def options_of(configuration: type, leave_out: Collection[str] = (), default: str | None = None) -> Callable:
-    """Return a decorator that gives a command an option for each field of a dataclass, None where it is not given.
+def options_of(
+    configuration: type, leave_out: Collection[str] = (), default: str | None = None
+) -> Callable:
+    """Return a decorator that gives a command an option for each field of a dataclass, None where
+    it is not given.
 
     Types and choices come from the fields, the help from the docstring.
 
@@ -50,7 +53,10 @@ def field_option(configuration: type, name: str, default: str | None = None) -> 
     shown = default or _SHOWN.get(name, field.default)
     flag = "--" + name.replace("_", "-")
     kind = str(field.type).split(" | ")[0]
-    options: dict[str, Any] = {"default": None, "help": text if shown is None else f"{text}  [default: {shown}]"}
+    options: dict[str, Any] = {
+        "default": None,
+        "help": text if shown is None else f"{text}  [default: {shown}]",
+    }
     if kind == "bool" and name != "cache":
         flag = f"{flag}/--no-{flag[2:]}"
     elif choices := _CHOICES.get((configuration, name)):
@@ -65,14 +71,19 @@ class _ImageSize(click.ParamType):
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | list[int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | list[int]:
         try:
             sizes = [int(part) for part in str(value).lower().replace(",", "x").split("x")]
         except ValueError:
             sizes = []
         if len(sizes) not in (1, 2) or min(sizes) < 1:
             self.fail(
-                f"expected a side in pixels, such as 64, or HEIGHTxWIDTH, such as 64x96, got {value!r}", param, ctx
+                "expected a side in pixels, such as 64, or HEIGHTxWIDTH, such as 64x96, got "
+                f"{value!r}",
+                param,
+                ctx,
             )
         return sizes[0] if len(sizes) == 1 else sizes
 
@@ -82,14 +93,17 @@ class _Split(click.ParamType):
 
     name = "split"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | list[str | None]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | list[str | None]:
         try:
             return float(value)
         except ValueError:
             parts = [part.strip() for part in str(value).split(",")]
         if len(parts) != 2 or not parts[0]:
             self.fail(
-                f"expected TRAIN,VALIDATION, such as train[:90%],test or train,none, or a fraction such as 0.1, got {value!r}",
+                "expected TRAIN,VALIDATION, such as train[:90%],test or train,none, or a fraction "
+                f"such as 0.1, got {value!r}",
                 param,
                 ctx,
             )
@@ -102,26 +116,41 @@ _PARSED: Mapping[str, click.ParamType] = {"image_size": SIZE, "split": _Split()}
 
 
 def model_option(command: Callable) -> Callable:
-    about = "A .keras file, a preset's name or folder, or the folder of a run.  [default: fashion_mnist_32]"
+    about = (
+        "A .keras file, a preset's name or folder, or the folder of a run.  [default: "
+        "fashion_mnist_32]"
+    )
     return click.option("--model", "-m", "source", default="fashion_mnist_32", help=about)(command)
 
 
 def fit_option(command: Callable) -> Callable:
     about = "How images are brought to the model's size; their colours become its channels."
-    return click.option("--fit", type=click.Choice(list(config.FITS)), default="crop", show_default=True, help=about)(
-        command
-    )
+    return click.option(
+        "--fit", type=click.Choice(list(config.FITS)), default="crop", show_default=True, help=about
+    )(command)
 
 
 def sampling_options(command: Callable) -> Callable:
     options = [
-        click.option("--steps", "-s", default=20, show_default=True, help="S, the number of sampling steps."),
-        click.option("--sampler", default=None, help="ddim, ddpm, heun, dpm_solver_2m, unipc, ...  [default: unipc]"),
-        click.option("--eta", type=float, default=None, help="DDIM's stochasticity, from 0 (DDIM) to 1 (DDPM)."),
+        click.option(
+            "--steps", "-s", default=20, show_default=True, help="S, the number of sampling steps."
+        ),
+        click.option(
+            "--sampler",
+            default=None,
+            help="ddim, ddpm, heun, dpm_solver_2m, unipc, ...  [default: unipc]",
+        ),
+        click.option(
+            "--eta",
+            type=float,
+            default=None,
+            help="DDIM's stochasticity, from 0 (DDIM) to 1 (DDPM).",
+        ),
         click.option(
             "--spacing",
             default=None,
-            help="linear, quadratic, trailing, karras, ...  [default: karras with unipc, else linear]",
+            help="linear, quadratic, trailing, karras, ...  [default: karras with unipc, else "
+            "linear]",
         ),
         click.option("--clipping", default=None, help="none, static or dynamic.  [default: none]"),
     ]
@@ -132,4 +161,7 @@ def sampling_options(command: Callable) -> Callable:
 
 def sampling(steps: int, **options: Any) -> dict[str, Any]:
     """What `generate` takes for the options of `sampling_options`."""
-    return {"diffusion_steps": steps, **{name: value for name, value in options.items() if value is not None}}
+    return {
+        "diffusion_steps": steps,
+        **{name: value for name, value in options.items() if value is not None},
+    }

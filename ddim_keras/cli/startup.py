@@ -1,4 +1,6 @@
-"""Starting TensorFlow without the lines that it writes at every start, whatever its settings say."""
+"""Starting TensorFlow without the lines that it writes at every start, whatever its settings
+say.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,15 @@ import tempfile
 
 # Information and warnings of its C++ part, and what it says of a CUDA that is not there.
 _CHATTER = re.compile(
-    rb"WARNING: All log messages before absl|[IW]\d{4} |\d{4}-\d\d-\d\d [\d:.]+: [IW] |To enable the following instructions"
+    rb"WARNING: All log messages before absl|[IW]\d{4} |\d{4}-\d\d-\d\d [\d:.]+: [IW] |To enable "
+    rb"the following instructions"
     rb"|E\d{4} .*(cuInit|cuda_platform|cudart_stub|Unable to register cu|computation_placer)"
 )
 
 
 def quiet_start() -> None:
-    """Import Keras and wake its backend, keeping back what is written to standard error meanwhile but for what matters.
+    """Import Keras and wake its backend, keeping back what is written to standard error meanwhile
+    but for what matters.
 
     Called by the command before it runs; a help is shown without it.
     """
@@ -28,7 +32,9 @@ def quiet_start() -> None:
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            importlib.import_module("ddim_keras.support.backend").on_accelerator()  # finds the devices
+            importlib.import_module(
+                "ddim_keras.support.backend"
+            ).on_accelerator()  # finds the devices
         finally:
             os.dup2(kept, 2)
             os.close(kept)

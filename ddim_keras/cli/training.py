@@ -18,13 +18,23 @@ from ddim_keras.runs import RunConfig
 
 
 @main.command()
-@click.option("--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The run's folder.")
 @click.option(
-    "--config", "-c", type=click.Path(path_type=pathlib.Path), help="A config.yaml; flags given beside it win."
+    "--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The run's folder."
+)
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(path_type=pathlib.Path),
+    help="A config.yaml; flags given beside it win.",
 )
 @options_of(RunConfig, leave_out=("model", "training"))
 @options_of(Training, default="the recipe's")
-@click.option("--ema-decay", type=float, default=None, help="Of the averaged weights.  [default: the preset's]")
+@click.option(
+    "--ema-decay",
+    type=float,
+    default=None,
+    help="Of the averaged weights.  [default: the preset's]",
+)
 @click.option(
     "--set",
     "settings",
@@ -32,11 +42,13 @@ from ddim_keras.runs import RunConfig
     metavar="NAME=VALUE",
     help='Any argument of DiffusionModel, such as parameterization=noise or "widths=(32, 64)".',
 )
-def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, ...], **flags: Any) -> None:
+def train(
+    out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, ...], **flags: Any
+) -> None:
     """Train, or resume an interrupted training.
 
-    The same command resumes, or the one with --out alone; a new run needs --data or --config. More --steps make a run
-    longer, and --data may name another place of the same images.
+    The same command resumes, or the one with --out alone; a new run needs --data or --config. More
+    --steps make a run longer, and --data may name another place of the same images.
 
     \b
     ddim-keras train --data embedded --out runs/clothes
@@ -47,7 +59,9 @@ def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, .
 
     given = {name: value for name, value in flags.items() if value is not None}
     if "cache" in given:
-        given["cache"] = {"memory": True, "no": False}.get(given["cache"], os.path.abspath(given["cache"]))
+        given["cache"] = {"memory": True, "no": False}.get(
+            given["cache"], os.path.abspath(given["cache"])
+        )
     if given.get("kid") == "none":
         given["kid"] = None
     for name in ("data", "data_dir", "preset"):  # found again from any folder
@@ -56,10 +70,14 @@ def train(out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, .
     if config is None and (out / "config.yaml").is_file():
         config = out / "config.yaml"
     if config is None and "data" not in given:
-        raise click.UsageError(f"there is no run in {out} to resume: give --data, or --config, to start one")
+        raise click.UsageError(
+            f"there is no run in {out} to resume: give --data, or --config, to start one"
+        )
     start = dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
     training = {
-        name: given.pop(name) for name in [field.name for field in dataclasses.fields(Training)] if name in given
+        name: given.pop(name)
+        for name in [field.name for field in dataclasses.fields(Training)]
+        if name in given
     }
     model = {"ema_decay": given.pop("ema_decay")} if "ema_decay" in given else {}
     model |= dict(_setting(text) for text in settings)

@@ -20,8 +20,9 @@ class Batch(NamedTuple):
     Attributes:
         images: (batch, height, width, channels).
         labels: of each image, or None.
-        sample_weight: (batch,), how much each image counts, or None. A weight below 0 marks an image that only fills the batch
-            up, so that it can be divided among devices: it does not count at all.
+        sample_weight: (batch,), how much each image counts, or None. A weight below 0 marks an
+            image that only fills the batch up, so that it can be divided among devices: it does not
+            count at all.
     """
 
     images: Any
@@ -30,13 +31,15 @@ class Batch(NamedTuple):
 
 
 def taken_apart(batch: Any) -> Batch:
-    """Return (images, labels, sample_weight) of a batch; labels and weights are None where there are none.
+    """Return (images, labels, sample_weight) of a batch; labels and weights are None where there
+    are none.
 
     Args:
-        batch: images; a tuple or list (images,), (images, labels) or (images, labels, sample_weight); a dictionary with one of
-            the keys "image", "images", "img" or "pixel_values", and perhaps "label" or "labels", and "sample_weight"; a tuple
-            that begins with such a dictionary; or a list of single images or of such dictionaries of one image each. It
-            may hold arrays, tensors, or the specifications of a `tf.data.Dataset`.
+        batch: images; a tuple or list (images,), (images, labels) or (images, labels,
+            sample_weight); a dictionary with one of the keys "image", "images", "img" or
+            "pixel_values", and perhaps "label" or "labels", and "sample_weight"; a tuple that
+            begins with such a dictionary; or a list of single images or of such dictionaries of one
+            image each. It may hold arrays, tensors, or the specifications of a `tf.data.Dataset`.
 
     Raises:
         ValueError: another structure.
@@ -48,7 +51,8 @@ def taken_apart(batch: Any) -> Batch:
     if isinstance(batch, (tuple, list)):
         if not 1 <= len(batch) <= 3:
             raise ValueError(
-                "a batch must be images, (images, labels), (images, labels, sample_weight) or a dictionary, got "
+                "a batch must be images, (images, labels), (images, labels, sample_weight) or a "
+                "dictionary, got "
                 f"{type(batch).__name__} of {len(batch)}"
             )
         images, labels, sample_weight = (*batch, None, None)[:3]
@@ -64,7 +68,8 @@ def taken_apart(batch: Any) -> Batch:
             images = _stacked(list(images)).images
         else:
             raise ValueError(
-                f"a batch must begin with images, one array of them, got {len(images)} parts: {_described(images)}"
+                f"a batch must begin with images, one array of them, got {len(images)} parts: "
+                f"{_described(images)}"
             )
     if isinstance(labels, Mapping):
         labels = _only(labels, LABEL_KEYS)
@@ -74,7 +79,9 @@ def taken_apart(batch: Any) -> Batch:
 
 
 def packed(batch: Batch) -> tuple:
-    """Return a batch in a form that Keras hands on as it is: (images,), (images, labels) or all three."""
+    """Return a batch in a form that Keras hands on as it is: (images,), (images, labels) or all
+    three.
+    """
     if batch.sample_weight is None:
         return (batch.images,) if batch.labels is None else (batch.images, batch.labels)
     # Keras drops weights where there are no labels.
@@ -82,7 +89,9 @@ def packed(batch: Batch) -> tuple:
     return batch.images, labels, batch.sample_weight
 
 
-def prepared(batch: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1) -> Batch:
+def prepared(
+    batch: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1
+) -> Batch:
     """Return a batch of arrays, taken apart and checked.
 
     Args:
@@ -107,14 +116,16 @@ def prepared(batch: Any, image_shape: tuple[int, ...], class_weight: dict | None
     if class_weight is not None:
         check_class_weight(class_weight, labels, sample_weight)
         classes = classes_of(labels)
-        sample_weight = 1.0 + sum((weight - 1.0) * (classes == index) for index, weight in class_weight.items()).astype(
-            "float32"
-        )
+        sample_weight = 1.0 + sum(
+            (weight - 1.0) * (classes == index) for index, weight in class_weight.items()
+        ).astype("float32")
     return _filled_up(Batch(images, labels, sample_weight), multiple)
 
 
 def known_shape(values: Any) -> tuple:
-    """Return the shape of an array, tensor or specification; () where not even its rank is known."""
+    """Return the shape of an array, tensor or specification; () where not even its rank is
+    known.
+    """
     shape = getattr(values, "shape", ())
     return () if getattr(shape, "rank", 0) is None else tuple(shape)
 
@@ -123,46 +134,62 @@ def as_array(values: Any) -> np.ndarray:
     """Return an array, or tensor of any library, as a NumPy array."""
     if isinstance(values, (tuple, list)) and len({np.shape(value) for value in values}) > 1:
         shapes = sorted({np.shape(value) for value in values})
-        raise ValueError(f"images must all be of one size to make a batch, got {shapes[:4]}: resize them first")
+        raise ValueError(
+            f"images must all be of one size to make a batch, got {shapes[:4]}: resize them first"
+        )
     return np.asarray(values)
 
 
 def check_sample_weight(weights: np.ndarray, number: int) -> np.ndarray:
-    """Return weights as float32, or raise ValueError unless there is one for each image, finite and not below 0."""
+    """Return weights as float32, or raise ValueError unless there is one for each image, finite and
+    not below 0.
+    """
     if weights.shape != (number,):
         raise ValueError(
-            f"sample weights must be one number for each image, shape ({number},), got shape {weights.shape}: "
+            f"sample weights must be one number for each image, shape ({number},), got shape "
+            f"{weights.shape}: "
             "images are weighted, not their pixels"
         )
     if weights.dtype.kind not in "biuf" and "float" not in weights.dtype.name:
         raise ValueError(f"sample weights must be numbers, got dtype {weights.dtype}")
     weights = weights.astype("float32")
     if not np.isfinite(weights).all() or (weights < 0.0).any():
-        raise ValueError("sample weights must be finite and at least 0: got NaN, infinity or a negative number")
+        raise ValueError(
+            "sample weights must be finite and at least 0: got NaN, infinity or a negative number"
+        )
     return weights
 
 
 def check_class_weight(class_weight: Any, labels: Any, sample_weight: Any) -> None:
-    """Raise ValueError unless weights by class can be used: a dictionary, labels to look up, and no other weights."""
+    """Raise ValueError unless weights by class can be used: a dictionary, labels to look up, and no
+    other weights.
+    """
     if not isinstance(class_weight, Mapping) or not class_weight:
-        raise ValueError(f"class_weight must be a dictionary {{class: weight}}, got {class_weight!r}")
+        raise ValueError(
+            f"class_weight must be a dictionary {{class: weight}}, got {class_weight!r}"
+        )
     for index, weight in class_weight.items():
         if not (np.isfinite(weight) and weight >= 0.0 and int(index) == index):
             raise ValueError(
-                f"class_weight must give integer classes finite weights of at least 0, got {{{index!r}: {weight!r}}}"
+                "class_weight must give integer classes finite weights of at least 0, got "
+                f"{{{index!r}: {weight!r}}}"
             )
     if sample_weight is not None:
-        raise ValueError("give class_weight or sample weights, not both: multiply them yourself if you mean both")
+        raise ValueError(
+            "give class_weight or sample weights, not both: multiply them yourself if you mean both"
+        )
     if labels is None:
         raise ValueError(
-            "class_weight needs labels to look the weights up by: give batches of (images, labels), or y beside an array"
+            "class_weight needs labels to look the weights up by: give batches of (images, "
+            "labels), or y beside an array"
         )
     shape = known_shape(labels)
     number = shape[1] if len(shape) == 2 else None
     for index in class_weight:
         if number is not None and number > 1 and not 0 <= index < number:
             raise ValueError(
-                f"class_weight names class {index}, but the one-hot labels have the classes 0 to {number - 1}"
+                f"class_weight names class {index}, but the one-hot labels have the classes 0 to "
+                f"{number - 1}"
             )
 
 
@@ -172,7 +199,8 @@ def classes_of(labels: Any) -> np.ndarray:
         labels = labels.argmax(axis=-1) if labels.shape[-1] > 1 else labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "biuf":
         raise ValueError(
-            "class_weight needs labels that are integers, shape (batch,), or one-hot, shape (batch, classes), got "
+            "class_weight needs labels that are integers, shape (batch,), or one-hot, shape "
+            "(batch, classes), got "
             f"{labels.dtype} of shape {labels.shape}"
         )
     return np.rint(labels).astype("int64")
@@ -185,14 +213,19 @@ def _filled_up(batch: Batch, multiple: int) -> Batch:
     weights = np.ones(number, "float32") if batch.sample_weight is None else batch.sample_weight
     places = np.arange(number + -number % multiple) % max(number, 1)
     images, labels = (None if part is None else part[places] for part in batch[:2])
-    return Batch(images, labels, np.where(np.arange(len(places)) < number, weights[places], -1.0).astype("float32"))
+    return Batch(
+        images,
+        labels,
+        np.where(np.arange(len(places)) < number, weights[places], -1.0).astype("float32"),
+    )
 
 
 def _of_dictionary(batch: Mapping) -> Batch:
     images = _only(batch, IMAGE_KEYS)
     if images is None:
         raise ValueError(
-            f"a batch must hold images, got a dictionary with keys {sorted(map(str, batch))}: name them by one of "
+            f"a batch must hold images, got a dictionary with keys {sorted(map(str, batch))}: name "
+            "them by one of "
             f"{list(IMAGE_KEYS)}, or pick them out first, for instance with "
             "dataset.map(lambda example: example['picture'])"
         )
@@ -203,7 +236,8 @@ def _only(batch: Mapping, keys: tuple[str, ...]) -> Any:
     found = [key for key in keys if key in batch]
     if len(found) > 1:
         raise ValueError(
-            f"a batch must name its {found[0].rstrip('s')}s once, got a dictionary with both {found[0]!r} and {found[1]!r}"
+            f"a batch must name its {found[0].rstrip('s')}s once, got a dictionary with both "
+            f"{found[0]!r} and {found[1]!r}"
         )
     return batch[found[0]] if found else None
 
@@ -214,9 +248,14 @@ def _is_list_of_examples(batch: Any) -> bool:
         return False
     if all(isinstance(part, Mapping) for part in batch):
         return True
-    ranks = {len(getattr(part, "shape", ())) if not isinstance(part, (tuple, list)) else -1 for part in batch}
+    ranks = {
+        len(getattr(part, "shape", ())) if not isinstance(part, (tuple, list)) else -1
+        for part in batch
+    }
     # PIL's images have no shape, but become arrays.
-    pictures = all(hasattr(part, "__array_interface__") and not hasattr(part, "shape") for part in batch)
+    pictures = all(
+        hasattr(part, "__array_interface__") and not hasattr(part, "shape") for part in batch
+    )
     return pictures or ranks == {3} or (ranks == {2} and len(batch) > 3)
 
 
@@ -224,9 +263,12 @@ def _stacked(examples: list) -> Batch:
     if isinstance(examples[0], Mapping):
         parts = [_of_dictionary(example) for example in examples]
         columns: list[list[Any]] = [
-            [None if value is None else np.asarray(value) for value in column] for column in zip(*parts)
+            [None if value is None else np.asarray(value) for value in column]
+            for column in zip(*parts)
         ]
-        join: Any = np.concatenate if columns[0][0].ndim == 4 else as_array  # of batches, or of single images
+        join: Any = (
+            np.concatenate if columns[0][0].ndim == 4 else as_array
+        )  # of batches, or of single images
         return Batch(*(None if column[0] is None else join(column) for column in columns))
     return Batch(as_array([np.asarray(example) for example in examples]))
 
@@ -234,5 +276,6 @@ def _stacked(examples: list) -> Batch:
 def _described(parts: Any) -> str:
     shapes = [getattr(part, "shape", None) for part in parts][:4]
     return ", ".join(
-        type(part).__name__ if shape is None else f"shape {tuple(shape)}" for part, shape in zip(parts, shapes)
+        type(part).__name__ if shape is None else f"shape {tuple(shape)}"
+        for part, shape in zip(parts, shapes)
     )

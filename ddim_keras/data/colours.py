@@ -16,7 +16,8 @@ def parse_colour(background: Any) -> Colour:
     import PIL.ImageColor
 
     message = (
-        "background must be a colour that Pillow knows, such as 'white' or '#808080', or (red, green, "
+        "background must be a colour that Pillow knows, such as 'white' or '#808080', or (red, "
+        "green, "
         f"blue) of integers from 0 to 255, got {background!r}"
     )
     if isinstance(background, str):
@@ -27,7 +28,8 @@ def parse_colour(background: Any) -> Colour:
     else:
         colour = tuple(background) if isinstance(background, (tuple, list, np.ndarray)) else ()
     in_range = all(
-        isinstance(part, (int, np.integer)) and not isinstance(part, bool) and 0 <= part <= 255 for part in colour
+        isinstance(part, (int, np.integer)) and not isinstance(part, bool) and 0 <= part <= 255
+        for part in colour
     )
     if len(colour) != 3 or not in_range:
         raise ValueError(message)
@@ -47,7 +49,9 @@ def warn_of_transparency(images: str, first: str, background: Colour) -> None:
     )
 
 
-def with_channels(values: np.ndarray, alpha: np.ndarray | None, channels: int, background: Colour) -> np.ndarray:
+def with_channels(
+    values: np.ndarray, alpha: np.ndarray | None, channels: int, background: Colour
+) -> np.ndarray:
     """Bring an image to the wanted channels.
 
     Args:
@@ -102,7 +106,9 @@ def averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
         starts = np.arange(0, length, factor)
         counts = np.minimum(starts + factor, length) - starts
         shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-        values = np.add.reduceat(values, starts, axis=axis) / counts.reshape(shape).astype("float32")
+        values = np.add.reduceat(values, starts, axis=axis) / counts.reshape(shape).astype(
+            "float32"
+        )
     if channels == 4:
         values[..., :3] *= 255.0 / np.maximum(values[..., 3:], 1e-6)
     return np.rint(np.clip(values, 0.0, 255.0)).astype("uint8")

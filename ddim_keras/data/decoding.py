@@ -79,7 +79,9 @@ def examine(path: str | os.PathLike, bits: int | None = None) -> Facts:
         return _facts(_decoded(image, path), bits)
 
 
-def read_image(path: str | os.PathLike, channels: int, background: Colour = WHITE, bits: int = 16) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike, channels: int, background: Colour = WHITE, bits: int = 16
+) -> np.ndarray:
     """Read an image upright, of an animation the first frame.
 
     Args:
@@ -123,7 +125,9 @@ def read_images(
                 if known is not None:
                     pixels = _shrunk_pixels(picture, factor, channels, background, known)
         except Exception as error:  # decoders raise whatever they like on damaged files
-            raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"{path} cannot be read as an image ({type(error).__name__}: {error})"
+            ) from error
         if known is not None:
             results[index] = shaped(pixels)
     names = [os.fspath(path) for path in paths]
@@ -179,7 +183,8 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
         width, height = image.size
         if width * height > LARGEST_PIXELS:
             raise ValueError(
-                f"it is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: more than "
+                f"it is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: more "
+                "than "
                 f"the {LARGEST_PIXELS // 1_000_000} that are read. Shrink it, or cut it into parts"
             )
         factor = _shrink_factor(image.size)
@@ -318,7 +323,9 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
 def _facts(picture: Picture, bits: int | None) -> Facts:
     values, known = picture.values, picture.depth
     if values.dtype.kind == "f":
-        smallest, largest = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+        smallest, largest = (
+            (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+        )
         known = Depth(depth.check_floats(smallest, largest, bits))
     elif known.upper_byte:
         bits = known.bits if bits is None else bits
@@ -343,8 +350,12 @@ def _in_channels(picture: Picture, channels: int, background: Colour, bits: int)
     return colours.with_channels(values, picture.alpha, channels, background)
 
 
-def _shrunk_pixels(picture: Picture, factor: int, channels: int, background: Colour, bits: int) -> np.ndarray:
-    """As `_in_channels`; the largest images shrunk by a whole factor, strip by strip to save memory."""
+def _shrunk_pixels(
+    picture: Picture, factor: int, channels: int, background: Colour, bits: int
+) -> np.ndarray:
+    """As `_in_channels`; the largest images shrunk by a whole factor, strip by strip to save
+    memory.
+    """
     height, width = picture.values.shape[:2]
     if factor == 1 or height * width <= SHRUNK_ABOVE_PIXELS:
         return _in_channels(picture, channels, background, bits)

@@ -40,9 +40,11 @@ def read_png(path: str | os.PathLike, key: Any) -> tuple[np.ndarray, np.ndarray 
     return _apart(values)
 
 
-def read_tiff(image: Any, path: str | os.PathLike, layout: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """All 16 bits of a TIFF with colours, of which Pillow gives the upper 8: the lower ones it gives
-    to who calls their order the other one."""
+def read_tiff(
+    image: Any, path: str | os.PathLike, layout: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """All 16 bits of a TIFF with colours, of which Pillow gives the upper 8: the lower ones it
+    gives to who calls their order the other one."""
     import PIL.Image
 
     native = "L" if sys.byteorder == "little" else "B"

@@ -73,7 +73,9 @@ def check_integers(smallest: int, largest: int, bits: int | None) -> None:
     if smallest < 0:
         raise ValueError(f"its values run from {smallest} to {largest}, expected none below 0")
     if bits is not None and largest > 2**bits - 1:
-        raise ValueError(f"its largest value is {largest}, but bits={bits} has {2**bits - 1} as white")
+        raise ValueError(
+            f"its largest value is {largest}, but bits={bits} has {2**bits - 1} as white"
+        )
 
 
 def settle(depths: Sequence[Depth], names: Sequence[str], what: str) -> list[int]:
@@ -89,7 +91,9 @@ def settle(depths: Sequence[Depth], names: Sequence[str], what: str) -> list[int
     """
     chosen: dict[int | None, int] = {}
     for claimed in {depth.claimed for depth in depths if depth.bits is None}:
-        members = [i for i, depth in enumerate(depths) if depth.bits is None and depth.claimed == claimed]
+        members = [
+            i for i, depth in enumerate(depths) if depth.bits is None and depth.claimed == claimed
+        ]
         largest = max(depths[i].largest for i in members)
         if claimed is not None:  # values beyond it were scaled to 16 bits, as PNG asks for
             chosen[claimed] = claimed if largest < 2**claimed else 16
@@ -105,11 +109,14 @@ def settle(depths: Sequence[Depth], names: Sequence[str], what: str) -> list[int
         if coarse and bits < 16:
             raise ValueError(
                 f"{names[coarse[0]]} and {len(coarse) - 1} others of {what} are 16-bit colour "
-                f"images that stay below {2**bits} of 65535, and only the upper 8 bits of such a file "
+                f"images that stay below {2**bits} of 65535, and only the upper 8 bits of such a "
+                "file "
                 "can be read: save them as PNG or with 8 bits; bits=16 takes them as they are"
             )
         if bits < 16 and largest > 0:
-            warn_of_depth(f"{len(members)} images of {what}", largest, bits, f" (the first is {first})")
+            warn_of_depth(
+                f"{len(members)} images of {what}", largest, bits, f" (the first is {first})"
+            )
     return [chosen[depth.claimed] if depth.bits is None else depth.bits for depth in depths]
 
 
@@ -117,7 +124,8 @@ def warn_of_depth(images: str, largest: int, bits: int, more: str = "") -> None:
     """Say that a depth was taken from the largest value."""
     warnings.warn(
         f"{images} are stored with more than 8 bits and do not say how many they use{more}. Their "
-        f"largest value is {largest}, so they are read as {bits} bits: {2**bits - 1} is white. bits=16 "
+        f"largest value is {largest}, so they are read as {bits} bits: {2**bits - 1} is white. "
+        "bits=16 "
         "would take 65535 as white",
         stacklevel=3,
     )

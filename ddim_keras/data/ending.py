@@ -37,7 +37,9 @@ class _Gate:
         return guarded
 
     def close(self) -> None:
-        """Refuse calls, and wait until none comes any more: a thread that wants Python after its end hangs or aborts."""
+        """Refuse calls, and wait until none comes any more: a thread that wants Python after its
+        end hangs or aborts.
+        """
         self.closed = True
         start = time.monotonic()
         if start - self.last_call > _PATIENCE and not self.inside:
@@ -52,7 +54,9 @@ _gate = _Gate()
 
 
 def ended_before_python(function: Callable) -> Callable:
-    """Return the function for `tf.numpy_function` of a data set: when the interpreter ends, its calls have ended."""
+    """Return the function for `tf.numpy_function` of a data set: when the interpreter ends, its
+    calls have ended.
+    """
     # After TensorFlow's own hooks are registered, so before they run; close is registered once.
     atexit.unregister(_gate.close)
     atexit.register(_gate.close)

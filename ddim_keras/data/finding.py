@@ -17,18 +17,78 @@ _COMMON = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 # Of operating systems, network disks and archives; hidden ones are left out as well.
 _OF_SYSTEMS = {
     *("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found"),
-    *("system volume information", "network trash folder", "temporary items", "__macosx", "__pycache__"),
+    *(
+        "system volume information",
+        "network trash folder",
+        "temporary items",
+        "__macosx",
+        "__pycache__",
+    ),
 }
 # What lies beside photos and is no picture: no word about it.
 _NO_PICTURES = {
-    *(".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".toml", ".ini"),
-    *(".cfg", ".log", ".html", ".htm", ".css", ".js", ".url", ".lnk", ".db", ".aae", ".thm", ".py", ".sh", ".bat"),
-    *(".ipynb", ".doc", ".docx", ".xlsx", ".odt", ".sha256", ".md5", ".part", ".crdownload", ".tmp", ".lock"),
+    *(
+        ".txt",
+        ".md",
+        ".rst",
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".xml",
+        ".xmp",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+    ),
+    *(
+        ".cfg",
+        ".log",
+        ".html",
+        ".htm",
+        ".css",
+        ".js",
+        ".url",
+        ".lnk",
+        ".db",
+        ".aae",
+        ".thm",
+        ".py",
+        ".sh",
+        ".bat",
+    ),
+    *(
+        ".ipynb",
+        ".doc",
+        ".docx",
+        ".xlsx",
+        ".odt",
+        ".sha256",
+        ".md5",
+        ".part",
+        ".crdownload",
+        ".tmp",
+        ".lock",
+    ),
 }
-_NO_PICTURE_NAMES = {"license", "licence", "copying", "notice", "readme", "changelog", "makefile", "dockerfile"}
+_NO_PICTURE_NAMES = {
+    "license",
+    "licence",
+    "copying",
+    "notice",
+    "readme",
+    "changelog",
+    "makefile",
+    "dockerfile",
+}
 _FIRST_BYTES = 4096
 _NAMED = 3  # files named in a message; the rest are counted
-_NO_SUFFIX, _BROKEN_LINK, _CLOSED = "without a suffix", "links to nothing", "folders that cannot be opened"
+_NO_SUFFIX, _BROKEN_LINK, _CLOSED = (
+    "without a suffix",
+    "links to nothing",
+    "folders that cannot be opened",
+)
 
 
 class Found(NamedTuple):
@@ -51,8 +111,8 @@ def find_images(root: pathlib.Path) -> Found:
     """Look for images below a folder, following links but counting each file once.
 
     Left out are hidden files and folders, those of operating systems, and what this package writes,
-    which is runs, exports, presets and caches. A folder that is linked to counts where it is, a file
-    where the link is.
+    which is runs, exports, presets and caches. A folder that is linked to counts where it is, a
+    file where the link is.
 
     Raises:
         ValueError: there are none.
@@ -69,14 +129,18 @@ def find_images(root: pathlib.Path) -> Found:
         instead = f"; found {_listing(found.left_out)}" if found.left_out else ""
         if walk.of_ours:
             instead += (
-                f"; not read: {', '.join(walk.of_ours[:_NAMED])}, which this package wrote: name its folder itself"
+                f"; not read: {', '.join(walk.of_ours[:_NAMED])}, which this package wrote: name "
+                "its folder itself"
             )
-        raise ValueError(f"no images in {root}: expected files ending in {', '.join(common)}{others}{instead}")
+        raise ValueError(
+            f"no images in {root}: expected files ending in {', '.join(common)}{others}{instead}"
+        )
     return found
 
 
 def fingerprint(source: str) -> str | None:
-    """Return by what the images of a folder are known wherever it stands: names, sizes and first bytes.
+    """Return by what the images of a folder are known wherever it stands: names, sizes and first
+    bytes.
 
     Args:
         source: as for `load_dataset`.
@@ -94,7 +158,9 @@ def fingerprint(source: str) -> str | None:
     for parts in find_images(root).images:
         path = root.joinpath(*parts)
         with open(path, "rb") as file:
-            digest.update(f"{'/'.join(parts)} {path.stat().st_size} ".encode() + file.read(_FIRST_BYTES))
+            digest.update(
+                f"{'/'.join(parts)} {path.stat().st_size} ".encode() + file.read(_FIRST_BYTES)
+            )
     return digest.hexdigest()
 
 
@@ -106,7 +172,8 @@ def warn_of_left_out(root: pathlib.Path, found: Found) -> None:
         advice = " (or register the opener of the package pillow-heif)" if heic else ""
         warnings.warn(
             f"{number} files in {root} are left out beside {len(found.images)} images: "
-            f"{_listing(found.left_out)}. Pillow does not read them: convert what should be trained "
+            f"{_listing(found.left_out)}. Pillow does not read them: convert what should be "
+            "trained "
             f"on to PNG or JPEG{advice}",
             stacklevel=4,
         )
@@ -150,7 +217,9 @@ class _Walk:
                 raise
             self.left_out[_CLOSED].append(os.path.join(*parts))
             return
-        if parts and _is_written_by_us(self.root.joinpath(*parts), {entry.name for entry in entries}):
+        if parts and _is_written_by_us(
+            self.root.joinpath(*parts), {entry.name for entry in entries}
+        ):
             self.of_ours.append(os.path.join(*parts))
             return
         self.seen[real] = parts

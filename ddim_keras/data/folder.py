@@ -48,7 +48,9 @@ class _Part(NamedTuple):
 
     def chosen(self, indices: np.ndarray) -> _Part:
         return _Part(
-            [self.files[index] for index in indices], self.labels[indices], [self.facts[index] for index in indices]
+            [self.files[index] for index in indices],
+            self.labels[indices],
+            [self.facts[index] for index in indices],
         )
 
 
@@ -83,9 +85,16 @@ def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
 
     channels = wanted.channels or _own_channels(train.facts + validation.facts, wanted.background)
     names = [os.fspath(file) for file in train.files + validation.files]
-    settled = depth.settle([fact.depth for fact in train.facts + validation.facts], names, os.fspath(root))
-    bits = np.array(settled, "int64")[: len(train.files)], np.array(settled, "int64")[len(train.files) :]
-    _warn_of_transparency(root, train.files + validation.files, train.facts + validation.facts, channels, wanted)
+    settled = depth.settle(
+        [fact.depth for fact in train.facts + validation.facts], names, os.fspath(root)
+    )
+    bits = (
+        np.array(settled, "int64")[: len(train.files)],
+        np.array(settled, "int64")[len(train.files) :],
+    )
+    _warn_of_transparency(
+        root, train.files + validation.files, train.facts + validation.facts, channels, wanted
+    )
     return Source(
         _decoded(train, bits[0], channels, wanted.background),
         _decoded(validation, bits[1], channels, wanted.background) if validation.files else None,
@@ -106,7 +115,8 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
         if more := sorted({name for _, name in held_out if name is not None} - set(names)):
             raise ValueError(
                 f"{division.names[1]} has classes that {division.names[0]} lacks: "
-                f"{', '.join(more)}, beside {', '.join(names)}. Rename or remove them, or leave labels=False"
+                f"{', '.join(more)}, beside {', '.join(names)}. Rename or remove them, or leave "
+                "labels=False"
             )
     return None if any(name is None for _, name in division.train) else names
 
@@ -122,7 +132,9 @@ def _refuse_without_class(members: layout.Members, place: str, called: str) -> N
 
 
 def _examined(root: pathlib.Path, files: list[Parts], wanted: Wanted) -> dict[Parts, Facts]:
-    """Decode every file once, so that a broken one is found now, not in the middle of a training."""
+    """Decode every file once, so that a broken one is found now, not in the middle of a
+    training.
+    """
 
     def examined(parts: Parts) -> Facts | str:
         try:
@@ -134,7 +146,9 @@ def _examined(root: pathlib.Path, files: list[Parts], wanted: Wanted) -> dict[Pa
         results = list(pool.map(examined, files))
     broken = [result for result in results if isinstance(result, str)]
     if broken:
-        listing = "; ".join(broken[:_NAMED]) + (f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else "")
+        listing = "; ".join(broken[:_NAMED]) + (
+            f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+        )
         count = f"{len(broken)} of {len(files)} images in {root} cannot be read: {listing}"
         if wanted.unreadable == "refuse":
             raise ValueError(f"{count}. Remove or repair them, or give unreadable='skip'")
@@ -170,13 +184,17 @@ def _warn_of_transparency(
     transparent = [file for file, fact in zip(files, facts) if fact.transparent]
     if transparent and channels != 4:
         colours.warn_of_transparency(
-            f"{len(transparent)} of {len(files)} images in {root}", os.fspath(transparent[0]), wanted.background
+            f"{len(transparent)} of {len(files)} images in {root}",
+            os.fspath(transparent[0]),
+            wanted.background,
         )
 
 
 def _identity(part: _Part) -> list:
     stats = [os.stat(path) for path in part.files]
-    files = [(os.fspath(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(part.files, stats)]
+    files = [
+        (os.fspath(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(part.files, stats)
+    ]
     return [files, part.labels.tolist()]
 
 

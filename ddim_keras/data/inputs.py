@@ -1,6 +1,8 @@
-"""What may be given as images: arrays, data sets and generators, checked before they reach the network.
+"""What may be given as images: arrays, data sets and generators, checked before they reach the
+network.
 
-Whatever its form, `fit` and `evaluate` get tuples (images,), (images, labels) or (images, labels, sample_weight) of it.
+Whatever its form, `fit` and `evaluate` get tuples (images,), (images, labels) or (images, labels,
+sample_weight) of it.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ __all__ = [
     "taken_apart",
 ]
 
-_EMPTY = "the data set is empty: it has 0 batches (drop_remainder=True with a batch larger than the data?)"
+_EMPTY = (
+    "the data set is empty: it has 0 batches (drop_remainder=True with a batch larger than the "
+    "data?)"
+)
 
 
 def is_tf_dataset(data: Any) -> bool:
@@ -54,7 +59,9 @@ def is_array(data: Any) -> bool:
 
 
 def is_one_piece(data: Any) -> bool:
-    """Whether `data` are arrays of all images, labels and weights, or lists of them, and not a data set of batches."""
+    """Whether `data` are arrays of all images, labels and weights, or lists of them, and not a data
+    set of batches.
+    """
     if isinstance(data, Mapping):
         return True
     if isinstance(data, (tuple, list)):
@@ -64,7 +71,9 @@ def is_one_piece(data: Any) -> bool:
 
 
 def can_be_read_again(data: Any) -> bool:
-    """Whether a pass over `data` leaves it whole. Generators and other iterators do not survive one."""
+    """Whether a pass over `data` leaves it whole. Generators and other iterators do not survive
+    one.
+    """
     return is_one_piece(data) or isinstance(data, keras.utils.PyDataset) or iter(data) is not data
 
 
@@ -81,12 +90,16 @@ def number_of_batches(data: Any) -> int | None:
 
 
 def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | None]:
-    """Return an iterator over the batches of `data`, taken apart, and their number where it is known."""
+    """Return an iterator over the batches of `data`, taken apart, and their number where it is
+    known.
+    """
     if is_one_piece(data):
         whole = _in_one_piece(data)
         starts = range(0, len(whole.images), batch_size)
         slices = (slice(start, start + batch_size) for start in starts)
-        return (Batch(*(None if part is None else part[where] for part in whole)) for where in slices), len(starts)
+        return (
+            Batch(*(None if part is None else part[where] for part in whole)) for where in slices
+        ), len(starts)
     number = number_of_batches(data)
     batches: Iterable = data
     if isinstance(data, keras.utils.PyDataset):
@@ -95,8 +108,12 @@ def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | 
     return _with_clear_errors(map(taken_apart, batches)), None if number == -1 else number
 
 
-def has_at_least(data: Any, minimum: int, steps: int | None = None, batch_size: int | None = None) -> bool:
-    """Whether `data`, or its first `steps` batches, hold as many images; only as many are read. True if it cannot be known."""
+def has_at_least(
+    data: Any, minimum: int, steps: int | None = None, batch_size: int | None = None
+) -> bool:
+    """Whether `data`, or its first `steps` batches, hold as many images; only as many are read.
+    True if it cannot be known.
+    """
     if is_one_piece(data):
         number = len(_in_one_piece(data).images)
         return min(number, number if steps is None else steps * (batch_size or 32)) >= minimum
@@ -104,7 +121,11 @@ def has_at_least(data: Any, minimum: int, steps: int | None = None, batch_size: 
         return True
     found = 0
     for batch in itertools.islice(iterate_batches(data, 1)[0], steps):
-        found += len(batch.images) if batch.sample_weight is None else int((as_array(batch.sample_weight) >= 0).sum())
+        found += (
+            len(batch.images)
+            if batch.sample_weight is None
+            else int((as_array(batch.sample_weight) >= 0).sum())
+        )
         if found >= minimum:
             return True
     return False
@@ -121,7 +142,8 @@ def for_keras(
     shuffle: bool = False,
     multiple: int = 1,
 ) -> tuple[Any, Any, Any]:
-    """Return (x, y, sample_weight) as Keras's trainer is to get them, with every batch checked before it is used.
+    """Return (x, y, sample_weight) as Keras's trainer is to get them, with every batch checked
+    before it is used.
 
     Arrays are checked here and now; data sets and generators as they are read.
 
@@ -145,23 +167,30 @@ def for_keras(
         if not len(batch.images):
             raise ValueError("the data set is empty: got an array of 0 images")
         if multiple > 1:
-            return _ArrayBatches(batch, image_shape, batch_size or 32, shuffle, multiple), None, None
+            return (
+                _ArrayBatches(batch, image_shape, batch_size or 32, shuffle, multiple),
+                None,
+                None,
+            )
         images, labels, sample_weight = (*packed(batch), None, None)[:3]
         return images, labels, sample_weight
     for name, value in (("y", y), ("sample_weight", sample_weight)):
         if value is not None:
             raise ValueError(
-                f"{name} goes with arrays of images; a {type(x).__name__} must give it in its own batches: "
+                f"{name} goes with arrays of images; a {type(x).__name__} must give it in its own "
+                "batches: "
                 "(images, labels) or (images, labels, sample_weight)"
             )
     return checked(x, image_shape, class_weight, multiple), None, None
 
 
-def checked(data: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1) -> Any:
+def checked(
+    data: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1
+) -> Any:
     """Return `data` with every batch checked before it is used.
 
-    Arrays are checked here and now, and returned as they are or as (images, labels, ...); data sets and generators become
-    data sets and generators of tuples, checked as they are read.
+    Arrays are checked here and now, and returned as they are or as (images, labels, ...); data sets
+    and generators become data sets and generators of tuples, checked as they are read.
 
     Raises:
         ValueError: the data are empty, or their shape or values are wrong.
@@ -173,20 +202,24 @@ def checked(data: Any, image_shape: tuple[int, ...], class_weight: dict | None =
     if number_of_batches(data) == 0:
         raise ValueError(_EMPTY)
     if is_tf_dataset(data):
-        from ddim_keras.data import tf_inputs  # TensorFlow is loaded already: the data set is its own
+        from ddim_keras.data import (
+            tf_inputs,
+        )  # TensorFlow is loaded already: the data set is its own
 
         return tf_inputs.checked(data, image_shape, class_weight, multiple)
     if isinstance(data, keras.utils.PyDataset):
         return _CheckedPyDataset(data, image_shape, class_weight, multiple)
     if not hasattr(data, "__iter__"):
         raise ValueError(
-            f"images must be an array, a data set of batches or a generator, got {data!r} of type {type(data).__name__}"
+            f"images must be an array, a data set of batches or a generator, got {data!r} of type "
+            f"{type(data).__name__}"
         )
     if iter(data) is data:
         return _checked_generator(data, image_shape, class_weight, multiple)
     if number_of_batches(data) is None:
         raise ValueError(
-            f"a {type(data).__name__} does not say how many batches it has: give it a __len__, or give iter(...) of it with "
+            f"a {type(data).__name__} does not say how many batches it has: give it a __len__, or "
+            "give iter(...) of it with "
             "steps_per_epoch, a keras.utils.PyDataset or a tf.data.Dataset"
         )
     return _CheckedIterable(data, image_shape, class_weight, multiple)
@@ -195,7 +228,8 @@ def checked(data: Any, image_shape: tuple[int, ...], class_weight: dict | None =
 def brings_its_own_order(data: Any) -> bool:
     """Whether the batches of what `checked` returned cannot be asked for in another order."""
     return not is_one_piece(data) and (
-        not isinstance(data, keras.utils.PyDataset) or isinstance(data, (_CheckedIterable, _ArrayBatches))
+        not isinstance(data, keras.utils.PyDataset)
+        or isinstance(data, (_CheckedIterable, _ArrayBatches))
     )
 
 
@@ -210,7 +244,9 @@ def _with_clear_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def input_error(error: Exception) -> ValueError | None:
-    """Return the ValueError behind an error that a checked `tf.data` pipeline raised, or None for other errors."""
+    """Return the ValueError behind an error that a checked `tf.data` pipeline raised, or None for
+    other errors.
+    """
     message = str(error)
     if image_checks.ERROR_START not in message:
         return None
@@ -218,30 +254,40 @@ def input_error(error: Exception) -> ValueError | None:
 
 
 def parts_of(data: Any) -> tuple[Any, Any, Any]:
-    """Return (images, labels, sample_weight) of what `fit` takes as validation data: images, or a tuple that begins with them."""
+    """Return (images, labels, sample_weight) of what `fit` takes as validation data: images, or a
+    tuple that begins with them.
+    """
     given = data if isinstance(data, tuple) and 1 <= len(data) <= 3 else (data,)
     images, labels, sample_weight = (*given, None, None)[:3]
     return images, labels, sample_weight
 
 
 def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[tuple, tuple]:
-    """Return arrays (x, y, sample_weight) for training and for validation, which gets the last `share` of them.
+    """Return arrays (x, y, sample_weight) for training and for validation, which gets the last
+    `share` of them.
 
     Raises:
         ValueError: the data are no arrays, or one side would be empty.
     """
     if not is_one_piece(x):
         raise ValueError(
-            f"validation_split divides arrays alone, got a {type(x).__name__}: divide it yourself (for a tf.data.Dataset "
+            f"validation_split divides arrays alone, got a {type(x).__name__}: divide it yourself "
+            "(for a tf.data.Dataset "
             "with take and skip), and give validation_data"
         )
     whole = _in_one_piece(x)
-    whole = Batch(*(given if given is not None else own for own, given in zip(whole, (None, y, sample_weight))))
+    whole = Batch(
+        *(
+            given if given is not None else own
+            for own, given in zip(whole, (None, y, sample_weight))
+        )
+    )
     number = len(whole.images)
     first = int(number * (1.0 - share))
     if first in (0, number):
         raise ValueError(
-            f"{number} images cannot be divided by validation_split={share}: one side would be empty; give more images or "
+            f"{number} images cannot be divided by validation_split={share}: one side would be "
+            "empty; give more images or "
             "another share"
         )
     parts = [None if part is None else as_array(part) for part in whole]
@@ -254,15 +300,25 @@ def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[tuple, tupl
 
 def _in_one_piece(data: Any) -> Batch:
     """Arrays in whatever structure, as one batch of NumPy arrays."""
-    if isinstance(data, (tuple, list)) and all(len(getattr(part, "shape", ())) == 4 for part in data):
+    if isinstance(data, (tuple, list)) and all(
+        len(getattr(part, "shape", ())) == 4 for part in data
+    ):
         # Images alone: labels never have four axes.
-        return Batch(np.concatenate([as_array(part) for part in data]) if len(data) > 1 else as_array(data[0]))
+        return Batch(
+            np.concatenate([as_array(part) for part in data])
+            if len(data) > 1
+            else as_array(data[0])
+        )
     batch = taken_apart(data)
     return Batch(*(None if part is None else as_array(part) for part in batch))
 
 
-def _prepared(batch: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int) -> tuple:
-    """A batch for Keras. TensorFlow runs this within its pipeline, and buries errors: `input_error` finds them."""
+def _prepared(
+    batch: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
+) -> tuple:
+    """A batch for Keras. TensorFlow runs this within its pipeline, and buries errors: `input_error`
+    finds them.
+    """
     try:
         return packed(prepared(batch, image_shape, class_weight, multiple))
     except ValueError as error:
@@ -279,7 +335,13 @@ def _checked_generator(
 class _CheckedPyDataset(keras.utils.PyDataset):
     """A PyDataset that gives what another does, checked and as tuples."""
 
-    def __init__(self, dataset: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1):
+    def __init__(
+        self,
+        dataset: Any,
+        image_shape: tuple[int, ...],
+        class_weight: dict | None = None,
+        multiple: int = 1,
+    ):
         super().__init__(
             workers=dataset.workers,
             use_multiprocessing=dataset.use_multiprocessing,
@@ -303,12 +365,16 @@ class _CheckedPyDataset(keras.utils.PyDataset):
 
 
 class _CheckedIterable(keras.utils.PyDataset):
-    """An iterable of a known number of batches, such as a list of them or PyTorch's DataLoader, as a PyDataset.
+    """An iterable of a known number of batches, such as a list of them or PyTorch's DataLoader, as
+    a PyDataset.
 
-    Its batches come in its own order, and it is begun anew whenever another than the next one is asked for.
+    Its batches come in its own order, and it is begun anew whenever another than the next one is
+    asked for.
     """
 
-    def __init__(self, data: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int):
+    def __init__(
+        self, data: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
+    ):
         super().__init__()
         self._data, self._options = data, (image_shape, class_weight, multiple)
         self._next = 0
@@ -326,9 +392,18 @@ class _CheckedIterable(keras.utils.PyDataset):
 
 
 class _ArrayBatches(keras.utils.PyDataset):
-    """Arrays cut into batches that can be divided among devices, in a new order each epoch if they are shuffled."""
+    """Arrays cut into batches that can be divided among devices, in a new order each epoch if they
+    are shuffled.
+    """
 
-    def __init__(self, whole: Batch, image_shape: tuple[int, ...], batch_size: int, shuffle: bool, multiple: int):
+    def __init__(
+        self,
+        whole: Batch,
+        image_shape: tuple[int, ...],
+        batch_size: int,
+        shuffle: bool,
+        multiple: int,
+    ):
         super().__init__()
         self._whole, self._batch_size, self._shuffle = whole, batch_size, shuffle
         self._options = (image_shape, None, multiple)

@@ -60,10 +60,15 @@ def divide(root: pathlib.Path, found: Found, split: Any) -> Division:
     is_pair = isinstance(split, (tuple, list)) and len(split) == 2
     if is_pair and isinstance(split[0], str) and (split[1] is None or isinstance(split[1], str)):
         return _named(root, found, *split)
-    is_fraction = isinstance(split, numbers.Real) and not isinstance(split, bool) and 0.0 <= float(split) < 1.0
+    is_fraction = (
+        isinstance(split, numbers.Real)
+        and not isinstance(split, bool)
+        and 0.0 <= float(split) < 1.0
+    )
     if split is not None and not is_fraction:
         raise ValueError(
-            "split of a folder must be the fraction of images for validation, in [0, 1), or a pair of "
+            "split of a folder must be the fraction of images for validation, in [0, 1), or a pair "
+            "of "
             f"its subfolders, such as ('train', 'val') or ('train', None), got {split!r}"
         )
     fraction = None if split is None else float(split)
@@ -90,7 +95,9 @@ def _all_below(root: pathlib.Path, found: Found, around: Parts, fraction: float)
     return Division(_members(found.images, around), None, fraction, (str(root), str(root)), [])
 
 
-def _by_names(root: pathlib.Path, found: Found, around: Parts, parted: _Parted, fraction: float | None) -> Division:
+def _by_names(
+    root: pathlib.Path, found: Found, around: Parts, parted: _Parted, fraction: float | None
+) -> Division:
     """Divide by subfolders whose names say train, validation or test."""
     place = root.joinpath(*around)
     if fraction is not None and parted.train and parted.held_out:
@@ -105,7 +112,8 @@ def _by_names(root: pathlib.Path, found: Found, around: Parts, parted: _Parted, 
         raise ValueError(
             f"it is not clear what of {place} is to be trained on: {parted.problem}. Name the two "
             f"folders, such as split={pair!r} (--split {words}), the second or None, "
-            "several joined by +; or, if every subfolder is a class, also one that is called like a "
+            "several joined by +; or, if every subfolder is a class, also one that is called like "
+            "a "
             "part, give the fraction to hold out of all, such as split=0.2"
         )
     train = (*around, parted.train or "")
@@ -117,7 +125,8 @@ def _by_names(root: pathlib.Path, found: Found, around: Parts, parted: _Parted, 
     unused = [
         parts
         for parts in found.images
-        if parts[: len(train)] not in used and not (len(parts) > len(train) and parts[len(around)] in is_part)
+        if parts[: len(train)] not in used
+        and not (len(parts) > len(train) and parts[len(around)] in is_part)
     ]
     return Division(
         _members(found.images, train),
@@ -152,7 +161,8 @@ def _named(root: pathlib.Path, found: Found, train: str, held_out: str | None) -
         return Division(parts[0], None, 0.0, names, [])
     if both := {file for file, _ in parts[0]} & {file for file, _ in parts[1]}:
         raise ValueError(
-            f"split={(train, held_out)!r} has {len(both)} images in both parts, such as {'/'.join(min(both))}"
+            f"split={(train, held_out)!r} has {len(both)} images in both parts, such as "
+            f"{'/'.join(min(both))}"
         )
     return Division(parts[0], parts[1], 0.0, names, [])
 
@@ -172,15 +182,19 @@ def _parts_in_classes(root: pathlib.Path, found: Found, fraction: float | None) 
     stray = [parts for parts, kind in kinds.items() if kind is None]
     if stray and fraction is None:
         raise ValueError(
-            f"it is not clear what of {root} is to be trained on: {first} is divided into training and "
-            f"held-out images, but {len(stray)} images lie elsewhere, such as {'/'.join(stray[0])}. "
+            f"it is not clear what of {root} is to be trained on: {first} is divided into training "
+            "and "
+            f"held-out images, but {len(stray)} images lie elsewhere, such as "
+            f"{'/'.join(stray[0])}. "
             "Move them, or give the fraction to hold out of all, such as split=0.2"
         )
     if stray:
         return None
     held_out = "validation" if "validation" in held_out_kinds else "test"
     if fraction is not None:
-        _refuse_fraction(root, fraction, f"{first}/train", f"{first}/{held_out}", "move one of them away")
+        _refuse_fraction(
+            root, fraction, f"{first}/train", f"{first}/{held_out}", "move one of them away"
+        )
 
     def of_kind(wanted: str) -> Members:
         return [(parts, parts[0]) for parts in found.images if kinds[parts] == wanted]
@@ -189,10 +203,14 @@ def _parts_in_classes(root: pathlib.Path, found: Found, fraction: float | None) 
     return Division(of_kind("training"), of_kind(held_out), 0.0, names, [])
 
 
-def _refuse_fraction(place: Any, fraction: float, train: str, held_out: str, otherwise: str) -> None:
+def _refuse_fraction(
+    place: Any, fraction: float, train: str, held_out: str, otherwise: str
+) -> None:
     raise ValueError(
-        f"split={fraction} of {place}, which is divided already, would train on images of {held_out}: "
-        f"leave split out to use {train} and {held_out}, or {otherwise} to hold out a fraction of {train}"
+        f"split={fraction} of {place}, which is divided already, would train on images of "
+        f"{held_out}: "
+        f"leave split out to use {train} and {held_out}, or {otherwise} to hold out a fraction of "
+        f"{train}"
     )
 
 
@@ -201,7 +219,11 @@ def _parted(found: Found, around: Parts) -> _Parted | None:
     depth = len(around)
     tops = _tops(found.images, around)
     # An empty `val` is still a part, and its emptiness a mistake to be told.
-    folders = {parts[depth] for parts in found.folders if parts[:depth] == around and len(parts) == depth + 1}
+    folders = {
+        parts[depth]
+        for parts in found.folders
+        if parts[:depth] == around and len(parts) == depth + 1
+    }
     named = {kind: [] for kind in ("training", "validation", "test")}  # type: dict[str, list[str]]
     for name in sorted(folders):
         if (kind := _kind(name)) is not None:
@@ -224,11 +246,15 @@ def _parted(found: Found, around: Parts) -> _Parted | None:
         names = named["validation"] + named["test"]
         called = " and ".join(names) + (" is" if len(names) == 1 else " are")
         problem = f"{called} called like a held-out part, but there is no training part"
-        problem += f", only {beside}: move what is to be trained on into a folder train" if beside else ""
+        problem += (
+            f", only {beside}: move what is to be trained on into a folder train" if beside else ""
+        )
     elif not held_out and (others or loose):
         problem = f"{train[0]} is called like the training part, but there is no held-out part"
         problem += f", only {beside}"
-    return _Parted(train[0] if train else None, held_out[0] if held_out else None, others, loose, problem)
+    return _Parted(
+        train[0] if train else None, held_out[0] if held_out else None, others, loose, problem
+    )
 
 
 def _kind(name: str) -> str | None:
@@ -244,7 +270,9 @@ def _kind(name: str) -> str | None:
 def _tops(images: list[Parts], around: Parts) -> list[str]:
     """The subfolders of a folder that hold images, sorted."""
     depth = len(around)
-    return sorted({parts[depth] for parts in images if parts[:depth] == around and len(parts) > depth + 1})
+    return sorted(
+        {parts[depth] for parts in images if parts[:depth] == around and len(parts) > depth + 1}
+    )
 
 
 def _loose(images: list[Parts], around: Parts) -> int:
@@ -255,4 +283,8 @@ def _loose(images: list[Parts], around: Parts) -> int:
 def _members(images: list[Parts], around: Parts) -> Members:
     """The images below a folder, each with the class that the folder below names."""
     depth = len(around)
-    return [(parts, parts[depth] if len(parts) > depth + 1 else None) for parts in images if parts[:depth] == around]
+    return [
+        (parts, parts[depth] if len(parts) > depth + 1 else None)
+        for parts in images
+        if parts[:depth] == around
+    ]

@@ -1,4 +1,6 @@
-"""`load_dataset`: from a name, a builder or a folder to batches of images ready for `DiffusionModel.fit`."""
+"""`load_dataset`: from a name, a builder or a folder to batches of images ready for
+`DiffusionModel.fit`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 # Shuffling holds up to this many bytes of images; data sets below it are shuffled as a whole.
 _SHUFFLE_BYTES = 512 * 2**20
-_EPOCH_STRIDE = 1_000_003  # between the seeds of epochs, so that those of other runs fall between them
+_EPOCH_STRIDE = (
+    1_000_003  # between the seeds of epochs, so that those of other runs fall between them
+)
 
 
 def load_dataset(
@@ -137,8 +141,11 @@ def load_dataset(
             return dataset.cache()
         if cache is False:
             return dataset
-        # tf.data's own cache file is left locked by a killed process; a folder that is renamed when whole is not.
-        identity = hashlib.sha256(repr((found.identity, name, size, channels, fit)).encode()).hexdigest()[:16]
+        # tf.data's own cache file is left locked by a killed process; a folder that is renamed when
+        # whole is not.
+        identity = hashlib.sha256(
+            repr((found.identity, name, size, channels, fit)).encode()
+        ).hexdigest()[:16]
         place = pathlib.Path(cache) / f"{name}_{size[0]}x{size[1]}x{channels}_{identity}"
         if not place.exists():
             with files.written_beside(place) as temporary:
@@ -146,7 +153,14 @@ def load_dataset(
         return tf.data.Dataset.load(str(place))
 
     train = _training_batches(
-        resized(found.train, "train"), (*size, channels), batch_size, repeat, flip, labels, seed, drop_remainder
+        resized(found.train, "train"),
+        (*size, channels),
+        batch_size,
+        repeat,
+        flip,
+        labels,
+        seed,
+        drop_remainder,
     )
     validation = None
     if found.validation is not None:
@@ -195,13 +209,17 @@ def read_images(
     images, facts = decoding.read_images(named, channels, colour, bits, shaped)
     transparent = [path for path, fact in zip(named, facts) if fact.transparent]
     if transparent and channels != 4:
-        colours.warn_of_transparency(f"{len(transparent)} of {len(named)} images", transparent[0], colour)
+        colours.warn_of_transparency(
+            f"{len(transparent)} of {len(named)} images", transparent[0], colour
+        )
     return np.stack(images).astype("float32") / 255.0
 
 
 def _check_choices(channels: int | None, fit: str) -> None:
     if channels not in (None, 1, 3, 4):
-        raise ValueError(f"channels must be 1, 3 or 4, or None for the data set's own, got {channels!r}")
+        raise ValueError(
+            f"channels must be 1, 3 or 4, or None for the data set's own, got {channels!r}"
+        )
     if fit not in ("crop", "pad"):
         raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}")
 
@@ -211,19 +229,27 @@ def _open_source(source: Any, wanted: folder.Wanted, data_dir: Any, download: bo
     if hasattr(source, "as_dataset"):
         return tfds_source.from_builder(source, reading)
     if source == EMBEDDED:
-        return tfds_source.from_folder(pathlib.Path(__file__).parent / "fashion_mnist_subset", reading)
+        return tfds_source.from_folder(
+            pathlib.Path(__file__).parent / "fashion_mnist_subset", reading
+        )
     path = pathlib.Path(source).expanduser()
     if (path / "dataset_info.json").is_file():
         return tfds_source.from_folder(path, reading)
     if path.is_dir():
         return folder.from_images(path, wanted)
     # TFDS names may hold one slash, for the configuration, so only these are surely meant as paths.
-    if not isinstance(source, str) or source.startswith((".", "~", os.sep)) or source.count("/") > 1:
+    if (
+        not isinstance(source, str)
+        or source.startswith((".", "~", os.sep))
+        or source.count("/") > 1
+    ):
         raise ValueError(f"no such folder: {source}")
     return tfds_source.from_name(str(source), reading, data_dir, download)
 
 
-def _training_batches(dataset, image_shape, batch_size, repeat, flip, labels, seed, drop_remainder) -> Any:
+def _training_batches(
+    dataset, image_shape, batch_size, repeat, flip, labels, seed, drop_remainder
+) -> Any:
     import tensorflow as tf
 
     count = int(dataset.cardinality()) * repeat
@@ -237,11 +263,16 @@ def _training_batches(dataset, image_shape, batch_size, repeat, flip, labels, se
     def batched(shuffled: Any, seeds: Any) -> Any:
         batches = shuffled.batch(batch_size, drop_remainder=drop_remainder)
         if flip:
-            batches = tf.data.Dataset.zip(batches, seeds).map(_flipped, num_parallel_calls=tf.data.AUTOTUNE)
+            batches = tf.data.Dataset.zip(batches, seeds).map(
+                _flipped, num_parallel_calls=tf.data.AUTOTUNE
+            )
         return batches
 
     train = _finished(
-        batched(dataset.shuffle(room, seed=seed), tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)),
+        batched(
+            dataset.shuffle(room, seed=seed),
+            tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True),
+        ),
         labels,
     )
 

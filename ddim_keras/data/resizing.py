@@ -7,7 +7,9 @@ from typing import Any
 from ddim_keras.data.colours import Colour
 
 
-def fit_image(image: Any, size: tuple[int, int], channels: int, fit: str, background: Colour) -> Any:
+def fit_image(
+    image: Any, size: tuple[int, int], channels: int, fit: str, background: Colour
+) -> Any:
     """Bring one uint8 image to the wanted size and channels.
 
     Colours with alpha are resized weighted by it, so that what is invisible does not bleed into
@@ -34,7 +36,9 @@ def fit_image(image: Any, size: tuple[int, int], channels: int, fit: str, backgr
     if channels == 4:
         # What rounds to no alpha has no colour either.
         alpha = tf.where(resized[..., 3:] < 0.5, 0.0, resized[..., 3:])
-        resized = tf.concat([tf.math.divide_no_nan(resized[..., :3] * 255.0, alpha), alpha], axis=-1)
+        resized = tf.concat(
+            [tf.math.divide_no_nan(resized[..., :3] * 255.0, alpha), alpha], axis=-1
+        )
     resized = tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
     return tf.ensure_shape(resized, (*size, channels))
 
@@ -64,8 +68,12 @@ def _cropped(image: Any, size: tuple[int, int]) -> Any:
     import tensorflow as tf
 
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    crop_height = tf.maximum(tf.minimum(height, tf.cast(tf.round(width * size[0] / size[1]), tf.int32)), 1)
-    crop_width = tf.maximum(tf.minimum(width, tf.cast(tf.round(height * size[1] / size[0]), tf.int32)), 1)
+    crop_height = tf.maximum(
+        tf.minimum(height, tf.cast(tf.round(width * size[0] / size[1]), tf.int32)), 1
+    )
+    crop_width = tf.maximum(
+        tf.minimum(width, tf.cast(tf.round(height * size[1] / size[0]), tf.int32)), 1
+    )
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     return image[top : top + crop_height, left : left + crop_width]
 

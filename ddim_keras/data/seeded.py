@@ -1,6 +1,7 @@
 """Random data sets of `tf.data` whose seed may be a tensor, as another data set makes it.
 
-`Dataset.shuffle` and `Dataset.random` want a number of Python. The order is that of the same seed there.
+`Dataset.shuffle` and `Dataset.random` want a number of Python. The order is that of the same seed
+there.
 """
 
 from __future__ import annotations
@@ -63,4 +64,7 @@ def _outputs(spec: Any) -> dict[str, Any]:
     import tensorflow as tf
 
     parts = tf.nest.flatten(spec)
-    return {"output_types": [part.dtype for part in parts], "output_shapes": [part.shape for part in parts]}
+    return {
+        "output_types": [part.dtype for part in parts],
+        "output_shapes": [part.shape for part in parts],
+    }

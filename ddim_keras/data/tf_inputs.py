@@ -1,4 +1,6 @@
-"""Checks within a `tf.data` pipeline. Only data sets of TensorFlow's need this module: it imports TensorFlow."""
+"""Checks within a `tf.data` pipeline. Only data sets of TensorFlow's need this module: it imports
+TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,23 @@ import tensorflow as tf
 
 from ddim_keras.data import image_checks
 from ddim_keras.data.batches import Batch, check_class_weight, taken_apart
-from ddim_keras.data.image_checks import NOT_FINITE, OUT_OF_RANGE, RANGE_TOLERANCE, check_dtype, check_shape
+from ddim_keras.data.image_checks import (
+    NOT_FINITE,
+    OUT_OF_RANGE,
+    RANGE_TOLERANCE,
+    check_dtype,
+    check_shape,
+)
 from ddim_keras.support import backend
 
 _WEIGHTS = "sample weights must be finite and at least 0: got NaN, infinity or a negative number"
 
 
-def checked(dataset: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int) -> Any:
-    """Return a data set of tuples (images,), (images, labels) or (images, labels, sample_weight), all checked.
+def checked(
+    dataset: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
+) -> Any:
+    """Return a data set of tuples (images,), (images, labels) or (images, labels, sample_weight),
+    all checked.
 
     Shapes that are not known yet are checked as batches come.
 
@@ -60,11 +71,14 @@ def checked(dataset: Any, image_shape: tuple[int, ...], class_weight: dict | Non
 def _check_spec(spec: Batch, image_shape: tuple[int, ...], dataset: Any) -> None:
     if isinstance(spec.images, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
         raise ValueError(
-            f"images must be dense tensors of one size, got {spec.images}: resize them before they are batched, with "
+            f"images must be dense tensors of one size, got {spec.images}: resize them before they "
+            "are batched, with "
             "dataset.map(...).batch(...)"
         )
     if not isinstance(spec.images, tf.TensorSpec):
-        raise ValueError(f"a batch must be images or (images, labels), got elements of {dataset.element_spec}")
+        raise ValueError(
+            f"a batch must be images or (images, labels), got elements of {dataset.element_spec}"
+        )
     if spec.images.dtype not in (tf.variant, tf.resource):
         check_dtype(spec.images.dtype)
     if spec.images.shape.rank is not None:
@@ -72,7 +86,8 @@ def _check_spec(spec: Batch, image_shape: tuple[int, ...], dataset: Any) -> None
     weights = spec.sample_weight
     if weights is not None and weights.shape.rank not in (None, 1):
         raise ValueError(
-            f"sample weights must be one number for each image, shape (batch,), got shape {tuple(weights.shape)}: images are "
+            "sample weights must be one number for each image, shape (batch,), got shape "
+            f"{tuple(weights.shape)}: images are "
             "weighted, not their pixels"
         )
 
@@ -99,7 +114,9 @@ def _with_static_shape(images: Any, image_shape: tuple[int, ...]) -> Any:
 
 
 def _with_checked_range(images: Any) -> Any:
-    before, between, after = OUT_OF_RANGE.format(what="images", smallest="|", largest="|").split("|")
+    before, between, after = OUT_OF_RANGE.format(what="images", smallest="|", largest="|").split(
+        "|"
+    )
     values = images if images.dtype == tf.float64 else tf.cast(images, tf.float32)
     smallest, largest = tf.reduce_min(values), tf.reduce_max(values)
     # A sum hands NaN on; TensorFlow's minimum does not.
@@ -108,9 +125,13 @@ def _with_checked_range(images: Any) -> Any:
     numbers = [tf.strings.as_string(value, shortest=True) for value in (smallest, largest)]
     out_of_range = tf.strings.join([before, numbers[0], between, numbers[1], after])
     start, end = _marked("|").split("|")
-    message = tf.strings.join([start, tf.where(finite, out_of_range, NOT_FINITE.format(what="images")), end])
+    message = tf.strings.join(
+        [start, tf.where(finite, out_of_range, NOT_FINITE.format(what="images")), end]
+    )
     # An empty batch has no range: its minimum is infinite.
-    with tf.control_dependencies([tf.debugging.Assert((finite & inside) | (tf.size(images) == 0), [message])]):
+    with tf.control_dependencies(
+        [tf.debugging.Assert((finite & inside) | (tf.size(images) == 0), [message])]
+    ):
         return tf.identity(images)
 
 
@@ -132,19 +153,26 @@ def _with_checked_weights(weights: Any, images: Any) -> Any:
 def _class_weights(labels: Any, class_weight: dict) -> Any:
     if labels.shape.rank is None:
         raise ValueError(
-            "class_weight needs labels of a known rank, got a data set of labels of unknown shape: set it in the data set, "
+            "class_weight needs labels of a known rank, got a data set of labels of unknown shape: "
+            "set it in the data set, "
             "with labels.set_shape((None,)) say"
         )
     if labels.shape.rank == 2:
         labels = tf.argmax(labels, axis=-1) if labels.shape[-1] != 1 else labels[:, 0]
-    if labels.shape.rank != 1 or not (labels.dtype.is_integer or labels.dtype.is_floating or labels.dtype.is_bool):
+    if labels.shape.rank != 1 or not (
+        labels.dtype.is_integer or labels.dtype.is_floating or labels.dtype.is_bool
+    ):
         raise ValueError(
-            "class_weight needs labels that are integers, shape (batch,), or one-hot, shape (batch, classes), got "
+            "class_weight needs labels that are integers, shape (batch,), or one-hot, shape "
+            "(batch, classes), got "
             f"{labels.dtype.name} of shape {tuple(labels.shape)}"
         )
     classes = tf.cast(tf.round(tf.cast(labels, tf.float64)), tf.int64)
     return 1.0 + tf.add_n(
-        [(float(weight) - 1.0) * tf.cast(classes == int(index), tf.float32) for index, weight in class_weight.items()]
+        [
+            (float(weight) - 1.0) * tf.cast(classes == int(index), tf.float32)
+            for index, weight in class_weight.items()
+        ]
     )
 
 
@@ -155,11 +183,15 @@ def _filled_up(batch: Batch, multiple: int) -> Batch:
     number = tf.shape(batch.images)[0]
     places = tf.range(number + (-number) % multiple)
     images, labels = (
-        None if part is None else tf.nest.map_structure(lambda leaf: tf.gather(leaf, places % number), part)
+        None
+        if part is None
+        else tf.nest.map_structure(lambda leaf: tf.gather(leaf, places % number), part)
         for part in batch[:2]
     )
     weights = tf.ones(number) if batch.sample_weight is None else batch.sample_weight
-    return Batch(images, labels, tf.where(places < number, tf.gather(weights, places % number), -1.0))
+    return Batch(
+        images, labels, tf.where(places < number, tf.gather(weights, places % number), -1.0)
+    )
 
 
 def _packed(batch: Batch) -> tuple:
@@ -173,8 +205,8 @@ def _packed(batch: Batch) -> tuple:
 def _leaving_the_processor_alone(dataset: Any) -> Any:
     """Turn off the tuning of tf.data's parallelism where the network itself runs on the processor.
 
-    There it was measured to leave every other pass over the data one core instead of two for the network. A pipeline
-    whose user has chosen is left as it is.
+    There it was measured to leave every other pass over the data one core instead of two for the
+    network. A pipeline whose user has chosen is left as it is.
     """
     options = dataset.options()
     if options.autotune.enabled is None and not backend.on_accelerator():

@@ -13,7 +13,8 @@ from ddim_keras.data.colours import WHITE, Colour
 from ddim_keras.data.source import Source
 from ddim_keras.support.downloads import reachable
 
-# What the Keras DDIM example trains on: 80 % of everything, since the official training split is only 1,020 images.
+# What the Keras DDIM example trains on: 80 % of everything, since the official training split is
+# only 1,020 images.
 _OWN_SPLITS = {
     "oxford_flowers102": (
         "train[:80%]+validation[:80%]+test[:80%]",
@@ -44,24 +45,33 @@ def from_name(name: str, reading: Reading, data_dir: Any, download: bool) -> Sou
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        close = difflib.get_close_matches(name, known, n=3) or ["oxford_flowers102", "fashion_mnist", "celeb_a"]
+        close = difflib.get_close_matches(name, known, n=3) or [
+            "oxford_flowers102",
+            "fashion_mnist",
+            "celeb_a",
+        ]
         raise ValueError(
-            f"unknown data set {name!r}: it is neither a folder, nor 'embedded', nor one of the {len(known)} data sets of TFDS. "
+            f"unknown data set {name!r}: it is neither a folder, nor 'embedded', nor one of the "
+            f"{len(known)} data sets of TFDS. "
             f"Near it: {', '.join(close)}"
         ) from None
     if not builder.is_prepared():
         where = os.fspath(builder.data_dir)
         if not download:
             raise ConnectionError(
-                f"{name} is not on disk in {where}, and download=False: allow it, or give its data_dir"
+                f"{name} is not on disk in {where}, and download=False: allow it, or give its "
+                "data_dir"
             )
         download_dir = os.path.join(builder._data_dir_root, "downloads")
         missing = _missing_downloads(builder, download_dir)
         if missing and not reachable(missing[0]):
             raise ConnectionError(
-                f"{name} is not on disk in {where}, and {urllib.parse.urlsplit(missing[0]).hostname} cannot be reached to "
-                f"download it. Connect to the internet, or prepare it on another machine with tfds.load({name!r}) and give "
-                "the folder as data_dir, or train on what ships with the package: load_dataset('embedded', ...)"
+                f"{name} is not on disk in {where}, and "
+                f"{urllib.parse.urlsplit(missing[0]).hostname} cannot be reached to "
+                "download it. Connect to the internet, or prepare it on another machine with "
+                f"tfds.load({name!r}) and give "
+                "the folder as data_dir, or train on what ships with the package: "
+                "load_dataset('embedded', ...)"
             )
         builder.download_and_prepare(download_dir=download_dir)
     return from_builder(builder, reading)
@@ -82,13 +92,22 @@ def from_builder(builder: Any, reading: Reading) -> Source:
     features = builder.info.features
     image_key = _feature_key(features, tfds.features.Image, "image")
     if image_key is None:
-        raise ValueError(f"the data set {builder.name} has no images: its features are {list(features)}")
+        raise ValueError(
+            f"the data set {builder.name} has no images: its features are {list(features)}"
+        )
     label_key = _feature_key(features, tfds.features.ClassLabel, "label")
     if not builder.info.splits:
-        raise ValueError(f"the data set {builder.name} is not prepared: call builder.download_and_prepare() first")
+        raise ValueError(
+            f"the data set {builder.name} is not prepared: call builder.download_and_prepare() "
+            "first"
+        )
 
     # Decoding is what costs: other images, such as masks, stay as they are.
-    others = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image) and key != image_key]
+    others = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Image) and key != image_key
+    ]
     decoders = {key: tfds.decode.SkipDecoding() for key in others}
 
     def examples(name: str) -> tf.data.Dataset:
@@ -102,28 +121,36 @@ def from_builder(builder: Any, reading: Reading) -> Source:
         if not len(dataset):
             raise ValueError(f"split {name!r} of {builder.name} is empty")
         return dataset.map(
-            lambda example: (example[image_key], example[label_key] if label_key else tf.constant(0, tf.int64)),
+            lambda example: (
+                example[image_key],
+                example[label_key] if label_key else tf.constant(0, tf.int64),
+            ),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
 
     split = reading.split
     if split is not None and (not isinstance(split, (tuple, list)) or len(split) != 2):
         raise ValueError(
-            f"split of {builder.name} must be a pair of split names, the second or None, such as ('train[:90%]', 'test'), "
+            f"split of {builder.name} must be a pair of split names, the second or None, such as "
+            "('train[:90%]', 'test'), "
             f"got {split!r}; its splits are {list(builder.info.splits)}"
         )
     train, validation = split if split is not None else _default_split(builder)
     channels = features[image_key].shape[-1]
     if channels in (2, 4) and (reading.channels or channels) not in (2, 4):
         warnings.warn(
-            f"what is transparent in the images of {builder.name} is laid on the background {reading.background}: "
+            f"what is transparent in the images of {builder.name} is laid on the background "
+            f"{reading.background}: "
             "background= chooses another colour, channels=4 keeps the transparency",
             stacklevel=4,
         )
     raw = [examples(name) for name in (train, validation) if name is not None]
     bits = _bits(raw, reading.bits, builder.name)
     parts = [
-        part.map(lambda image, label: (_uint8(image, bits), label), num_parallel_calls=tf.data.AUTOTUNE) for part in raw
+        part.map(
+            lambda image, label: (_uint8(image, bits), label), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        for part in raw
     ]
     return Source(
         parts[0],
@@ -203,13 +230,18 @@ def _uint8(image: Any, bits: int) -> Any:
         return image
     white = 2**bits - 1 if bits else 1
     if image.dtype.is_floating:
-        return tf.cast(tf.clip_by_value(tf.round(tf.cast(image, tf.float32) * (255.0 / white)), 0.0, 255.0), tf.uint8)
+        return tf.cast(
+            tf.clip_by_value(tf.round(tf.cast(image, tf.float32) * (255.0 / white)), 0.0, 255.0),
+            tf.uint8,
+        )
     scaled = (tf.cast(image, tf.int64) * 255 + white // 2) // white
     return tf.cast(tf.clip_by_value(scaled, 0, 255), tf.uint8)
 
 
 def _missing_downloads(builder: Any, download_dir: str) -> list[str]:
-    """The addresses that preparing the data set will ask for and that are not in the download folder yet."""
+    """The addresses that preparing the data set will ask for and that are not in the download
+    folder yet.
+    """
     import tensorflow_datasets as tfds
 
     def path(url: str, checksum: str) -> str:

@@ -13,7 +13,8 @@ class Levels(NamedTuple):
     """The noise levels that a walk visits, in its order, steps + 1 of each. Float64.
 
     Attributes:
-        signal_rates, noise_rates: a and b, such that x = a image + b noise. (1, 0) is the clean image.
+        signal_rates, noise_rates: a and b, such that x = a image + b noise. (1, 0) is the clean
+            image.
     """
 
     signal_rates: Array
@@ -21,7 +22,9 @@ class Levels(NamedTuple):
 
     @property
     def ratios(self) -> Array:
-        """r = b / a, the time of the ODE d(x/a) = pred_noise dr (eq. 13); infinite where nothing of the image is left."""
+        """r = b / a, the time of the ODE d(x/a) = pred_noise dr (eq. 13); infinite where nothing of
+        the image is left.
+        """
         with np.errstate(divide="ignore"):
             return self.noise_rates / self.signal_rates
 

@@ -1,7 +1,7 @@
 """Diffusion schedules: from a diffusion time to a signal rate and a noise rate.
 
-A schedule is pure mathematics. Given NumPy arrays it computes with NumPy (the samplers do, in float64);
-given tensors it computes with `keras.ops` (training does).
+A schedule is pure mathematics. Given NumPy arrays it computes with NumPy (the samplers do, in
+float64); given tensors it computes with `keras.ops` (training does).
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ _TINY_RATE = 1e-12
 class Schedule(Configurable, abc.ABC):
     """Base class. A schedule is a function from diffusion times to (signal rates, noise rates).
 
-    For images of unit variance, `noisy_images = signal_rates * images + noise_rates * noises` keeps unit variance,
-    because signal_rates**2 + noise_rates**2 = 1.
+    For images of unit variance, `noisy_images = signal_rates * images + noise_rates * noises` keeps
+    unit variance, because signal_rates**2 + noise_rates**2 = 1.
 
     Attributes:
-        num_times: T, if the schedule is defined at the times 1/T, 2/T, ..., 1 alone; None if it is continuous.
-        max_condition: the largest value of `conditions`, which the network's embedding is scaled by.
+        num_times: T, if the schedule is defined at the times 1/T, 2/T, ..., 1 alone; None if it is
+            continuous.
+        max_condition: the largest value of `conditions`, which the network's embedding is scaled
+            by.
     """
 
     num_times: int | None = None
@@ -50,11 +52,14 @@ class Schedule(Configurable, abc.ABC):
         return 0.0 if self.num_times is None else 1.0 / self.num_times
 
     def log_snr(self, diffusion_times: Times) -> Array:
-        """Return log(signal_rate**2 / noise_rate**2), float64, shaped as `diffusion_times`; it falls with time."""
+        """Return log(signal_rate**2 / noise_rate**2), float64, shaped as `diffusion_times`; it
+        falls with time.
+        """
         return _log_snr(*self(np.asarray(diffusion_times, "float64")))
 
     def times_at(self, log_snr: npt.ArrayLike) -> Array:
-        """Return the diffusion times, float64 in [0, 1], of given log signal-to-noise ratios: the inverse of `log_snr`.
+        """Return the diffusion times, float64 in [0, 1], of given log signal-to-noise ratios: the
+        inverse of `log_snr`.
 
         Levels that the schedule never reaches give its nearest end.
         """
@@ -71,9 +76,11 @@ class Schedule(Configurable, abc.ABC):
         return uniform
 
     def conditions(self, signal_rates: Rates, noise_rates: Rates) -> Tensor:
-        """Return what the network is told of the noise level: the noise variance, or the time if times are discrete.
+        """Return what the network is told of the noise level: the noise variance, or the time if
+        times are discrete.
 
-        Depends on the noise level alone, so that a walk may follow another schedule than the training did.
+        Depends on the noise level alone, so that a walk may follow another schedule than the
+        training did.
         """
         return noise_rates**2
 
@@ -82,7 +89,8 @@ class ContinuousSchedule(Schedule):
     """Base class of the schedules between two signal rates.
 
     Args:
-        min_signal_rate: signal rate at t = 1, in (0, 1). The example's 0.02 leaves 0.04 % of the power to the image.
+        min_signal_rate: signal rate at t = 1, in (0, 1). The example's 0.02 leaves 0.04 % of the
+            power to the image.
         max_signal_rate: signal rate at t = 0, in (0, 1) and above `min_signal_rate`.
 
     Raises:
@@ -90,15 +98,20 @@ class ContinuousSchedule(Schedule):
     """
 
     def __init__(self, min_signal_rate: float = 0.02, max_signal_rate: float = 0.95):
-        for name, rate in (("min_signal_rate", min_signal_rate), ("max_signal_rate", max_signal_rate)):
+        for name, rate in (
+            ("min_signal_rate", min_signal_rate),
+            ("max_signal_rate", max_signal_rate),
+        ):
             if not 0.0 < rate < 1.0:
                 raise ValueError(
-                    f"{name} must lie strictly between 0 and 1, got {rate}: at 0 the image could not be recovered from the "
+                    f"{name} must lie strictly between 0 and 1, got {rate}: at 0 the image could "
+                    "not be recovered from the "
                     "noisy image, at 1 the noise could not"
                 )
         if min_signal_rate >= max_signal_rate:
             raise ValueError(
-                f"min_signal_rate must be below max_signal_rate, got {min_signal_rate} and {max_signal_rate}: exchange them?"
+                f"min_signal_rate must be below max_signal_rate, got {min_signal_rate} and "
+                f"{max_signal_rate}: exchange them?"
             )
         self.min_signal_rate = float(min_signal_rate)
         self.max_signal_rate = float(max_signal_rate)
@@ -123,7 +136,8 @@ class AngleSchedule(ContinuousSchedule):
 
     Args and errors: as `ContinuousSchedule`.
 
-    Source: the angle form of the cosine schedule of Nichol & Dhariwal (2021), as in the Keras DDIM example.
+    Source: the angle form of the cosine schedule of Nichol & Dhariwal (2021), as in the Keras DDIM
+    example.
 
     Examples:
 
@@ -140,7 +154,8 @@ class AngleSchedule(ContinuousSchedule):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class LinearNoisePowerSchedule(ContinuousSchedule):
-    """The noise power, noise_rate**2, grows linearly with time, from 1 - max_signal_rate**2 to 1 - min_signal_rate**2.
+    """The noise power, noise_rate**2, grows linearly with time, from 1 - max_signal_rate**2 to 1 -
+    min_signal_rate**2.
 
     Args and errors: as `ContinuousSchedule`.
 
@@ -163,7 +178,8 @@ class LinearLogSNRSchedule(ContinuousSchedule):
 
     Args and errors: as `ContinuousSchedule`.
 
-    Source: Kingma et al. 2021, "Variational Diffusion Models", whose learned schedule is nearly this one.
+    Source: Kingma et al. 2021, "Variational Diffusion Models", whose learned schedule is nearly
+    this one.
 
     Examples:
 
@@ -172,7 +188,9 @@ class LinearLogSNRSchedule(ContinuousSchedule):
     """
 
     def __call__(self, diffusion_times: Times) -> tuple[Rates, Rates]:
-        half_log_snr = self._between(diffusion_times, lambda rate: math.log(rate) - 0.5 * math.log1p(-(rate**2)))
+        half_log_snr = self._between(
+            diffusion_times, lambda rate: math.log(rate) - 0.5 * math.log1p(-(rate**2))
+        )
         numeric = _numeric(diffusion_times)
         scale = numeric.sqrt(1.0 + numeric.exp(-2.0 * numeric.absolute(half_log_snr)))
         larger, smaller = 1.0 / scale, numeric.exp(-numeric.absolute(half_log_snr)) / scale
@@ -181,13 +199,15 @@ class LinearLogSNRSchedule(ContinuousSchedule):
 
 
 class DiscreteSchedule(Schedule):
-    """Base class of the schedules of T training times, the integers 1 to T; t = n / T is the n-th of them.
+    """Base class of the schedules of T training times, the integers 1 to T; t = n / T is the n-th
+    of them.
 
         alpha_n = product of (1 - beta_i) over i = 1, ..., n
         signal_rate = sqrt(alpha_n),  noise_rate = sqrt(1 - alpha_n)
 
-    alpha_0 = 1 is the image itself. A time in between stands for the nearest of the T. The network is told n. Under another
-    schedule, or by a solver that asks between two times, it is told the n of the same noise level, which may be a fraction.
+    alpha_0 = 1 is the image itself. A time in between stands for the nearest of the T. The network
+    is told n. Under another schedule, or by a solver that asks between two times, it is told the n
+    of the same noise level, which may be a fraction.
 
     Args:
         betas: (T,), each in (0, 1]: the variance that each time adds.
@@ -212,14 +232,22 @@ class DiscreteSchedule(Schedule):
 
     def __call__(self, diffusion_times: Times) -> tuple[Rates, Rates]:
         if _numeric(diffusion_times) is np:
-            numbers = np.clip(np.rint(np.asarray(diffusion_times) * self.num_times), 0, self.num_times).astype(int)
+            numbers = np.clip(
+                np.rint(np.asarray(diffusion_times) * self.num_times), 0, self.num_times
+            ).astype(int)
             return self._signal_rates[numbers], self._noise_rates[numbers]
-        numbers = ops.cast(ops.clip(ops.round(diffusion_times * self.num_times), 0, self.num_times), "int32")
-        rates = ops.convert_to_tensor(np.stack([self._signal_rates, self._noise_rates]).astype("float32"))
+        numbers = ops.cast(
+            ops.clip(ops.round(diffusion_times * self.num_times), 0, self.num_times), "int32"
+        )
+        rates = ops.convert_to_tensor(
+            np.stack([self._signal_rates, self._noise_rates]).astype("float32")
+        )
         return ops.take(rates[0], numbers), ops.take(rates[1], numbers)
 
     def times_at(self, log_snr: npt.ArrayLike) -> Array:
-        """Return the times n / T whose log signal-to-noise ratios are nearest to the given ones, n from 1 to T."""
+        """Return the times n / T whose log signal-to-noise ratios are nearest to the given ones, n
+        from 1 to T.
+        """
         return np.rint(self._numbers_at(np.asarray(log_snr, "float64"))) / self.num_times
 
     def training_times(self, uniform: Times) -> Times:
@@ -230,7 +258,10 @@ class DiscreteSchedule(Schedule):
             return self._numbers_at(_log_snr(signal_rates, noise_rates))
         # The same interpolation in float32, where a training time comes back as the integer it is.
         knots = ops.convert_to_tensor(self._rising_log_snr.astype("float32"))
-        log_snr = 2.0 * (ops.log(ops.maximum(signal_rates, _TINY_RATE)) - ops.log(ops.maximum(noise_rates, _TINY_RATE)))
+        log_snr = 2.0 * (
+            ops.log(ops.maximum(signal_rates, _TINY_RATE))
+            - ops.log(ops.maximum(noise_rates, _TINY_RATE))
+        )
         right = ops.searchsorted(knots, ops.reshape(log_snr, (-1,)), side="left")
         right = ops.clip(ops.reshape(right, ops.shape(log_snr)), 1, self.num_times - 1)
         low, high = ops.take(knots, right - 1), ops.take(knots, right)
@@ -240,7 +271,9 @@ class DiscreteSchedule(Schedule):
         return ops.where(ops.absolute(numbers - nearest) < 0.02, nearest, numbers)
 
     def _numbers_at(self, log_snr: Array) -> Array:
-        return np.asarray(np.interp(log_snr, self._rising_log_snr, np.arange(self.num_times, 0.0, -1.0)))
+        return np.asarray(
+            np.interp(log_snr, self._rising_log_snr, np.arange(self.num_times, 0.0, -1.0))
+        )
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -300,7 +333,8 @@ class ScaledLinearBetaSchedule(LinearBetaSchedule):
 class CosineBetaSchedule(DiscreteSchedule):
     """alpha_n falls as a squared cosine.
 
-        alpha_n = f(n / T) / f(0),  f(t) = cos(pi / 2 (t + offset) / (1 + offset))**2,  beta_n at most max_beta
+        alpha_n = f(n / T) / f(0),  f(t) = cos(pi / 2 (t + offset) / (1 + offset))**2,  beta_n at
+        most max_beta
 
     Args:
         num_times: T, at least 2.
@@ -324,7 +358,10 @@ class CosineBetaSchedule(DiscreteSchedule):
         if offset < 0.0:
             raise ValueError(f"offset must not be negative, got {offset}")
         self.offset, self.max_beta = float(offset), float(max_beta)
-        alphas = np.cos(0.5 * np.pi * (np.arange(num_times + 1) / num_times + offset) / (1 + offset)) ** 2
+        alphas = (
+            np.cos(0.5 * np.pi * (np.arange(num_times + 1) / num_times + offset) / (1 + offset))
+            ** 2
+        )
         super().__init__(np.minimum(1.0 - alphas[1:] / alphas[:-1], max_beta))
 
     def get_config(self) -> Config:
@@ -333,12 +370,15 @@ class CosineBetaSchedule(DiscreteSchedule):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class ZeroTerminalSNRSchedule(DiscreteSchedule):
-    """A schedule shifted and stretched so that at time T nothing of the image is left, and time 1 is as before.
+    """A schedule shifted and stretched so that at time T nothing of the image is left, and time 1
+    is as before.
 
-        signal_rate'_n = (signal_rate_n - signal_rate_T) signal_rate_1 / (signal_rate_1 - signal_rate_T)
+        signal_rate'_n = (signal_rate_n - signal_rate_T) signal_rate_1 / (signal_rate_1 -
+        signal_rate_T)
 
-    Sampling starts from pure noise, so training should see it; otherwise generated images have too even a brightness.
-    At time T the noise says nothing of the image: the network must predict velocities or images.
+    Sampling starts from pure noise, so training should see it; otherwise generated images have too
+    even a brightness. At time T the noise says nothing of the image: the network must predict
+    velocities or images.
 
     Args:
         schedule: a `DiscreteSchedule` or its name.
@@ -346,7 +386,8 @@ class ZeroTerminalSNRSchedule(DiscreteSchedule):
     Raises:
         ValueError: a continuous schedule.
 
-    Source: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1.
+    Source: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed",
+    algorithm 1.
 
     Examples:
 
@@ -358,7 +399,10 @@ class ZeroTerminalSNRSchedule(DiscreteSchedule):
     def __init__(self, schedule: str | DiscreteSchedule | Config = "linear_beta"):
         inner = resolve(schedule, Schedule, SCHEDULES)
         if not isinstance(inner, DiscreteSchedule):
-            raise ValueError(f"expected a schedule with discrete times, such as LinearBetaSchedule(), got {inner!r}")
+            raise ValueError(
+                "expected a schedule with discrete times, such as LinearBetaSchedule(), got "
+                f"{inner!r}"
+            )
         self.schedule = inner
         self.num_times, self.max_condition = inner.num_times, inner.max_condition
         old = inner._signal_rates[1:]
@@ -378,14 +422,18 @@ def _numeric(values: Any) -> Any:
 
 
 def _log_snr(signal_rates: Rates, noise_rates: Rates) -> Array:
-    return 2.0 * (np.log(np.maximum(signal_rates, _TINY_RATE)) - np.log(np.maximum(noise_rates, _TINY_RATE)))
+    return 2.0 * (
+        np.log(np.maximum(signal_rates, _TINY_RATE)) - np.log(np.maximum(noise_rates, _TINY_RATE))
+    )
 
 
 def _check_betas(num_times: int, min_beta: float, max_beta: float) -> None:
     if isinstance(num_times, bool) or not isinstance(num_times, (int, np.integer)) or num_times < 2:
         raise ValueError(f"num_times must be an integer, at least 2: got {num_times!r}")
     if not 0.0 < min_beta <= max_beta < 1.0:
-        raise ValueError(f"betas must satisfy 0 < min_beta <= max_beta < 1, got {min_beta} and {max_beta}")
+        raise ValueError(
+            f"betas must satisfy 0 < min_beta <= max_beta < 1, got {min_beta} and {max_beta}"
+        )
 
 
 SCHEDULES: dict[str, type[Schedule]] = {

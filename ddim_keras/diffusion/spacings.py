@@ -1,7 +1,7 @@
 """Spacings: at which diffusion times a walk of S steps asks the network.
 
-A spacing returns S times, from the noise end down; the clean image follows the last of them. The other end of a step is
-always the next time in the list, whatever the spacing.
+A spacing returns S times, from the noise end down; the clean image follows the last of them. The
+other end of a step is always the next time in the list, whatever the spacing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from ddim_keras.support.types import Array, Config, Numbers
 
 
 class Spacing(Configurable, abc.ABC):
-    """Base class. A spacing places S times between 0 and the start; on a schedule of T times, on S of those."""
+    """Base class. A spacing places S times between 0 and the start; on a schedule of T times, on S
+    of those.
+    """
 
     def __call__(self, diffusion_steps: int, schedule: Schedule, start: float = 1.0) -> Array:
         """Return the times to ask the network at, float64 (diffusion_steps,), falling.
@@ -38,10 +40,12 @@ class Spacing(Configurable, abc.ABC):
         last = max(int(round(start * schedule.num_times)), 1)
         if diffusion_steps > last:
             raise ValueError(
-                f"diffusion_steps must be at most {last}, the number of training times to walk over, got {diffusion_steps}"
+                f"diffusion_steps must be at most {last}, the number of training times to walk "
+                f"over, got {diffusion_steps}"
             )
         numbers = np.maximum(self.numbers(diffusion_steps, last, schedule), 1)
-        # Small steps may round to the same time: each is moved up just as far as all need to differ, then down again.
+        # Small steps may round to the same time: each is moved up just as far as all need to
+        # differ, then down again.
         for index in range(1, diffusion_steps):
             numbers[index] = max(numbers[index], numbers[index - 1] + 1)
         highest = last - np.arange(diffusion_steps)[::-1]
@@ -80,12 +84,18 @@ class LinearSpacing(Spacing):
         self.reach = float(reach)
 
     def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
-        return start * self.reach * (np.arange(diffusion_steps, 0, -1) / diffusion_steps) ** self.power
+        return (
+            start * self.reach * (np.arange(diffusion_steps, 0, -1) / diffusion_steps) ** self.power
+        )
 
     def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
         # In integers where c is 1, so that no rounding drops a time.
         parts, whole = np.arange(1, diffusion_steps + 1) ** self.power, diffusion_steps**self.power
-        return parts * last // whole if self.reach == 1.0 else np.floor(parts * (last * self.reach / whole)).astype(int)
+        return (
+            parts * last // whole
+            if self.reach == 1.0
+            else np.floor(parts * (last * self.reach / whole)).astype(int)
+        )
 
     def get_config(self) -> Config:
         return {"reach": self.reach}
@@ -93,10 +103,12 @@ class LinearSpacing(Spacing):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class QuadraticSpacing(LinearSpacing):
-    """Steps that grow towards the noise: t_i = (i / S)**2; floor(i**2 T / S**2) on T discrete times.
+    """Steps that grow towards the noise: t_i = (i / S)**2; floor(i**2 T / S**2) on T discrete
+    times.
 
     Args:
-        reach: the part of the times that is walked over, in (0, 1]. The authors' code takes 0.8 (for CIFAR-10).
+        reach: the part of the times that is walked over, in (0, 1]. The authors' code takes 0.8
+            (for CIFAR-10).
 
     Source: Song, Meng & Ermon 2021, appendix D.2.
 
@@ -112,9 +124,11 @@ class QuadraticSpacing(LinearSpacing):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class TrailingSpacing(Spacing):
-    """Even steps that end at the last time, rounded: T, T - T/S, ... on T discrete times. As linear on continuous ones.
+    """Even steps that end at the last time, rounded: T, T - T/S, ... on T discrete times. As linear
+    on continuous ones.
 
-    Source: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2.
+    Source: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table
+    2.
 
     Examples:
 
@@ -132,9 +146,11 @@ class TrailingSpacing(Spacing):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class LeadingSpacing(Spacing):
-    """Even steps that begin at the first time: 1, 1 + k, 1 + 2k, ... with k = floor(T / S), as in the authors' code.
+    """Even steps that begin at the first time: 1, 1 + k, 1 + 2k, ... with k = floor(T / S), as in
+    the authors' code.
 
-    On continuous times t_i = (i - 1) / S. The walk then starts below the noise end, though from pure noise.
+    On continuous times t_i = (i - 1) / S. The walk then starts below the noise end, though from
+    pure noise.
 
     Examples:
 
@@ -152,7 +168,8 @@ class LeadingSpacing(Spacing):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class KarrasSpacing(Spacing):
-    """Noise levels at which (noise_rate / signal_rate)**(1 / rho) falls evenly, from the start's to that of the first time.
+    """Noise levels at which (noise_rate / signal_rate)**(1 / rho) falls evenly, from the start's to
+    that of the first time.
 
     They are found in the schedule by their log signal-to-noise ratio.
 
@@ -199,7 +216,8 @@ class KarrasSpacing(Spacing):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class LogSNRSpacing(KarrasSpacing):
-    """Noise levels that are even in the log signal-to-noise ratio, from the start's to that of the first time.
+    """Noise levels that are even in the log signal-to-noise ratio, from the start's to that of the
+    first time.
 
     Source: Lu et al. 2022, "DPM-Solver". The limit of `KarrasSpacing` for large rho.
 
@@ -215,7 +233,9 @@ class LogSNRSpacing(KarrasSpacing):
 
     def _times_from(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         high, low = schedule.log_snr([start, schedule.first_time])
-        times = schedule.times_at(high + np.arange(diffusion_steps) / max(diffusion_steps - 1, 1) * (low - high))
+        times = schedule.times_at(
+            high + np.arange(diffusion_steps) / max(diffusion_steps - 1, 1) * (low - high)
+        )
         times[0] = start
         return times
 
@@ -235,13 +255,16 @@ SPACINGS: dict[str, Callable[[], Spacing]] = {
 
 
 def diffusion_times(
-    diffusion_steps: int | Sequence[float], spacing: str | Spacing, schedule: Schedule, start: float = 1.0
+    diffusion_steps: int | Sequence[float],
+    spacing: str | Spacing,
+    schedule: Schedule,
+    start: float = 1.0,
 ) -> Array:
     """Return the times of a walk, falling from noise to image: those to ask the network at, then 0.
 
     Args:
-        diffusion_steps: S, or the times themselves in any order: in [0, 1], or on a schedule of T times as integers
-            from 1 to T.
+        diffusion_steps: S, or the times themselves in any order: in [0, 1], or on a schedule of T
+            times as integers from 1 to T.
         spacing: how to place S times; unused where they are given.
         schedule: the schedule of the walk.
         start: the time to start from where S is given, in (0, 1].
@@ -259,17 +282,25 @@ def diffusion_times(
         return np.append(resolve(spacing, Spacing, SPACINGS)(int(steps), schedule, start), 0.0)
 
     times = np.asarray(diffusion_steps)
-    expected = "numbers in [0, 1]" if schedule.num_times is None else f"integers from 1 to {schedule.num_times}"
+    expected = (
+        "numbers in [0, 1]"
+        if schedule.num_times is None
+        else f"integers from 1 to {schedule.num_times}"
+    )
     given = f"got {np.array2string(times, threshold=6)}"
     if times.ndim != 1 or not len(times) or not np.issubdtype(times.dtype, np.number):
-        raise ValueError(f"diffusion_steps must be an integer or a list of times, {expected}; {given}")
+        raise ValueError(
+            f"diffusion_steps must be an integer or a list of times, {expected}; {given}"
+        )
     if schedule.num_times is not None and np.issubdtype(times.dtype, np.integer):
         times = times / schedule.num_times
     times = np.sort(times.astype("float64"))[::-1]
     if schedule.num_times is not None:
         numbers = np.rint(times * schedule.num_times)
         if not np.allclose(times * schedule.num_times, numbers, atol=1e-3) or numbers[-1] < 1:
-            raise ValueError(f"the times to walk over must be {expected}, or these divided by T; {given}")
+            raise ValueError(
+                f"the times to walk over must be {expected}, or these divided by T; {given}"
+            )
         times = numbers / schedule.num_times
     if not (times[0] <= 1.0 and times[-1] >= 0.0):
         raise ValueError(f"the times to walk over must be {expected}; {given}")
@@ -279,6 +310,8 @@ def diffusion_times(
 
 
 def levels_of(schedule: Schedule, diffusion_times: Array) -> Levels:
-    """Return the noise levels at the times of a walk to the image, the last of which is the clean image."""
+    """Return the noise levels at the times of a walk to the image, the last of which is the clean
+    image.
+    """
     signal_rates, noise_rates = schedule(diffusion_times)
     return Levels(np.append(signal_rates[:-1], 1.0), np.append(noise_rates[:-1], 0.0))

@@ -1,7 +1,8 @@
 """Loss weightings: how much each noise level counts in the training loss.
 
-But for the uniform one, each is defined by the weight it gives to the squared error of the predicted *image*, divided by the
-parameterization's `image_error_scale`, so that a weighting means the same thing whatever the network predicts.
+But for the uniform one, each is defined by the weight it gives to the squared error of the
+predicted *image*, divided by the parameterization's `image_error_scale`, so that a weighting means
+the same thing whatever the network predicts.
 """
 
 from __future__ import annotations
@@ -17,36 +18,51 @@ from ddim_keras.support.types import Config, Rates
 
 
 class Weighting(Configurable, abc.ABC):
-    """Base class: `weighting(signal_rates, noise_rates, parameterization)` multiplies each image's loss."""
+    """Base class: `weighting(signal_rates, noise_rates, parameterization)` multiplies each image's
+    loss.
+    """
 
     @abc.abstractmethod
-    def __call__(self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization) -> Rates:
+    def __call__(
+        self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization
+    ) -> Rates:
         """Return weights on the loss of the network's own prediction, shaped as the rates."""
 
 
 class ImageErrorWeighting(Weighting):
-    """Base class of the weightings that say how much the squared error of the predicted image counts."""
+    """Base class of the weightings that say how much the squared error of the predicted image
+    counts.
+    """
 
-    def __call__(self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization) -> Rates:
+    def __call__(
+        self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization
+    ) -> Rates:
         weights = self.image_weights((signal_rates / noise_rates) ** 2)
         return weights / parameterization.image_error_scale(signal_rates, noise_rates)
 
     @abc.abstractmethod
     def image_weights(self, signal_to_noise: Rates) -> Rates:
-        """Return the weight of the squared image error at a signal-to-noise ratio signal_rate^2 / noise_rate^2."""
+        """Return the weight of the squared image error at a signal-to-noise ratio signal_rate^2 /
+        noise_rate^2.
+        """
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class UniformWeighting(Weighting):
-    """No weighting: the loss of the network's own prediction counts the same at every noise level (DDPM's L_simple)."""
+    """No weighting: the loss of the network's own prediction counts the same at every noise level
+    (DDPM's L_simple).
+    """
 
-    def __call__(self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization) -> Rates:
+    def __call__(
+        self, signal_rates: Rates, noise_rates: Rates, parameterization: Parameterization
+    ) -> Rates:
         return ops.ones_like(signal_rates)
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class MinSNRWeighting(ImageErrorWeighting):
-    """min(SNR, gamma): nearly clean images, whose remaining error is invisible, do not drown the others.
+    """min(SNR, gamma): nearly clean images, whose remaining error is invisible, do not drown the
+    others.
 
     Args:
         gamma: the signal-to-noise ratio above which the weight stops growing; positive.
@@ -73,7 +89,8 @@ class SigmoidWeighting(ImageErrorWeighting):
     Args:
         bias: log-SNR at which the weight of the noise error has fallen to one half.
 
-    Source: Kingma & Gao 2023, "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation".
+    Source: Kingma & Gao 2023, "Understanding Diffusion Objectives as the ELBO with Simple Data
+    Augmentation".
     """
 
     def __init__(self, bias: float = 2.0):

@@ -1,4 +1,6 @@
-"""How good generated images are: each metric as a function of features or images, and as a Keras metric."""
+"""How good generated images are: each metric as a function of features or images, and as a Keras
+metric.
+"""
 
 from ddim_keras.metrics.base import ImageMetric
 from ddim_keras.metrics.extractors import (

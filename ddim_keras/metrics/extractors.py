@@ -53,7 +53,9 @@ class Extractor(Configurable, abc.ABC):
         Raises:
             ValueError: this extractor classifies nothing.
         """
-        raise ValueError(f"{self!r} gives no class probabilities: use another extractor for the Inception Score")
+        raise ValueError(
+            f"{self!r} gives no class probabilities: use another extractor for the Inception Score"
+        )
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -61,9 +63,9 @@ class KerasExtractor(Extractor):
     """Any Keras model as an extractor.
 
     Args:
-        model: maps images (batch, height, width, channels) in [0, 1] to features (batch, dims), or to a pair of those and
-            class logits (batch, classes). Images of another size are resized to its input's, grey ones repeated and coloured
-            ones turned grey as it wants them.
+        model: maps images (batch, height, width, channels) in [0, 1] to features (batch, dims), or
+            to a pair of those and class logits (batch, classes). Images of another size are resized
+            to its input's, grey ones repeated and coloured ones turned grey as it wants them.
 
     Raises:
         ValueError: the model's inputs or outputs have other shapes.
@@ -73,10 +75,16 @@ class KerasExtractor(Extractor):
         self.model = model
         shape = tuple(model.input_shape) if not isinstance(model.input_shape, list) else ()
         outputs = [tuple(output.shape) for output in model.outputs]
-        if len(shape) != 4 or len(outputs) > 2 or any(len(output) != 2 or output[1] is None for output in outputs):
+        if (
+            len(shape) != 4
+            or len(outputs) > 2
+            or any(len(output) != 2 or output[1] is None for output in outputs)
+        ):
             raise ValueError(
-                "an extractor must map images (batch, height, width, channels) to features (batch, dims), or to those and "
-                f"logits (batch, classes); this model maps {model.input_shape} to {outputs}: add a global pooling?"
+                "an extractor must map images (batch, height, width, channels) to features (batch, "
+                "dims), or to those and "
+                f"logits (batch, classes); this model maps {model.input_shape} to {outputs}: add a "
+                "global pooling?"
             )
         self.feature_dims = outputs[0][1]
         self.num_classes = outputs[1][1] if len(outputs) == 2 else None
@@ -100,7 +108,8 @@ class KerasExtractor(Extractor):
     def _outputs(self, images: Images) -> list:
         outputs = self.model(self.prepare(images), training=False)
         return [
-            ops.cast(output, "float32") for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
+            ops.cast(output, "float32")
+            for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
         ]
 
     def get_config(self) -> Config:
@@ -116,16 +125,19 @@ class KerasExtractor(Extractor):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class FashionMNISTExtractor(KerasExtractor):
-    """The small classifier of clothes that ships with the package, for images like Fashion-MNIST's; needs no network.
+    """The small classifier of clothes that ships with the package, for images like Fashion-MNIST's;
+    needs no network.
 
-    128 features. Images of 28 x 28 are padded to 32 x 32, others resized. Its figures compare with each other alone, not with
-    those of papers.
+    128 features. Images of 28 x 28 are padded to 32 x 32, others resized. Its figures compare with
+    each other alone, not with those of papers.
     """
 
     def __init__(self) -> None:
         with _keras_defaults():
             super().__init__(fashion_mnist_classifier.fashion_mnist_classifier())
-        with np.load(pathlib.Path(fashion_mnist_classifier.__file__).with_suffix(".npz")) as weights:
+        with np.load(
+            pathlib.Path(fashion_mnist_classifier.__file__).with_suffix(".npz")
+        ) as weights:
             self.model.set_weights([weights[name].astype("float32") for name in weights.files])
 
     def prepare(self, images: Images) -> Any:
@@ -149,13 +161,15 @@ class FashionMNISTExtractor(KerasExtractor):
 class InceptionV3Extractor(Extractor):
     """InceptionV3 of keras.applications, trained on ImageNet, as the Keras DDIM example uses it.
 
-    2048 features. Its figures compare with the example's at the same `image_size`, not with those of papers: for these see
-    `Inception2015Extractor`.
+    2048 features. Its figures compare with the example's at the same `image_size`, not with those
+    of papers: for these see `Inception2015Extractor`.
 
     Args:
-        image_size: side to which the images are resized, in pixels, at least 75. The example's is 75, the network's own 299.
-        weights: "imagenet" takes Keras's cache, or downloads (96 MB); or the path of the weights file of the network with
-            its top, inception_v3_weights_tf_dim_ordering_tf_kernels.h5, or of a `.weights.h5` of it.
+        image_size: side to which the images are resized, in pixels, at least 75. The example's is
+            75, the network's own 299.
+        weights: "imagenet" takes Keras's cache, or downloads (96 MB); or the path of the weights
+            file of the network with its top, inception_v3_weights_tf_dim_ordering_tf_kernels.h5, or
+            of a `.weights.h5` of it.
 
     Raises:
         ConnectionError: the weights are not in the cache and cannot be downloaded.
@@ -168,14 +182,20 @@ class InceptionV3Extractor(Extractor):
     def __init__(self, image_size: int = 75, weights: str = "imagenet"):
         self.image_size = positive_int("image_size", image_size)
         if image_size < 75:
-            raise ValueError(f"image_size must be at least 75, the smallest that InceptionV3 takes, got {image_size}")
+            raise ValueError(
+                "image_size must be at least 75, the smallest that InceptionV3 takes, got "
+                f"{image_size}"
+            )
         self.weights = str(weights)
         if self.weights != "imagenet" and not pathlib.Path(self.weights).is_file():
             raise FileNotFoundError(f"no weights of InceptionV3 at {self.weights}")
         with _keras_defaults():
             whole = self._with_top()
             body = keras.applications.InceptionV3(
-                include_top=False, input_shape=(image_size, image_size, 3), weights=None, pooling="avg"
+                include_top=False,
+                input_shape=(image_size, image_size, 3),
+                weights=None,
+                pooling="avg",
             )
         body.set_weights(whole.get_weights()[:-2])
         logits = whole.layers[-1]
@@ -208,23 +228,31 @@ class InceptionV3Extractor(Extractor):
         ]
         name = _INCEPTION_V3.rsplit("/", 1)[-1]
         try:
-            if not any((cache / "models" / name).is_file() for cache in caches) and not reachable(_INCEPTION_V3):
-                raise ConnectionError(f"{urllib.parse.urlsplit(_INCEPTION_V3).hostname} cannot be reached")
+            if not any((cache / "models" / name).is_file() for cache in caches) and not reachable(
+                _INCEPTION_V3
+            ):
+                raise ConnectionError(
+                    f"{urllib.parse.urlsplit(_INCEPTION_V3).hostname} cannot be reached"
+                )
             return keras.applications.InceptionV3()
         except Exception as error:  # Keras raises a bare Exception when a download fails
             raise ConnectionError(
-                f"the weights of InceptionV3 are not in Keras's cache ({caches[0] / 'models'}) and cannot be downloaded "
-                f"({error}): give InceptionV3Extractor(weights=path), or extractor='fashion_mnist', which ships with the "
+                f"the weights of InceptionV3 are not in Keras's cache ({caches[0] / 'models'}) and "
+                "cannot be downloaded "
+                f"({error}): give InceptionV3Extractor(weights=path), or "
+                "extractor='fashion_mnist', which ships with the "
                 "package, or any KerasExtractor(model)"
             ) from error
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class Inception2015Extractor(Extractor):
-    """The Inception network of 2015 that papers use, as torch-fidelity runs it: its figures compare with the literature.
+    """The Inception network of 2015 that papers use, as torch-fidelity runs it: its figures compare
+    with the literature.
 
-    2048 features, images resized to 299 x 299 as the original graph does, in PyTorch: not within a compiled step. Needs
-    `pip install 'ddim_keras[fidelity]'`, and its weights (91 MB), which torch-fidelity downloads once.
+    2048 features, images resized to 299 x 299 as the original graph does, in PyTorch: not within a
+    compiled step. Needs `pip install 'ddim_keras[fidelity]'`, and its weights (91 MB), which
+    torch-fidelity downloads once.
 
     Args:
         weights: path of torch-fidelity's weights file, or None for its cache or a download.
@@ -241,7 +269,10 @@ class Inception2015Extractor(Extractor):
     def __init__(self, weights: str | None = None):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except (ImportError, RuntimeError) as error:  # a torchvision made for another torch raises the latter
+        except (
+            ImportError,
+            RuntimeError,
+        ) as error:  # a torchvision made for another torch raises the latter
             raise ImportError(
                 "figures that compare with papers need torch-fidelity, which cannot be imported "
                 f"({error}): pip install 'ddim_keras[fidelity]'"
@@ -256,7 +287,8 @@ class Inception2015Extractor(Extractor):
             )
         except OSError as error:
             raise ConnectionError(
-                f"torch-fidelity could not download the weights of the 2015 Inception network ({error}): give "
+                "torch-fidelity could not download the weights of the 2015 Inception network "
+                f"({error}): give "
                 "Inception2015Extractor(weights=path)"
             ) from error
 
@@ -272,10 +304,14 @@ class Inception2015Extractor(Extractor):
     def _outputs(self, images: Images) -> list[np.ndarray]:
         import torch
 
-        images = ops.convert_to_numpy(with_channels(ops.convert_to_tensor(images, dtype="float32"), 3))
+        images = ops.convert_to_numpy(
+            with_channels(ops.convert_to_tensor(images, dtype="float32"), 3)
+        )
         bytes_ = np.rint(255.0 * np.clip(images, 0.0, 1.0)).astype("uint8")
         with torch.no_grad():
-            outputs = self._network(torch.from_numpy(np.ascontiguousarray(bytes_.transpose(0, 3, 1, 2))))
+            outputs = self._network(
+                torch.from_numpy(np.ascontiguousarray(bytes_.transpose(0, 3, 1, 2)))
+            )
         return [output.numpy() for output in outputs]
 
 
@@ -308,14 +344,19 @@ def _named(name: str) -> Extractor:
 
 
 def get_extractor(identifier: str | dict | Extractor | keras.Model) -> Extractor:
-    """Return the extractor that a name, a config, a Keras model or an extractor stands for; one for each name."""
+    """Return the extractor that a name, a config, a Keras model or an extractor stands for; one for
+    each name.
+    """
     if isinstance(identifier, keras.Model):
         return KerasExtractor(identifier)
-    return resolve(identifier, Extractor, {name: functools.partial(_named, name) for name in EXTRACTORS})
+    return resolve(
+        identifier, Extractor, {name: functools.partial(_named, name) for name in EXTRACTORS}
+    )
 
 
 def resized(images: Images, size: tuple[int, int]) -> Any:
-    """Return images resized with antialiasing, by products with constant matrices, which XLA compiles on every device.
+    """Return images resized with antialiasing, by products with constant matrices, which XLA
+    compiles on every device.
 
     Args:
         images: (batch, height, width, channels), of known height and width.
@@ -334,7 +375,9 @@ def _triangle_filter(old: int, new: int) -> np.ndarray:
 
 
 def with_channels(images: Images, channels: int) -> Any:
-    """Return images of 1, 3 or 4 channels with as many as asked for: repeated, turned to luma, or without alpha."""
+    """Return images of 1, 3 or 4 channels with as many as asked for: repeated, turned to luma, or
+    without alpha.
+    """
     given = images.shape[-1]
     if given == channels:
         return images
@@ -344,4 +387,6 @@ def with_channels(images: Images, channels: int) -> Any:
         return images[..., :3]
     if given == 1 and channels == 3:
         return ops.repeat(images, 3, axis=-1)
-    raise ValueError(f"the extractor takes images of {channels} channels, got {given}: convert them first")
+    raise ValueError(
+        f"the extractor takes images of {channels} channels, got {given}: convert them first"
+    )

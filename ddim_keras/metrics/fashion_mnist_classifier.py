@@ -1,4 +1,6 @@
-"""The architecture of the small Fashion-MNIST classifier that ships with the package (scripts/train_classifier.py)."""
+"""The architecture of the small Fashion-MNIST classifier that ships with the package
+(scripts/train_classifier.py).
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ NUM_CLASSES = 10
 
 
 def fashion_mnist_classifier() -> keras.Model:
-    """Build the untrained network: images (batch, 32, 32, 1) in [0, 1] -> [features (batch, 128), logits (batch, 10)].
+    """Build the untrained network: images (batch, 32, 32, 1) in [0, 1] -> [features (batch, 128),
+    logits (batch, 10)].
 
-    Eight convolutions, batch-normalised, in three levels; the features are the last level's averages. 0.38 M parameters.
+    Eight convolutions, batch-normalised, in three levels; the features are the last level's
+    averages. 0.38 M parameters.
     """
 
     def convolution(x: Tensor, filters: int) -> Any:
@@ -31,5 +35,7 @@ def fashion_mnist_classifier() -> keras.Model:
         for filters in widths:
             x = convolution(x, filters)
     features = layers.GlobalAveragePooling2D(name="features")(x)
-    logits = layers.Dense(NUM_CLASSES, dtype="float32", name="logits")(layers.Dropout(0.3)(features))
+    logits = layers.Dense(NUM_CLASSES, dtype="float32", name="logits")(
+        layers.Dropout(0.3)(features)
+    )
     return keras.Model(images, [features, logits], name="fashion_mnist_classifier")

@@ -51,15 +51,17 @@ def kid(
     seed: int = 0,
     comparable: bool = False,
 ) -> KIDResult:
-    """Return the kernel inception distance: the squared maximum mean discrepancy of features, unbiased.
+    """Return the kernel inception distance: the squared maximum mean discrepancy of features,
+    unbiased.
 
     Args:
         real, generated: as for `fid`.
         extractor: what makes features of images; None for "inception_v3".
-        subsets: number of random subsets over which mean and standard deviation are taken; 0 for one estimate from all features
-            at once, or of images at most 10,000 of each side. Its standard deviation is not a number.
-        subset_size: images of each side in a subset, drawn without replacement. With no more images than that, all of them are
-            taken, once.
+        subsets: number of random subsets over which mean and standard deviation are taken; 0 for
+            one estimate from all features at once, or of images at most 10,000 of each side. Its
+            standard deviation is not a number.
+        subset_size: images of each side in a subset, drawn without replacement. With no more images
+            than that, all of them are taken, once.
         seed: fixes the subsets.
         comparable: True uses the 2015 Inception network of the literature ("inception_2015").
 
@@ -112,10 +114,13 @@ class KID(ImageMetric):
         self.capacity = integer("capacity", capacity, minimum=2)
         sides = ("real", "generated")
         self._real, self._generated = (
-            Sample(self, side, self.capacity, self.extractor.feature_dims, self._options["seed"]) for side in sides
+            Sample(self, side, self.capacity, self.extractor.feature_dims, self._options["seed"])
+            for side in sides
         )
 
-    def update_features(self, real: Features = None, generated: Features = None, counted: Tensor = None) -> None:
+    def update_features(
+        self, real: Features = None, generated: Features = None, counted: Tensor = None
+    ) -> None:
         for sample, features in ((self._real, real), (self._generated, generated)):
             if features is not None:
                 sample.update(features, counted)
@@ -139,7 +144,9 @@ def _checked_options(subsets: int, subset_size: int, seed: int) -> dict[str, int
     }
 
 
-def _over_subsets(real: np.ndarray, generated: np.ndarray, subsets: int, subset_size: int, seed: int) -> KIDResult:
+def _over_subsets(
+    real: np.ndarray, generated: np.ndarray, subsets: int, subset_size: int, seed: int
+) -> KIDResult:
     for what, features in (("real", real), ("generated", generated)):
         require(len(features), 2, what, "KID")
     if not subsets:
@@ -148,7 +155,8 @@ def _over_subsets(real: np.ndarray, generated: np.ndarray, subsets: int, subset_
     warn_of_few(
         fewest,
         subset_size,
-        f"KID of {fewest} images in subsets of {subset_size}: the subsets will be of {fewest}. The mean stays unbiased, "
+        f"KID of {fewest} images in subsets of {subset_size}: the subsets will be of {fewest}. The "
+        "mean stays unbiased, "
         "but it is less sure, and its standard deviation does not compare with that of other sizes",
     )
     size = min(subset_size, fewest)
@@ -156,7 +164,12 @@ def _over_subsets(real: np.ndarray, generated: np.ndarray, subsets: int, subset_
         return KIDResult(squared_mmd(real, generated), float("nan"))
     draws = np.random.default_rng(seed)
     values = [
-        squared_mmd(*(features[draws.choice(len(features), size, replace=False)] for features in (real, generated)))
+        squared_mmd(
+            *(
+                features[draws.choice(len(features), size, replace=False)]
+                for features in (real, generated)
+            )
+        )
         for _ in range(subsets)
     ]
     return KIDResult(float(np.mean(values)), float(np.std(values)))

@@ -1,6 +1,8 @@
-"""Precision and recall, density and coverage: how real the generated images are, and how much of the real ones they cover.
+"""Precision and recall, density and coverage: how real the generated images are, and how much of
+the real ones they cover.
 
-Both take each set of images for the union of balls around its features, which reach to each one's k-th neighbour.
+Both take each set of images for the union of balls around its features, which reach to each one's
+k-th neighbour.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class DensityCoverageResult(NamedTuple):
 
 def distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the Euclidean distances of all pairs, (len(left), len(right))."""
-    squares = np.square(left).sum(axis=1)[:, None] + np.square(right).sum(axis=1) - 2.0 * left @ right.T
+    squares = (
+        np.square(left).sum(axis=1)[:, None] + np.square(right).sum(axis=1) - 2.0 * left @ right.T
+    )
     return np.sqrt(np.maximum(squares, 0.0))
 
 
@@ -61,23 +65,32 @@ def is_within(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.
 
 
 def precision_recall(
-    real: Features, generated: Features, extractor: Any = None, *, neighbours: int = 3, comparable: bool = False
+    real: Features,
+    generated: Features,
+    extractor: Any = None,
+    *,
+    neighbours: int = 3,
+    comparable: bool = False,
 ) -> PrecisionRecallResult:
-    """Return the share of generated images that lie among the real ones, and of real ones that lie among the generated.
+    """Return the share of generated images that lie among the real ones, and of real ones that lie
+    among the generated.
 
     Args:
         real, generated: as for `fid`; of images, at most 10,000 of each side are used.
         extractor: what makes features of images; None for "inception_v3".
         neighbours: k: each image's ball reaches to its k-th neighbour of the same side.
-        comparable: True uses the 2015 Inception network ("inception_2015"). (Published figures mostly used VGG16.)
+        comparable: True uses the 2015 Inception network ("inception_2015"). (Published figures
+            mostly used VGG16.)
 
     Returns:
         (precision, recall).
 
     Raises:
-        ValueError: no more than k images on a side, or features that are not finite or do not match.
+        ValueError: no more than k images on a side, or features that are not finite or do not
+            match.
 
-    Source: Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models".
+    Source: Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative
+    Models".
 
     Examples:
 
@@ -85,7 +98,9 @@ def precision_recall(
     >>> precision_recall(features, features + 100.0)
     PrecisionRecallResult(precision=0.0, recall=0.0)
     """
-    found = of_images_or_features(real, generated, PrecisionRecall, extractor, comparable, neighbours=neighbours)
+    found = of_images_or_features(
+        real, generated, PrecisionRecall, extractor, comparable, neighbours=neighbours
+    )
     if isinstance(found, PrecisionRecall):
         return found.values()
     real, generated = found
@@ -93,12 +108,18 @@ def precision_recall(
 
 
 def density_coverage(
-    real: Features, generated: Features, extractor: Any = None, *, neighbours: int = 5, comparable: bool = False
+    real: Features,
+    generated: Features,
+    extractor: Any = None,
+    *,
+    neighbours: int = 5,
+    comparable: bool = False,
 ) -> DensityCoverageResult:
-    """Return how many real images' balls hold a generated image, over k, and the share of balls that hold any.
+    """Return how many real images' balls hold a generated image, over k, and the share of balls
+    that hold any.
 
-    Unlike precision and recall, one odd real image with a large ball does not count for much, and balls around generated
-    images are not needed.
+    Unlike precision and recall, one odd real image with a large ball does not count for much, and
+    balls around generated images are not needed.
 
     Args:
         real, generated: as for `fid`; of images, at most 10,000 of each side are used.
@@ -120,7 +141,9 @@ def density_coverage(
     >>> density_coverage(features, features).coverage
     1.0
     """
-    found = of_images_or_features(real, generated, DensityCoverage, extractor, comparable, neighbours=neighbours)
+    found = of_images_or_features(
+        real, generated, DensityCoverage, extractor, comparable, neighbours=neighbours
+    )
     if isinstance(found, DensityCoverage):
         return found.values()
     real, generated = found
@@ -142,19 +165,24 @@ class _ManifoldMetric(ImageMetric):
         capacity: int = 10_000,
     ):
         super().__init__(extractor, name or self.default_name)
-        self.neighbours = positive_int("neighbours", self.default_neighbours if neighbours is None else neighbours)
+        self.neighbours = positive_int(
+            "neighbours", self.default_neighbours if neighbours is None else neighbours
+        )
         self.seed = integer("seed", seed, minimum=0, below=2**32)
         self.capacity = integer("capacity", capacity, minimum=self.neighbours + 1)
         sides = ("real", "generated")
         self._real, self._generated = (
-            Sample(self, side, self.capacity, self.extractor.feature_dims, self.seed) for side in sides
+            Sample(self, side, self.capacity, self.extractor.feature_dims, self.seed)
+            for side in sides
         )
 
     @property
     def minimum_images(self) -> int:  # type: ignore[override]
         return self.neighbours + 1
 
-    def update_features(self, real: Features = None, generated: Features = None, counted: Tensor = None) -> None:
+    def update_features(
+        self, real: Features = None, generated: Features = None, counted: Tensor = None
+    ) -> None:
         for sample, features in ((self._real, real), (self._generated, generated)):
             if features is not None:
                 sample.update(features, counted)
@@ -174,7 +202,9 @@ class _ManifoldMetric(ImageMetric):
         return [f"{prefix}{name}" for name in self.figures]
 
     def result(self) -> dict[str, float]:
-        """Return the two figures by name; after the metric's own name, if that is not the default."""
+        """Return the two figures by name; after the metric's own name, if that is not the
+        default.
+        """
         return dict(zip(self.result_names, self.values()))
 
     def get_config(self) -> Config:
@@ -182,9 +212,16 @@ class _ManifoldMetric(ImageMetric):
         return {**super().get_config(), **own}
 
 
-def _precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int) -> PrecisionRecallResult:
+def _precision_recall(
+    real: np.ndarray, generated: np.ndarray, neighbours: int
+) -> PrecisionRecallResult:
     for what, features in (("real", real), ("generated", generated)):
-        require(len(features), neighbours + 1, what, f"precision and recall with {neighbours} neighbours")
+        require(
+            len(features),
+            neighbours + 1,
+            what,
+            f"precision and recall with {neighbours} neighbours",
+        )
     if not (np.isfinite(real).all() and np.isfinite(generated).all()):
         return PrecisionRecallResult(float("nan"), float("nan"))
     precision = is_within(generated, real, neighbour_radii(real, neighbours)).mean()
@@ -192,7 +229,9 @@ def _precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int) 
     return PrecisionRecallResult(float(precision), float(recall))
 
 
-def _density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int) -> DensityCoverageResult:
+def _density_coverage(
+    real: np.ndarray, generated: np.ndarray, neighbours: int
+) -> DensityCoverageResult:
     require(len(real), neighbours + 1, "real", f"density and coverage with {neighbours} neighbours")
     require(len(generated), 1, "generated", "density and coverage")
     if not (np.isfinite(real).all() and np.isfinite(generated).all()):
@@ -210,7 +249,8 @@ def _density_coverage(real: np.ndarray, generated: np.ndarray, neighbours: int) 
 class PrecisionRecall(_ManifoldMetric):
     """`precision_recall` as a Keras metric. It keeps a sample of the features.
 
-    Its result is a dictionary of "precision" and "recall", or with another name of "<name>_precision" and "<name>_recall".
+    Its result is a dictionary of "precision" and "recall", or with another name of
+    "<name>_precision" and "<name>_recall".
 
     Args:
         extractor: an `Extractor`, its name or a Keras model.

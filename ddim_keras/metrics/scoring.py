@@ -15,7 +15,13 @@ from ddim_keras.metrics.extractors import Extractor, get_extractor
 from ddim_keras.metrics.fid import FID
 from ddim_keras.metrics.inception_score import InceptionScore
 from ddim_keras.metrics.kid import KID
-from ddim_keras.metrics.manifolds import DensityCoverage, PrecisionRecall, distances, is_within, neighbour_radii
+from ddim_keras.metrics.manifolds import (
+    DensityCoverage,
+    PrecisionRecall,
+    distances,
+    is_within,
+    neighbour_radii,
+)
 from ddim_keras.metrics.states import Sample
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import generate
@@ -41,11 +47,13 @@ def score(
     per_class: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Score batches of generated images against a data set; see `score_generated`, which generates them.
+    """Score batches of generated images against a data set; see `score_generated`, which generates
+    them.
 
     Args:
         generated: batches of images (batch, height, width, channels), in [0, 1] or uint8.
-        real: the same, as a data set, an array or a pair of arrays (images, labels); `per_class` needs labels.
+        real: the same, as a data set, an array or a pair of arrays (images, labels); `per_class`
+            needs labels.
         metrics: names in `METRICS`, or metrics.
         extractor: of the metrics given by name.
         per_class: also score each class of the real images.
@@ -80,9 +88,11 @@ def score(
 
 
 class _Classes:
-    """Which classes the generated images cover, and how well, from features and the real images' labels.
+    """Which classes the generated images cover, and how well, from features and the real images'
+    labels.
 
-    A generated image counts for the class of the real image nearest to it, as the model does not say what it meant.
+    A generated image counts for the class of the real image nearest to it, as the model does not
+    say what it meant.
     """
 
     def __init__(self, extractor: Any):
@@ -98,11 +108,15 @@ class _Classes:
             return
         if labels is None:
             raise ValueError(
-                "per_class needs labels: give batches of (images, labels), as load_dataset(..., labels=True) makes them, or a "
+                "per_class needs labels: give batches of (images, labels), as load_dataset(..., "
+                "labels=True) makes them, or a "
                 "pair of arrays"
             )
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise ValueError(f"labels must be integers of shape (batch,), got {labels.dtype} of shape {labels.shape}")
+            raise ValueError(
+                f"labels must be integers of shape (batch,), got {labels.dtype} of shape "
+                f"{labels.shape}"
+            )
         self._real.update(np.concatenate([ops.convert_to_numpy(features), labels[:, None]], axis=1))
 
     def scores(self, names: Sequence[str] | None) -> dict[str, dict[str, float]]:
@@ -110,7 +124,9 @@ class _Classes:
         real, labels = real[:, :-1], real[:, -1].astype(int)
         for what, features in (("real", real), ("generated", generated)):
             require(len(features), _NEIGHBOURS + 1, what, "a figure for each class")
-        radii, generated_radii = (neighbour_radii(features, _NEIGHBOURS) for features in (real, generated))
+        radii, generated_radii = (
+            neighbour_radii(features, _NEIGHBOURS) for features in (real, generated)
+        )
         nearest, covered = np.empty(len(generated), int), np.zeros(len(real), bool)
         realistic = np.empty(len(generated), bool)
         for start in range(0, len(generated), _BATCH):
@@ -150,21 +166,25 @@ def score_generated(
     """Generate images and score them against real ones, at constant memory.
 
     Args:
-        dataset: real images as for `fit`, in a data set that ends; compare with images that the model was not trained on.
-        num_images: how many to generate. All metrics but KID depend on it: compare figures of equal numbers.
+        dataset: real images as for `fit`, in a data set that ends; compare with images that the
+            model was not trained on.
+        num_images: how many to generate. All metrics but KID depend on it: compare figures of equal
+            numbers.
         diffusion_steps: S, as for `generate`.
-        metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage", or
-            `ddim_keras.metrics.ImageMetric` objects.
-        extractor: features of the metrics given by name: "inception_v3", "fashion_mnist", "inception_2015" (comparable with
-            papers), an `Extractor` or a Keras model. None takes "fashion_mnist" for images of one channel, and otherwise
-            "inception_v3".
-        per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of such arrays.
+        metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage",
+            or `ddim_keras.metrics.ImageMetric` objects.
+        extractor: features of the metrics given by name: "inception_v3", "fashion_mnist",
+            "inception_2015" (comparable with papers), an `Extractor` or a Keras model. None takes
+            "fashion_mnist" for images of one channel, and otherwise "inception_v3".
+        per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of
+            such arrays.
         seed, batch_size: as for `generate`.
         **sampling: as for `generate`: sampler, eta, spacing, ...
 
     Returns:
-        Figures by name: "fid", "kid" and "kid_standard_deviation", "precision", "recall", ...; with `per_class` also
-        "per_class", for each class its share of the real and of the generated images, precision, recall and coverage.
+        Figures by name: "fid", "kid" and "kid_standard_deviation", "precision", "recall", ...; with
+        `per_class` also "per_class", for each class its share of the real and of the generated
+        images, precision, recall and coverage.
 
     Raises:
         ValueError: an argument out of its range, or images of a wrong shape or range.
@@ -180,20 +200,28 @@ def score_generated(
     options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
     for name in ("initial_noise", "return_trajectory", "first_image", "verbose"):
         if name in options:
-            raise ValueError(f"score cannot take {name}: it generates in batches, from noise that the seed fixes")
+            raise ValueError(
+                f"score cannot take {name}: it generates in batches, from noise that the seed fixes"
+            )
     if extractor is None:
         extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
     generated = _generated_in_batches(engine, num_images, batch_size, **options)
     names = getattr(dataset, "class_names", None)
-    return score(generated, inputs.checked(dataset, engine.image_shape), metrics, extractor, per_class, names)
+    return score(
+        generated, inputs.checked(dataset, engine.image_shape), metrics, extractor, per_class, names
+    )
 
 
-def _generated_in_batches(engine: Engine, num_images: int, batch_size: int, **options: Any) -> Iterable[np.ndarray]:
+def _generated_in_batches(
+    engine: Engine, num_images: int, batch_size: int, **options: Any
+) -> Iterable[np.ndarray]:
     """Yield images batch by batch, so that they need not all be held."""
     for start in range(0, num_images, batch_size):
         count = min(batch_size, num_images - start)
         # Whole batches, so that one compiled loop serves; image i is the same in any.
-        images = generate(engine, batch_size, first_image=start, batch_size=batch_size, verbose=0, **options)
+        images = generate(
+            engine, batch_size, first_image=start, batch_size=batch_size, verbose=0, **options
+        )
         yield images[:count]
 
 
@@ -202,7 +230,9 @@ def _metric(metric: str | ImageMetric, extractor: Any) -> ImageMetric:
         metric.reset_state()
         return metric
     if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: expected one of {sorted(METRICS)}, or an ImageMetric")
+        raise ValueError(
+            f"unknown metric {metric!r}: expected one of {sorted(METRICS)}, or an ImageMetric"
+        )
     return METRICS[metric](extractor=extractor)
 
 

@@ -19,7 +19,8 @@ from ddim_keras.support.types import Config, Data, Images
 class SinusoidalEmbedding(keras.layers.Layer):
     """A scalar as sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017).
 
-    Computed in float32 whatever the model's precision: at the highest frequency bfloat16 would leave only noise.
+    Computed in float32 whatever the model's precision: at the highest frequency bfloat16 would
+    leave only noise.
 
     Args:
         dims: number of features, even.
@@ -33,10 +34,14 @@ class SinusoidalEmbedding(keras.layers.Layer):
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
         if dims < 2 or dims % 2:
-            raise ValueError(f"the embedding's dims must be even and at least 2 (a sine and a cosine each), got {dims}")
+            raise ValueError(
+                "the embedding's dims must be even and at least 2 (a sine and a cosine each), got "
+                f"{dims}"
+            )
         if max_frequency < 1.0:
             raise ValueError(
-                f"the embedding's max_frequency must be at least 1, the lowest frequency, got {max_frequency}"
+                "the embedding's max_frequency must be at least 1, the lowest frequency, got "
+                f"{max_frequency}"
             )
         self.dims = dims
         self.max_frequency = float(max_frequency)
@@ -54,16 +59,22 @@ class SinusoidalEmbedding(keras.layers.Layer):
     def get_config(self) -> Config:
         config = super().get_config()
         config.pop("dtype")
-        return {**config, "dims": self.dims, "max_frequency": self.max_frequency, "max_value": self.max_value}
+        return {
+            **config,
+            "dims": self.dims,
+            "max_frequency": self.max_frequency,
+            "max_value": self.max_value,
+        }
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class ConditionedConv2D(keras.layers.Conv2D):
     """A "same" convolution of images joined with a vector that is the same at every pixel.
 
-    Its weights and its result are those of `Conv2D` on the images concatenated with the repeated vector. But what a
-    kernel makes of a repeated vector differs only at the borders: it is worked out on 3 x 3 pixels and spread from
-    there, which saves a twentieth of the work of the example's network.
+    Its weights and its result are those of `Conv2D` on the images concatenated with the repeated
+    vector. But what a kernel makes of a repeated vector differs only at the borders: it is worked
+    out on 3 x 3 pixels and spread from there, which saves a twentieth of the work of the example's
+    network.
 
     Args:
         filters: channels of the output.
@@ -75,7 +86,9 @@ class ConditionedConv2D(keras.layers.Conv2D):
     """
 
     def __init__(self, filters: int, kernel_size: int | tuple[int, int], **kwargs: Any):
-        super().__init__(filters, kernel_size, **{**kwargs, "padding": "same", "data_format": "channels_last"})
+        super().__init__(
+            filters, kernel_size, **{**kwargs, "padding": "same", "data_format": "channels_last"}
+        )
         self.input_spec = None  # Conv2D's wants a single input; its build says so again
         if self.kernel_size not in ((1, 1), (3, 3)):
             raise ValueError(f"kernel_size must be 1 or 3, got {kernel_size}")
@@ -88,7 +101,9 @@ class ConditionedConv2D(keras.layers.Conv2D):
     def call(self, inputs):
         images, vectors = inputs
         channels = images.shape[-1]
-        outputs = ops.conv(images, self.kernel[:, :, :channels], padding="same", data_format="channels_last")
+        outputs = ops.conv(
+            images, self.kernel[:, :, :channels], padding="same", data_format="channels_last"
+        )
         outputs = outputs + self._spread(vectors, self.kernel[:, :, channels:], images.shape[1:3])
         return self.activation(outputs + self.bias)
 
@@ -100,7 +115,9 @@ class ConditionedConv2D(keras.layers.Conv2D):
             missing = size[axis - 1] - small[axis - 1]
             if small[axis - 1] == 3 and missing:
                 first, middle, last = ops.split(outputs, 3, axis=axis)
-                outputs = ops.concatenate([first, ops.repeat(middle, 1 + missing, axis=axis), last], axis=axis)
+                outputs = ops.concatenate(
+                    [first, ops.repeat(middle, 1 + missing, axis=axis), last], axis=axis
+                )
         return outputs
 
     def compute_output_shape(self, input_shape):
@@ -111,7 +128,9 @@ class ConditionedConv2D(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's batch normalisation without gain and bias, in one fused kernel where the backend has one."""
+    """Keras's batch normalisation without gain and bias, in one fused kernel where the backend has
+    one.
+    """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**{**kwargs, "center": False, "scale": False})
@@ -125,15 +144,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
         outputs, mean, variance = fused
         if training:
             self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1.0 - self.momentum))
-            self.moving_variance.assign(self.moving_variance * self.momentum + variance * (1.0 - self.momentum))
+            self.moving_variance.assign(
+                self.moving_variance * self.momentum + variance * (1.0 - self.momentum)
+            )
         return outputs
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class GroupNormalization(keras.layers.GroupNormalization):
-    """Keras's group normalisation of images, from sums over each channel, which a CPU makes a quarter to a third sooner.
+    """Keras's group normalisation of images, from sums over each channel, which a CPU makes a
+    quarter to a third sooner.
 
-    Input and output: (batch, height, width, channels). The statistics are float32 whatever the precision.
+    Input and output: (batch, height, width, channels). The statistics are float32 whatever the
+    precision.
     """
 
     def call(self, inputs):
@@ -150,7 +173,9 @@ class GroupNormalization(keras.layers.GroupNormalization):
         deviations = ops.sqrt(ops.maximum(squares - ops.square(means), 0.0) + self.epsilon)
         scales = ops.cast(self.gamma, "float32") / deviations
         offsets = ops.cast(self.beta, "float32") - means * scales
-        scales, offsets = (ops.cast(part, inputs.dtype)[:, None, None, :] for part in (scales, offsets))
+        scales, offsets = (
+            ops.cast(part, inputs.dtype)[:, None, None, :] for part in (scales, offsets)
+        )
         return inputs * scales + offsets
 
 
@@ -158,8 +183,8 @@ class GroupNormalization(keras.layers.GroupNormalization):
 class ImageNormalization(keras.layers.Layer):
     """Images in [0, 1] (or uint8) to zero mean and unit variance in each channel.
 
-    `adapt` measures mean and variance over a data set, in float64. A channel that never varies (an opaque alpha, say)
-    is only centred.
+    `adapt` measures mean and variance over a data set, in float64. A channel that never varies (an
+    opaque alpha, say) is only centred.
 
     Input: (batch, height, width, channels). Output: the same in float32.
     """
@@ -172,8 +197,12 @@ class ImageNormalization(keras.layers.Layer):
     def build(self, input_shape):
         self.image_shape = tuple(input_shape[1:])
         channels = (input_shape[-1],)
-        self.mean = self.add_weight(shape=channels, initializer="zeros", trainable=False, name="mean")
-        self.variance = self.add_weight(shape=channels, initializer="ones", trainable=False, name="variance")
+        self.mean = self.add_weight(
+            shape=channels, initializer="zeros", trainable=False, name="mean"
+        )
+        self.variance = self.add_weight(
+            shape=channels, initializer="ones", trainable=False, name="variance"
+        )
         self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
         self.built = True
 
@@ -182,12 +211,15 @@ class ImageNormalization(keras.layers.Layer):
         """Whether `adapt` has run, in this process or before the weights were saved."""
         return bool(ops.convert_to_numpy(self.count) > 0.0)
 
-    def adapt(self, data: Data, batch_size: int = 256, steps: int | None = None, verbose: int = 0) -> None:
+    def adapt(
+        self, data: Data, batch_size: int = 256, steps: int | None = None, verbose: int = 0
+    ) -> None:
         """Measure mean and variance of each channel; what an earlier `adapt` measured is forgotten.
 
         Args:
-            data: images in any form that `DiffusionModel.fit` takes: an array, a `tf.data.Dataset`, a `keras.utils.PyDataset` or
-                another iterable of batches. Labels and weights are ignored. All images are checked on the way.
+            data: images in any form that `DiffusionModel.fit` takes: an array, a `tf.data.Dataset`,
+                a `keras.utils.PyDataset` or another iterable of batches. Labels and weights are
+                ignored. All images are checked on the way.
             batch_size: images at a time, for an array.
             steps: number of batches to look at; None for all of them.
             verbose: 1 shows a progress bar.
@@ -210,7 +242,9 @@ class ImageNormalization(keras.layers.Layer):
             pixels = images.reshape(-1, images.shape[-1])
             if images.dtype != np.uint8:
                 pixels = np.clip(pixels.astype("float64"), 0.0, 1.0)  # what resizing overshot
-            sums = np.stack([pixels.sum(0, dtype="float64"), np.square(pixels, dtype="float64").sum(0)])
+            sums = np.stack(
+                [pixels.sum(0, dtype="float64"), np.square(pixels, dtype="float64").sum(0)]
+            )
             if images.dtype == np.uint8:
                 sums /= np.array([[255.0], [255.0**2]])
             total = total + sums
@@ -218,7 +252,10 @@ class ImageNormalization(keras.layers.Layer):
             if bar is not None:
                 bar.update(index + 1)
         if not count:
-            raise ValueError("the data set is empty: the normalizer needs at least one batch of images to adapt to")
+            raise ValueError(
+                "the data set is empty: the normalizer needs at least one batch of images to adapt "
+                "to"
+            )
         if bar is not None:
             bar.update(index + 1, finalize=True)
         mean, square = total / count
@@ -227,7 +264,9 @@ class ImageNormalization(keras.layers.Layer):
         self.count.assign(float(count))
 
     def standard_deviation(self) -> Any:
-        """Return the scale of each channel, shape (channels,); 1 for a channel that does not vary."""
+        """Return the scale of each channel, shape (channels,); 1 for a channel that does not
+        vary.
+        """
         return ops.where(self.variance > 1e-8, ops.sqrt(self.variance), 1.0)
 
     def call(self, images):

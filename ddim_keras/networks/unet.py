@@ -38,45 +38,57 @@ def residual_unet(
 ) -> keras.Model:
     """Build a U-Net of pre-normalised residual blocks.
 
-    Each level halves height and width by average pooling and doubles them back bilinearly; every residual block of
-    the way down hands a skip connection to one of the way up. The noise variance enters as a sinusoidal embedding. The last
-    convolution starts at zero, so the untrained network predicts 0. The defaults are the Keras DDIM example's network.
+    Each level halves height and width by average pooling and doubles them back bilinearly; every
+    residual block of the way down hands a skip connection to one of the way up. The noise variance
+    enters as a sinusoidal embedding. The last convolution starts at zero, so the untrained network
+    predicts 0. The defaults are the Keras DDIM example's network.
 
     Args:
-        image_shape: (height, width, channels); both sizes divisible by patch_size * 2**(len(widths) - 1).
+        image_shape: (height, width, channels); both sizes divisible by patch_size * 2**(len(widths)
+            - 1).
         widths: channels of each level, from the full resolution down.
         block_depth: residual blocks per level, each way.
         embedding_dims: features of the noise variance's embedding, even.
-        embedding_max_frequency: its highest frequency, in periods over the range of the noise variance.
-        max_condition: the upper end of that range: 1, or T where the network is given times from 1 to T instead.
-        conditioning: "input" joins the embedding to every pixel of the first block's input; "every_block" adds it, by a
-            projection of each block's own, between the two convolutions of all blocks (Ho et al. 2020).
+        embedding_max_frequency: its highest frequency, in periods over the range of the noise
+            variance.
+        max_condition: the upper end of that range: 1, or T where the network is given times from 1
+            to T instead.
+        conditioning: "input" joins the embedding to every pixel of the first block's input;
+            "every_block" adds it, by a projection of each block's own, between the two convolutions
+            of all blocks (Ho et al. 2020).
         normalization: "batch", without gain and bias, or "group" (8 groups; Wu & He 2018).
-        attention_levels: levels, counted from 0 at the full resolution, whose blocks are followed by self-attention over the
-            pixels (Ho et al. 2020), in heads of 32 channels.
-        patch_size: p: the network works on patches of p x p pixels, as p * p times the channels at 1/p of the size.
-        dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32 in any case, and so are the
-            weights of a 16-bit policy: "float16" computes as "mixed_float16" does.
+        attention_levels: levels, counted from 0 at the full resolution, whose blocks are followed
+            by self-attention over the pixels (Ho et al. 2020), in heads of 32 channels.
+        patch_size: p: the network works on patches of p x p pixels, as p * p times the channels at
+            1/p of the size.
+        dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32
+            in any case, and so are the weights of a 16-bit policy: "float16" computes as
+            "mixed_float16" does.
         name: name of the model.
 
     Returns:
-        A functional model of [noisy images (batch, height, width, channels), noise variances (batch, 1, 1, 1)], which
-        returns (batch, height, width, channels).
+        A functional model of [noisy images (batch, height, width, channels), noise variances
+        (batch, 1, 1, 1)], which returns (batch, height, width, channels).
 
     Raises:
-        ValueError: no widths, a width or a depth below 1, a size that cannot be halved often enough, an unknown conditioning,
-            normalization or level.
+        ValueError: no widths, a width or a depth below 1, a size that cannot be halved often
+            enough, an unknown conditioning, normalization or level.
     """
     check_levels(image_shape[:2], widths, block_depth, patch_size)
     _check_choice("conditioning", conditioning, CONDITIONINGS)
     _check_choice("normalization", normalization, NORMALIZATIONS)
     if any(level not in range(len(widths)) for level in attention_levels):
-        raise ValueError(f"attention_levels must lie in [0, {len(widths)}), the levels, got {list(attention_levels)}")
+        raise ValueError(
+            f"attention_levels must lie in [0, {len(widths)}), the levels, got "
+            f"{list(attention_levels)}"
+        )
 
     noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
     dtype = _with_float32_weights(dtype)
-    embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)(noise_variances)
+    embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)(
+        noise_variances
+    )
     if conditioning == "every_block":
         for _ in range(2):
             embedding = layers.Dense(4 * embedding_dims, activation="swish", dtype=dtype)(embedding)
@@ -114,15 +126,23 @@ def residual_unet(
 
 
 class _Blocks:
-    """What the network is made of. Each block returns a tensor of the height and width it is given."""
+    """What the network is made of. Each block returns a tensor of the height and width it is
+    given.
+    """
 
     def __init__(self, embedding: Tensor, conditioning: str, normalization: str, dtype: Any):
-        self.embedding, self.conditioning, self.normalization = embedding, conditioning, normalization
+        self.embedding, self.conditioning, self.normalization = (
+            embedding,
+            conditioning,
+            normalization,
+        )
         self.dtype = dtype
 
     def convolution(self, x: Tensor, width: int, kernel_size: int) -> Tensor:
         # Whatever Keras's configuration says of data formats: images are channels-last here.
-        return layers.Conv2D(width, kernel_size, padding="same", data_format="channels_last", dtype=self.dtype)(x)
+        return layers.Conv2D(
+            width, kernel_size, padding="same", data_format="channels_last", dtype=self.dtype
+        )(x)
 
     def normalize(self, x: Tensor) -> Tensor:
         if self.normalization == "batch":
@@ -133,7 +153,9 @@ class _Blocks:
         skipped = x if x.shape[-1] == width else self.convolution(x, width, 1)
         x = self.convolution(self.normalize(x), width, 3)
         if self.conditioning == "every_block":
-            x = layers.Add(dtype=self.dtype)([x, layers.Dense(width, dtype=self.dtype)(self.embedding)])
+            x = layers.Add(dtype=self.dtype)(
+                [x, layers.Dense(width, dtype=self.dtype)(self.embedding)]
+            )
         x = layers.Activation("swish", dtype=self.dtype)(x)
         x = self.convolution(x, width, 3)
         return layers.Add(dtype=self.dtype)([x, skipped])
@@ -142,7 +164,9 @@ class _Blocks:
         """A residual block of x joined with the embedding repeated over the image."""
         skipped = ConditionedConv2D(width, kernel_size=1, dtype=self.dtype)([x, self.embedding])
         x, embedding = self.normalize(x), self.normalize(self.embedding)
-        x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=self.dtype)([x, embedding])
+        x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=self.dtype)(
+            [x, embedding]
+        )
         x = self.convolution(x, width, 3)
         return layers.Add(dtype=self.dtype)([x, skipped])
 
@@ -150,7 +174,9 @@ class _Blocks:
         height, width, channels = x.shape[1:]
         tokens = layers.Reshape((height * width, channels), dtype=self.dtype)(self.normalize(x))
         heads = max(1, channels // 32)
-        tokens = layers.MultiHeadAttention(heads, channels // heads, dtype=self.dtype)(tokens, tokens)
+        tokens = layers.MultiHeadAttention(heads, channels // heads, dtype=self.dtype)(
+            tokens, tokens
+        )
         tokens = layers.Reshape((height, width, channels), dtype=self.dtype)(tokens)
         return layers.Add(dtype=self.dtype)([x, tokens])
 
@@ -167,13 +193,19 @@ def _with_float32_weights(dtype: Any) -> Any:
 
 
 def _to_patches(images: Tensor, size: int) -> Tensor:
-    """(batch, height, width, channels) to (batch, height / size, width / size, size * size * channels)."""
+    """(batch, height, width, channels) to (batch, height / size, width / size, size * size *
+    channels).
+    """
     if size == 1:
         return images
     height, width, channels = images.shape[1:]
-    x = layers.Reshape((height // size, size, width // size, size, channels), dtype="float32")(images)
+    x = layers.Reshape((height // size, size, width // size, size, channels), dtype="float32")(
+        images
+    )
     x = layers.Permute((1, 3, 2, 4, 5), dtype="float32")(x)
-    return layers.Reshape((height // size, width // size, size * size * channels), dtype="float32")(x)
+    return layers.Reshape((height // size, width // size, size * size * channels), dtype="float32")(
+        x
+    )
 
 
 def _from_patches(x: Tensor, size: int) -> Tensor:
@@ -185,10 +217,17 @@ def _from_patches(x: Tensor, size: int) -> Tensor:
     return layers.Reshape((rows * size, columns * size, features // size**2), dtype="float32")(x)
 
 
-def check_levels(image_size: Sequence[int], widths: Sequence[int], block_depth: int, patch_size: int = 1) -> None:
-    """Raise ValueError, naming the nearest sizes that work, unless every level can halve the image."""
+def check_levels(
+    image_size: Sequence[int], widths: Sequence[int], block_depth: int, patch_size: int = 1
+) -> None:
+    """Raise ValueError, naming the nearest sizes that work, unless every level can halve the
+    image.
+    """
     if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
-        raise ValueError(f"widths must be one or more positive integers, the channels of each level, got {widths!r}")
+        raise ValueError(
+            "widths must be one or more positive integers, the channels of each level, got "
+            f"{widths!r}"
+        )
     if not isinstance(block_depth, int) or block_depth < 1:
         raise ValueError(f"block_depth must be a positive integer, got {block_depth!r}")
     positive_int("patch_size", patch_size)
@@ -197,10 +236,15 @@ def check_levels(image_size: Sequence[int], widths: Sequence[int], block_depth: 
         return
     patches = f"in patches of {patch_size} x {patch_size} pixels " if patch_size > 1 else ""
     needed = f"{len(widths) - 1} times, as {len(widths)} widths need"
-    nearest = [sorted({max(size // factor, 1) * factor, -(-size // factor) * factor}) for size in image_size]
+    nearest = [
+        sorted({max(size // factor, 1) * factor, -(-size // factor) * factor})
+        for size in image_size
+    ]
     raise ValueError(
-        f"image_size {tuple(image_size)} {patches}cannot be halved {needed}: height and width must be multiples of {factor}. "
-        f"Nearest that work: height {_either(nearest[0])}, width {_either(nearest[1])}; or give fewer widths"
+        f"image_size {tuple(image_size)} {patches}cannot be halved {needed}: height and width must "
+        f"be multiples of {factor}. "
+        f"Nearest that work: height {_either(nearest[0])}, width {_either(nearest[1])}; or give "
+        "fewer widths"
     )
 
 

@@ -1,6 +1,8 @@
-"""Presets: models and training recipes by name, some with trained weights; each a folder of preset.json and weights.npz.
+"""Presets: models and training recipes by name, some with trained weights; each a folder of
+preset.json and weights.npz.
 
-Nothing here knows `DiffusionModel`, which reads and writes presets: a preset is a configuration, arrays and a recipe.
+Nothing here knows `DiffusionModel`, which reads and writes presets: a preset is a configuration,
+arrays and a recipe.
 """
 
 from ddim_keras.presets.folders import Preset, assign, check_free, names, read, training, write

@@ -31,7 +31,8 @@ class Preset(NamedTuple):
 
     Attributes:
         config: arguments of `DiffusionModel`.
-        arrays: float32, the normalizer's mean, variance and count and the EMA network's weights in its order; None without.
+        arrays: float32, the normalizer's mean, variance and count and the EMA network's weights in
+            its order; None without.
         training: the recipe.
     """
 
@@ -65,13 +66,16 @@ def training(preset: str | os.PathLike) -> Training:
     return read(preset, load_weights=False).training
 
 
-def read(preset: str | os.PathLike, load_weights: bool = True, changes: Mapping[str, Any] | None = None) -> Preset:
+def read(
+    preset: str | os.PathLike, load_weights: bool = True, changes: Mapping[str, Any] | None = None
+) -> Preset:
     """Read a preset.
 
     Args:
         preset: a name or a folder.
         load_weights: whether its arrays are wanted, where it has some.
-        changes: arguments of `DiffusionModel` that differ from the preset's; they are put into the configuration.
+        changes: arguments of `DiffusionModel` that differ from the preset's; they are put into the
+            configuration.
 
     Raises:
         ValueError: no such preset, a damaged one, or changes that its weights do not fit.
@@ -81,28 +85,37 @@ def read(preset: str | os.PathLike, load_weights: bool = True, changes: Mapping[
     try:
         description = json.loads(path.read_text())
         if description["format"] != _FORMAT:
-            raise ValueError(f"its format is {description['format']}, this version of ddim_keras reads {_FORMAT}")
+            raise ValueError(
+                f"its format is {description['format']}, this version of ddim_keras reads {_FORMAT}"
+            )
         config, recipe = dict(description["model"]), dict(description["training"])
         has_weights = bool(description["has_weights"])
         known = {field.name for field in dataclasses.fields(Training)}
         if unknown := sorted(set(recipe) - known):
-            raise ValueError(f"its training has unknown settings {unknown}, expected some of {sorted(known)}")
+            raise ValueError(
+                f"its training has unknown settings {unknown}, expected some of {sorted(known)}"
+            )
         found = Training(**recipe)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not describe a preset ({error}): copy or install it again") from error
+        raise ValueError(
+            f"{path} does not describe a preset ({error}): copy or install it again"
+        ) from error
     changes = changes or {}
     arrays = None
     if load_weights and has_weights:
         arrays = _read_arrays(folder)
         if unfit := sorted(set(changes) - _FIT_ANY_WEIGHTS):
             raise ValueError(
-                f"the weights of {folder.name} do not fit a model with another {', '.join(unfit)}: leave that out, or "
+                f"the weights of {folder.name} do not fit a model with another {', '.join(unfit)}: "
+                "leave that out, or "
                 "give load_weights=False and train"
             )
     return Preset({**config, **changes}, arrays, found)
 
 
-def assign(variables: Sequence[Variable], arrays: Sequence[ImageArray], preset: str | os.PathLike) -> None:
+def assign(
+    variables: Sequence[Variable], arrays: Sequence[ImageArray], preset: str | os.PathLike
+) -> None:
     """Put a preset's arrays into the variables of a model, in their order.
 
     Raises:
@@ -110,7 +123,8 @@ def assign(variables: Sequence[Variable], arrays: Sequence[ImageArray], preset: 
     """
     if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
         raise ValueError(
-            f"{_folder(preset) / 'weights.npz'} is damaged: its shapes are not those of the model in preset.json"
+            f"{_folder(preset) / 'weights.npz'} is damaged: its shapes are not those of the model "
+            "in preset.json"
         )
     for variable, array in zip(variables, arrays):
         variable.assign(array)
@@ -124,14 +138,17 @@ def check_free(folder: str | os.PathLike) -> pathlib.Path:
     """
     path = pathlib.Path(folder).resolve()  # a link stays a link
     if path.name in names() and path.parent != _FOLDER:
-        raise ValueError(f"{path.name!r} is the name of a preset that ships: choose another for the folder")
+        raise ValueError(
+            f"{path.name!r} is the name of a preset that ships: choose another for the folder"
+        )
     if path.exists() and not (path / "preset.json").is_file():
         raise ValueError(f"{path} exists and is no preset: choose another folder, or remove it")
     return path
 
 
 def write(preset: Preset, folder: str | os.PathLike, half: bool) -> None:
-    """Write a preset with its arrays, beside and renamed. What else stands in the folder, a model card say, is kept.
+    """Write a preset with its arrays, beside and renamed. What else stands in the folder, a model
+    card say, is kept.
 
     Args:
         preset: what to write; it must have arrays.
@@ -139,13 +156,16 @@ def write(preset: Preset, folder: str | os.PathLike, half: bool) -> None:
         half: store the network's weights in float16.
 
     Raises:
-        ValueError: something else stands there, or the arrays hold NaN or infinity; nothing is written.
+        ValueError: something else stands there, or the arrays hold NaN or infinity; nothing is
+            written.
     """
     folder = check_free(folder)
     config = dict(preset.config)
     for name, value in config.items():
         if isinstance(value, dict):  # a serialized object, without what Keras notes beside it
-            config[name] = {key: value[key] for key in ("module", "class_name", "config", "registered_name")}
+            config[name] = {
+                key: value[key] for key in ("module", "class_name", "config", "registered_name")
+            }
     description = {
         "format": _FORMAT,
         "model": config,
@@ -154,7 +174,9 @@ def write(preset: Preset, folder: str | os.PathLike, half: bool) -> None:
     }
     arrays = preset.arrays or []
     if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("the weights hold NaN or infinity: the training has diverged; nothing was written")
+        raise ValueError(
+            "the weights hold NaN or infinity: the training has diverged; nothing was written"
+        )
     with files.written_beside(folder) as temporary:
         temporary.mkdir()
         (temporary / "preset.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -180,12 +202,16 @@ def _halved(arrays: Sequence[ImageArray]) -> list[np.ndarray]:
 def _read_arrays(folder: pathlib.Path) -> list[ImageArray]:
     weights = folder / "weights.npz"
     if not weights.is_file():
-        raise ValueError(f"{weights} is missing: copy or install the preset again, or give load_weights=False")
+        raise ValueError(
+            f"{weights} is missing: copy or install the preset again, or give load_weights=False"
+        )
     try:
         with np.load(weights) as stored:
             return [stored[f"arr_{index}"].astype("float32") for index in range(len(stored.files))]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{weights} is damaged ({error}): copy or install the preset again") from error
+        raise ValueError(
+            f"{weights} is damaged ({error}): copy or install the preset again"
+        ) from error
 
 
 def _folder(preset: str | os.PathLike) -> pathlib.Path:
@@ -195,5 +221,6 @@ def _folder(preset: str | os.PathLike) -> pathlib.Path:
     if (folder / "preset.json").is_file():
         return folder
     raise ValueError(
-        f"unknown preset {str(preset)!r}: expected one of {names()}, or a folder written by DiffusionModel.save_to_preset"
+        f"unknown preset {str(preset)!r}: expected one of {names()}, or a folder written by "
+        "DiffusionModel.save_to_preset"
     )

@@ -19,11 +19,12 @@ class Training:
     Attributes:
         batch_size: images per step.
         learning_rate: of the optimizer, at its highest.
-        schedule: of the learning rate: constant, or cosine, with which it rises from a twentieth over the first `warmup` of the steps, and then
-            falls along a cosine to a hundredth.
+        schedule: of the learning rate: constant, or cosine, with which it rises from a twentieth
+            over the first `warmup` of the steps, and then falls along a cosine to a hundredth.
         warmup: share of the steps in which the learning rate rises, with cosine.
         weight_decay: of the optimizer.
-        clip_norm: largest norm of a step's gradient, over all weights together; without it nothing is clipped.
+        clip_norm: largest norm of a step's gradient, over all weights together; without it nothing
+            is clipped.
         loss: a Keras loss by name.
         flip: whether images are mirrored at random.
         accumulate: batches whose gradients make one step of the optimizer.
@@ -45,9 +46,13 @@ class Training:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {list(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.schedule not in LEARNING_RATE_SCHEDULES:
-            raise ValueError(f"schedule must be one of {list(LEARNING_RATE_SCHEDULES)}, got {self.schedule!r}")
+            raise ValueError(
+                f"schedule must be one of {list(LEARNING_RATE_SCHEDULES)}, got {self.schedule!r}"
+            )
         if not isinstance(self.warmup, (int, float)) or not 0.0 <= self.warmup < 1.0:
-            raise ValueError(f"warmup must lie in [0, 1), the share of the steps, got {self.warmup}")
+            raise ValueError(
+                f"warmup must lie in [0, 1), the share of the steps, got {self.warmup}"
+            )
         for name in ("learning_rate", "weight_decay", "clip_norm"):
             value = getattr(self, name)
             if name == "clip_norm" and value is None:
@@ -55,7 +60,8 @@ class Training:
             is_number = isinstance(value, (int, float)) and math.isfinite(value)
             if not is_number or value < 0.0 or (value == 0.0 and name != "weight_decay"):
                 raise ValueError(
-                    f"{name} must be a positive number, got {value!r} (in YAML 1e-4 is a word: write 1.0e-4)"
+                    f"{name} must be a positive number, got {value!r} (in YAML 1e-4 is a word: "
+                    "write 1.0e-4)"
                 )
         if self.loss != type(self).loss:
             import keras
@@ -65,17 +71,25 @@ class Training:
         positive_int("accumulate", self.accumulate)
 
     def compile_arguments(self, steps: int) -> dict[str, Any]:
-        """Return optimizer and loss for a training of that many batches: `model.compile(**training.compile_arguments(5000))`."""
+        """Return optimizer and loss for a training of that many batches:
+        `model.compile(**training.compile_arguments(5000))`.
+        """
         import keras
 
         from ddim_keras import optimizers
 
-        steps = positive_int("steps", steps)  # a schedule counts batches, even where several make one step
+        steps = positive_int(
+            "steps", steps
+        )  # a schedule counts batches, even where several make one step
         rate: Any = self.learning_rate
         if self.schedule == "cosine":
             warmup = max(1, int(self.warmup * steps))
             rate = keras.optimizers.schedules.CosineDecay(
-                rate / 20, max(1, steps - warmup), alpha=0.01, warmup_target=rate, warmup_steps=warmup
+                rate / 20,
+                max(1, steps - warmup),
+                alpha=0.01,
+                warmup_target=rate,
+                warmup_steps=warmup,
             )
         kind = optimizers.Muon if self.optimizer == "muon" else keras.optimizers.AdamW
         optimizer = kind(

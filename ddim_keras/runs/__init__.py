@@ -1,4 +1,6 @@
-"""Training runs that live in a folder: begun, watched, interrupted, and resumed as if nothing had happened."""
+"""Training runs that live in a folder: begun, watched, interrupted, and resumed as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoints", "DivergedError", "RunConfig", "RunResult", "train"]
 
-# Imported when first used, as they need Keras and its backend: the command line does not, to show its help.
-_PLACES = {"Checkpoints": "checkpoints", "DivergedError": "checkpoints", "RunResult": "training", "train": "training"}
+# Imported when first used, as they need Keras and its backend: the command line does not, to show
+# its help.
+_PLACES = {
+    "Checkpoints": "checkpoints",
+    "DivergedError": "checkpoints",
+    "RunResult": "training",
+    "train": "training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,9 +19,11 @@ from ddim_keras.support.types import Logs
 
 
 class TrainingProgress(keras.callbacks.Callback):
-    """One progress bar for the whole training: steps, losses and the time left until the last epoch ends.
+    """One progress bar for the whole training: steps, losses and the time left until the last epoch
+    ends.
 
-    Keras's own bar starts anew each epoch and shows only that epoch's time. Use it with `fit(..., verbose=0)`.
+    Keras's own bar starts anew each epoch and shows only that epoch's time. Use it with `fit(...,
+    verbose=0)`.
 
     Raises:
         ValueError: when training starts on data of unknown length.
@@ -30,11 +32,13 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_train_begin(self, logs: Logs | None = None) -> None:
         if not self.params.get("steps"):
             raise ValueError(
-                "TrainingProgress needs data of known length: give fit steps_per_epoch, or use its own bar"
+                "TrainingProgress needs data of known length: give fit steps_per_epoch, or use its "
+                "own bar"
             )
         self._steps = self.params["steps"]
         self._bar = keras.utils.Progbar(
-            self._steps * self.params["epochs"], stateful_metrics=[metric.name for metric in self.model.metrics]
+            self._steps * self.params["epochs"],
+            stateful_metrics=[metric.name for metric in self.model.metrics],
         )
         self._epoch = 0
 
@@ -52,7 +56,8 @@ class TrainingProgress(keras.callbacks.Callback):
 
 
 class Throughput(keras.callbacks.Callback):
-    """Add `images_per_second` to each epoch's logs: of training, data included, without the first step, which compiles.
+    """Add `images_per_second` to each epoch's logs: of training, data included, without the first
+    step, which compiles.
 
     Put it before the callbacks that are to see it, such as `keras.callbacks.CSVLogger`.
 
@@ -84,18 +89,20 @@ class Throughput(keras.callbacks.Callback):
 
 
 class SampleImages(keras.callbacks.Callback):
-    """Write generated images to a folder as the training goes on: always from the same noises, so that progress shows.
+    """Write generated images to a folder as the training goes on: always from the same noises, so
+    that progress shows.
 
     Args:
-        folder: gets `samples_0001.png`, ..., a grid of images, and with `trajectory` also `trajectory_0001.png`, ..., two noises
-            on their way.
+        folder: gets `samples_0001.png`, ..., a grid of images, and with `trajectory` also
+            `trajectory_0001.png`, ..., two noises on their way.
         every: epochs between them.
         num_images: images in a grid.
         diffusion_steps: S, as for `DiffusionModel.generate`.
         seed: fixes the noises.
         trajectory: whether to draw the walks too.
         scale: each pixel becomes scale x scale.
-        tensorboard: folder of a TensorBoard log to write the grids to as well, or None; needs TensorFlow.
+        tensorboard: folder of a TensorBoard log to write the grids to as well, or None; needs
+            TensorFlow.
         **sampling: as for `DiffusionModel.generate`: sampler, eta, spacing, ...
 
     Raises:
@@ -132,7 +139,9 @@ class SampleImages(keras.callbacks.Callback):
             _, walked = self.model.generate(2, return_trajectory=True, **self.sampling)
             grids["trajectory"] = plotting.trajectory_images(self.model, walked)
         for name, images in grids.items():
-            plotting.save_images(self.folder / f"{name}_{epoch + 1:04d}.png", images, scale=self.scale)
+            plotting.save_images(
+                self.folder / f"{name}_{epoch + 1:04d}.png", images, scale=self.scale
+            )
             if self.tensorboard is not None:
                 self._summarize(name, plotting.image_grid(images, scale=self.scale), epoch)
 
@@ -153,8 +162,8 @@ class SampleImages(keras.callbacks.Callback):
 class KeepBest(keras.callbacks.Callback):
     """Keep the best epoch's whole model in one `.keras` file, written beside and renamed.
 
-    The best figure so far stands in a file beside it, `best_score.json` for `best.keras`, so that a resumed
-    training does not replace a better model.
+    The best figure so far stands in a file beside it, `best_score.json` for `best.keras`, so that a
+    resumed training does not replace a better model.
 
     Args:
         path: of the `.keras` file.
@@ -162,7 +171,8 @@ class KeepBest(keras.callbacks.Callback):
         mode: "min" or "max": which is better.
 
     Raises:
-        ValueError: another suffix or mode; at the first epoch's end, a figure that is not in the logs.
+        ValueError: another suffix or mode; at the first epoch's end, a figure that is not in the
+            logs.
     """
 
     def __init__(self, path: str | os.PathLike, monitor: str = "val_kid", mode: str = "min"):
@@ -188,7 +198,8 @@ class KeepBest(keras.callbacks.Callback):
         logs = logs or {}
         if self.monitor not in logs:
             raise ValueError(
-                f"there is no {self.monitor!r} among this epoch's figures {sorted(logs)}: give validation_data, and for "
+                f"there is no {self.monitor!r} among this epoch's figures {sorted(logs)}: give "
+                "validation_data, and for "
                 "'val_kid' compile(metrics=[ddim_keras.metrics.KID()])"
             )
         value = float(logs[self.monitor])
@@ -197,5 +208,7 @@ class KeepBest(keras.callbacks.Callback):
         self.best = value
         self.model.save(self.path)
         with files.written_beside(self._note) as temporary:
-            temporary.write_text(json.dumps({"monitor": self.monitor, "value": value, "epoch": epoch + 1}) + "\n")
+            temporary.write_text(
+                json.dumps({"monitor": self.monitor, "value": value, "epoch": epoch + 1}) + "\n"
+            )
         self._older_note.unlink(missing_ok=True)

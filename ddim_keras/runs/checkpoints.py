@@ -15,7 +15,9 @@ from ddim_keras.support import files
 
 
 class DivergedError(ArithmeticError):
-    """The loss or the weights are not finite any more; the message names the last good checkpoint."""
+    """The loss or the weights are not finite any more; the message names the last good
+    checkpoint.
+    """
 
 
 class Checkpoints:
@@ -37,7 +39,10 @@ class Checkpoints:
             OSError: the disk is full, say; the older checkpoints stay.
         """
         model.synchronize()
-        if not all(np.isfinite(keras.ops.convert_to_numpy(weight)).all() for weight in model.ema_network.weights):
+        if not all(
+            np.isfinite(keras.ops.convert_to_numpy(weight)).all()
+            for weight in model.ema_network.weights
+        ):
             raise DivergedError(f"the weights hold NaN or infinity at step {step}. {self.advice()}")
         path = self.folder / f"step_{step:09d}.weights.h5"
         model.save_weights(path)
@@ -58,7 +63,9 @@ class Checkpoints:
         return sorted(self.folder.glob("step_*.weights.h5"), reverse=True)
 
     def newest_whole(self) -> tuple[pathlib.Path, int] | None:
-        """Return (path, step) of the newest checkpoint that is whole, warning of newer ones that are not; None without any."""
+        """Return (path, step) of the newest checkpoint that is whole, warning of newer ones that
+        are not; None without any.
+        """
         for path in self.paths():
             try:
                 note = json.loads(self._note(path).read_text())
@@ -67,14 +74,22 @@ class Checkpoints:
                 problem = "its checksum is wrong"
             except (OSError, ValueError, KeyError) as error:
                 problem = f"its checksum cannot be read ({error})"
-            warnings.warn(f"the checkpoint {path} is damaged: {problem}. Trying the one before", stacklevel=3)
+            warnings.warn(
+                f"the checkpoint {path} is damaged: {problem}. Trying the one before", stacklevel=3
+            )
         return None
 
     def advice(self) -> str:
         newest = self.newest_whole()
         if newest is None:
-            return "There is no checkpoint before it. Lower the learning rate, or clip the gradients (clip_norm)"
-        return f"The last good checkpoint is {newest[0]}. Lower the learning rate, or clip the gradients (clip_norm)"
+            return (
+                "There is no checkpoint before it. Lower the learning rate, or clip the gradients "
+                "(clip_norm)"
+            )
+        return (
+            f"The last good checkpoint is {newest[0]}. Lower the learning rate, or clip the "
+            "gradients (clip_norm)"
+        )
 
     @staticmethod
     def _note(path: pathlib.Path) -> pathlib.Path:

@@ -14,7 +14,15 @@ from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width, integer, positive_int
 
 # What does not touch the weights.
-MAY_CHANGE = {"cache", "keep", "checkpoint_every", "checkpoint_minutes", "samples", "samples_every", "tensorboard"}
+MAY_CHANGE = {
+    "cache",
+    "keep",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "samples",
+    "samples_every",
+    "tensorboard",
+}
 FEATURES = ("inception_v3", "fashion_mnist")  # what can run within a compiled step
 FITS = ("crop", "pad")
 UNREADABLE = ("refuse", "skip")
@@ -31,25 +39,31 @@ class RunConfig:
         steps: batches in all.
         image_size: side of the images in pixels, or height and width, such as 64x96.
         channels: 1, 3 or 4; without it the data set's own.
-        split: what to train on and what to keep for validation. Of TFDS two splits, such as train[:90%],test; of a folder two
-            subfolders, such as train,dev, or a fraction, such as 0.1. Without it the data set's own, or 0.2.
-        fit: how images are brought to size: crop takes the largest centred part, pad shrinks the whole image.
+        split: what to train on and what to keep for validation. Of TFDS two splits, such as
+            train[:90%],test; of a folder two subfolders, such as train,dev, or a fraction, such as
+            0.1. Without it the data set's own, or 0.2.
+        fit: how images are brought to size: crop takes the largest centred part, pad shrinks the
+            whole image.
         background: the colour that transparent images are laid on: a name, or #rrggbb.
         bits: of images deeper than 8 bits, how many they use; without it this is found out.
         unreadable: what to do with a folder's images that cannot be read: refuse, or skip.
         data_dir: where TFDS keeps its data.
-        cache: where resized images are kept: memory (true in the file), no (false; they are resized anew each epoch), or a folder.
+        cache: where resized images are kept: memory (true in the file), no (false; they are resized
+            anew each epoch), or a folder.
         preset: whose network and recipe to take.
         model: arguments of `DiffusionModel` that differ from the preset's.
         training: settings of `presets.Training` that differ from the preset's.
-        precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where the hardware computes in it.
+        precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where
+            the hardware computes in it.
         jit: whether to compile with XLA; auto where it is faster.
         seed: fixes weights, order, noises and sampled images.
-        validate_every: steps between validations, sampled images and lines of the log; without it one pass over the data, but
-            at least 100.
-        validation_images: how many images of the validation part to validate on, about, from all over it; null in the file for all.
-        kid: features for the KID of each validation: inception_v3, fashion_mnist, or none for no KID. auto becomes the first
-            for colour images where its weights can be had, and the second otherwise.
+        validate_every: steps between validations, sampled images and lines of the log; without it
+            one pass over the data, but at least 100.
+        validation_images: how many images of the validation part to validate on, about, from all
+            over it; null in the file for all.
+        kid: features for the KID of each validation: inception_v3, fashion_mnist, or none for no
+            KID. auto becomes the first for colour images where its weights can be had, and the
+            second otherwise.
         samples: images generated after validations, to look at; 0 for none.
         samples_every: validations between them.
         tensorboard: whether to write a TensorBoard log.
@@ -125,9 +139,13 @@ class RunConfig:
             raise ValueError(f"jit must be true, false or auto, got {self.jit!r}")
         for name, choices in (("fit", FITS), ("unreadable", UNREADABLE)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}"
+                )
         if self.channels not in (None, 1, 3, 4):
-            raise ValueError(f"channels must be 1, 3 or 4, or None for the data set's own, got {self.channels!r}")
+            raise ValueError(
+                f"channels must be 1, 3 or 4, or None for the data set's own, got {self.channels!r}"
+            )
         if self.kid not in (None, "auto", *FEATURES):
             raise ValueError(f"kid must be one of {['auto', *FEATURES]}, or None, got {self.kid!r}")
 
@@ -139,7 +157,9 @@ class RunConfig:
         """
         known = {field.name for field in dataclasses.fields(presets.Training)}
         if unknown := sorted(set(self.training) - known, key=str):
-            raise ValueError(f"unknown training settings {unknown}: expected some of {sorted(known)}")
+            raise ValueError(
+                f"unknown training settings {unknown}: expected some of {sorted(known)}"
+            )
         return dataclasses.replace(presets.training(self.preset), **self.training)
 
     def write(self, path: pathlib.Path) -> None:
@@ -153,7 +173,8 @@ class RunConfig:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no YAML, or has settings that are unknown or out of range; names the file.
+            ValueError: it is no YAML, or has settings that are unknown or out of range; names the
+                file.
         """
         path = pathlib.Path(path)
         if not path.is_file():
@@ -164,9 +185,13 @@ class RunConfig:
             raise ValueError(f"{path} is not YAML: {error}") from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold settings as NAME: VALUE, a line each, got {values!r}")
+            raise ValueError(
+                f"{path} must hold settings as NAME: VALUE, a line each, got {values!r}"
+            )
         if unknown := sorted(set(values) - known, key=str):
-            raise ValueError(f"{path} has unknown settings {unknown}: expected some of {sorted(known)}")
+            raise ValueError(
+                f"{path} has unknown settings {unknown}: expected some of {sorted(known)}"
+            )
         try:
             return cls(**_of_this_version(values))
         except (ValueError, TypeError) as error:
@@ -174,7 +199,9 @@ class RunConfig:
 
 
 def check_model_settings(settings: dict[str, Any], parameters: set[str]) -> None:
-    """Raise ValueError unless a run's `model` holds arguments of `DiffusionModel`, whose names are `parameters`."""
+    """Raise ValueError unless a run's `model` holds arguments of `DiffusionModel`, whose names are
+    `parameters`.
+    """
     known = parameters - _NOT_SET_BY_MODEL
     if unknown := sorted(set(settings) - known, key=str):
         raise ValueError(f"unknown model settings {unknown}: expected some of {sorted(known)}")
@@ -184,7 +211,11 @@ def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
     """Settings as version 0.1 wrote them, all of them, meaning what they meant there."""
     newer = {"background", "bits"}
     written_by_0_1 = set(values) == {field.name for field in dataclasses.fields(RunConfig)} - newer
-    if written_by_0_1 and values["channels"] is None and pathlib.Path(str(values["data"])).expanduser().is_dir():
+    if (
+        written_by_0_1
+        and values["channels"] is None
+        and pathlib.Path(str(values["data"])).expanduser().is_dir()
+    ):
         return {**values, "channels": 3}  # grey folders, too, were read as RGB
     return values
 

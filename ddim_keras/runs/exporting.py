@@ -1,4 +1,6 @@
-"""Many generated images in a folder: as PNGs or shards, gone on with after a kill, spread over machines."""
+"""Many generated images in a folder: as PNGs or shards, gone on with after a kill, spread over
+machines.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,19 @@ def export_images(
     tell: Callable[[str], None] = print,
     **sampling: Any,
 ) -> int:
-    """Generate images into a folder, each fixed by the seed and its number alone, at constant memory.
+    """Generate images into a folder, each fixed by the seed and its number alone, at constant
+    memory.
 
-    A shard is a part of the numbers. It is written beside and renamed, and skipped where it stands already: started again, a
-    killed export goes on. A shard that has been damaged since is made again, with a warning. `metadata.json` says what made the
-    images; a folder of other images is refused.
+    A shard is a part of the numbers. It is written beside and renamed, and skipped where it stands
+    already: started again, a killed export goes on. A shard that has been damaged since is made
+    again, with a warning. `metadata.json` says what made the images; a folder of other images is
+    refused.
 
     Args:
         model: a trained model.
-        folder: gets `shard_00000/000000.png`, ..., or `shard_00000.npz` (uint8 array `images`), or `shard_00000.tfrecord` (of
-            `image/encoded` PNGs with `image/number`); `contact_sheet.png` of the first images; and `metadata.json`.
+        folder: gets `shard_00000/000000.png`, ..., or `shard_00000.npz` (uint8 array `images`), or
+            `shard_00000.tfrecord` (of `image/encoded` PNGs with `image/number`);
+            `contact_sheet.png` of the first images; and `metadata.json`.
         num_images: in all, over all machines.
         format: "png", "npz" or "tfrecord".
         shard_size: images in a shard.
@@ -64,7 +69,10 @@ def export_images(
     Raises:
         ValueError: an argument out of its range, or a folder that holds other images.
     """
-    num_images, shard_size = positive_int("num_images", num_images), positive_int("shard_size", shard_size)
+    num_images, shard_size = (
+        positive_int("num_images", num_images),
+        positive_int("shard_size", shard_size),
+    )
     seed = integer("seed", seed, minimum=0, below=2**32)
     _check_format(format, model.image_shape[-1])
     machines = positive_int("the number of machines", shard[1])
@@ -72,7 +80,8 @@ def export_images(
     starts = range(0, num_images, shard_size)
     if machine >= len(starts):
         raise ValueError(
-            f"there are only {len(starts)} shards of {shard_size} images for {machines} machines: lower the shard size"
+            f"there are only {len(starts)} shards of {shard_size} images for {machines} machines: "
+            "lower the shard size"
         )
     options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
     model.generate(0, **options)  # refuses what cannot work before anything is written
@@ -115,12 +124,18 @@ def _check_format(format: str, channels: int) -> None:
     if format not in FORMATS:
         raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
     if format in _OF_COLOURS and channels not in (1, 2, 3, 4):
-        raise ValueError(f"PNG holds images of 1 to 4 channels, this model's have {channels}: give format='npz'")
+        raise ValueError(
+            f"PNG holds images of 1 to 4 channels, this model's have {channels}: give format='npz'"
+        )
 
 
 def model_hash(model: DiffusionModel) -> str:
     """Return a SHA-256 over what fixes the images: the configuration and the EMA weights."""
-    config = {name: value for name, value in model.get_config().items() if name not in ("seed", "name", "ema_decay")}
+    config = {
+        name: value
+        for name, value in model.get_config().items()
+        if name not in ("seed", "name", "ema_decay")
+    }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     normalizer = model.normalizer
     for weight in (normalizer.mean, normalizer.variance, *model.ema_network.weights):
@@ -129,12 +144,19 @@ def model_hash(model: DiffusionModel) -> str:
 
 
 def _described_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `generate` that fix the images, the defaults that they stand for included, as JSON knows them."""
-    sampler, spacing = sampler_and_spacing(*(sampling.get(name) for name in ("sampler", "eta", "spacing")))
+    """Return the arguments of `generate` that fix the images, the defaults that they stand for
+    included, as JSON knows them.
+    """
+    sampler, spacing = sampler_and_spacing(
+        *(sampling.get(name) for name in ("sampler", "eta", "spacing"))
+    )
     given = {name: value for name, value in sampling.items() if name not in ("sampler", "eta")}
     described = {"diffusion_steps": 20, **given, "sampler": repr(sampler), "spacing": spacing}
     plain = (bool, int, float, str, type(None))
-    return {name: value if isinstance(value, plain) else repr(value) for name, value in sorted(described.items())}
+    return {
+        name: value if isinstance(value, plain) else repr(value)
+        for name, value in sorted(described.items())
+    }
 
 
 def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
@@ -150,10 +172,16 @@ def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
         found = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): choose another folder") from error
-    different = [name for name in description if name != "versions" and found.get(name) != description[name]]
+    different = [
+        name for name in description if name != "versions" and found.get(name) != description[name]
+    ]
     if different:
-        changes = ", ".join(f"{name}: {found.get(name)!r} there, {description[name]!r} now" for name in different)
-        raise ValueError(f"{folder} holds images that were made otherwise ({changes}): choose another folder")
+        changes = ", ".join(
+            f"{name}: {found.get(name)!r} there, {description[name]!r} now" for name in different
+        )
+        raise ValueError(
+            f"{folder} holds images that were made otherwise ({changes}): choose another folder"
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -209,10 +237,14 @@ def _write_tfrecord(path: pathlib.Path, images: np.ndarray, first: int) -> None:
     with tf.io.TFRecordWriter(str(path)) as writer:
         for number, image in enumerate(images, first):
             features = {
-                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[_png(image)])),
+                "image/encoded": tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[_png(image)])
+                ),
                 "image/number": tf.train.Feature(int64_list=tf.train.Int64List(value=[number])),
             }
-            writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+            writer.write(
+                tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+            )
 
 
 def _count_tfrecord(path: pathlib.Path) -> int:

@@ -36,16 +36,23 @@ class RunFolder:
         self._fingerprint = path / "data.json"
 
     def reconcile(self, config: RunConfig, tell: Callable[[str], None]) -> RunConfig:
-        """Return the configuration to train with: the one given, with what an earlier run in the folder has found out.
+        """Return the configuration to train with: the one given, with what an earlier run in the
+        folder has found out.
 
         Another number of steps and another place of the same images are taken, and said.
 
         Raises:
-            ValueError: the folder holds a run with another configuration, or something other than a run.
+            ValueError: the folder holds a run with another configuration, or something other than a
+                run.
         """
         if not self.config.is_file():
-            if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-                raise ValueError(f"{self.path} holds something other than a run: choose another folder, or empty it")
+            if self.path.exists() and any(
+                not path.name.startswith(".") for path in self.path.iterdir()
+            ):
+                raise ValueError(
+                    f"{self.path} holds something other than a run: choose another folder, or "
+                    "empty it"
+                )
             return config
         found = RunConfig.read(self.config)
         if config.kid == "auto":  # as it was found out then
@@ -57,7 +64,8 @@ class RunFolder:
             tell(f"The images are at {config.data} now, where they were at {found.data}")
         elif self._known() not in (None, fingerprint(config.data)):
             warnings.warn(
-                f"the images in {config.data} are not those that the run in {self.path} began with: some were added, removed or "
+                f"the images in {config.data} are not those that the run in {self.path} began "
+                "with: some were added, removed or "
                 "changed, and what was held out for validation may be trained on now",
                 stacklevel=3,
             )
@@ -80,16 +88,19 @@ class RunFolder:
         expected = self._known()
         if known is None or (expected is None and pathlib.Path(before).is_dir()):
             raise ValueError(
-                f"{self.path} was trained on {before}, not on {now}: choose another folder for another data set"
+                f"{self.path} was trained on {before}, not on {now}: choose another folder for "
+                "another data set"
             )
         if expected is None:
             warnings.warn(
-                f"the run in {self.path} does not say which images {before} held: those in {now} are taken to be the same",
+                f"the run in {self.path} does not say which images {before} held: those in {now} "
+                "are taken to be the same",
                 stacklevel=2,
             )
         elif known != expected:
             raise ValueError(
-                f"{self.path} was trained on {before}, and {now} holds other images (by their names, sizes and first bytes): a "
+                f"{self.path} was trained on {before}, and {now} holds other images (by their "
+                "names, sizes and first bytes): a "
                 "run can only be resumed on the same ones"
             )
 
@@ -109,20 +120,25 @@ class RunFolder:
         may_change = MAY_CHANGE | {"steps", "data", "data_dir"}
         different = [name for name in ours if ours[name] != theirs[name] and name not in may_change]
         if different:
-            changes = ", ".join(f"{name}: {theirs[name]!r} there, {ours[name]!r} now" for name in different)
+            changes = ", ".join(
+                f"{name}: {theirs[name]!r} there, {ours[name]!r} now" for name in different
+            )
             raise ValueError(
-                f"{self.path} holds a run with another configuration ({changes}): resume it with its own, {self.config}, or "
+                f"{self.path} holds a run with another configuration ({changes}): resume it with "
+                f"its own, {self.config}, or "
                 "choose another folder"
             )
 
 
 def _changed_length(config: RunConfig, before: int) -> str:
     text = (
-        f"The run is {'longer' if config.steps > before else 'shorter'} now: {config.steps} steps instead of {before}."
+        f"The run is {'longer' if config.steps > before else 'shorter'} now: {config.steps} steps "
+        f"instead of {before}."
     )
     recipe: Any = config.recipe()
     if recipe.schedule == "constant":
         return f"{text} The learning rate stays {recipe.learning_rate:g}"
-    return f"{text} The learning rate follows the {recipe.schedule} schedule of {config.steps} steps from here on" + (
-        ", so it rises again at first" if config.steps > before else ""
+    return (
+        f"{text} The learning rate follows the {recipe.schedule} schedule of {config.steps} steps "
+        "from here on" + (", so it rises again at first" if config.steps > before else "")
     )

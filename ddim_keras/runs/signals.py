@@ -17,7 +17,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stopping_after_the_step() -> Iterator[StopRequest]:
-    """Within, the first Ctrl-C, or request to terminate, is written down; the second raises KeyboardInterrupt."""
+    """Within, the first Ctrl-C, or request to terminate, is written down; the second raises
+    KeyboardInterrupt.
+    """
     request = StopRequest()
 
     def ask_to_stop(number: int, frame: Any) -> None:

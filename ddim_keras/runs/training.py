@@ -56,14 +56,18 @@ class _Training(NamedTuple):
         return self.config.validate_every or max(100, int(self.data.cardinality()))
 
 
-def train(config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verbose: int = 1) -> RunResult:
-    """Train in a folder, from the start or from where an earlier run with the same configuration was interrupted.
+def train(
+    config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verbose: int = 1
+) -> RunResult:
+    """Train in a folder, from the start or from where an earlier run with the same configuration
+    was interrupted.
 
-    A run that was killed at any moment, and gone on with, ends with the same weights as one that was not, on one machine.
-    The first Ctrl-C (or SIGTERM) saves and stops after the step; the second stops at once.
+    A run that was killed at any moment, and gone on with, ends with the same weights as one that
+    was not, on one machine. The first Ctrl-C (or SIGTERM) saves and stops after the step; the
+    second stops at once.
 
-    The folder holds `config.yaml`, `checkpoints/`, `log.csv`, `samples/`, `tensorboard/`, `best.keras` (by validation KID, or
-    image loss), and at the end `model.keras`.
+    The folder holds `config.yaml`, `checkpoints/`, `log.csv`, `samples/`, `tensorboard/`,
+    `best.keras` (by validation KID, or image loss), and at the end `model.keras`.
 
     Args:
         config: what to do.
@@ -72,7 +76,8 @@ def train(config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verb
         verbose: as for `fit`.
 
     Raises:
-        ValueError: the folder holds a run with another configuration; or data or settings that cannot be used.
+        ValueError: the folder holds a run with another configuration; or data or settings that
+            cannot be used.
         DivergedError: the loss or the weights are not finite any more.
     """
     check_model_settings(config.model, set(inspect.signature(DiffusionModel).parameters))
@@ -89,11 +94,13 @@ def train(config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verb
         _continue_log(training, keeper)
         while keeper.step < config.steps and not request.asked:
             _fit(training, keeper, verbose)
-    # The iterators that `fit` has left, before the interpreter ends: their threads may be inside Python then.
+    # The iterators that `fit` has left, before the interpreter ends: their threads may be inside
+    # Python then.
     gc.collect()
     if keeper.step < config.steps:
         tell(
-            f"Stopped after step {keeper.step} of {config.steps}, saved in {place.checkpoints}: the same command resumes"
+            f"Stopped after step {keeper.step} of {config.steps}, saved in {place.checkpoints}: "
+            "the same command resumes"
         )
         return RunResult(training.model, keeper.step, False)
     training.model.save(place.model)
@@ -102,13 +109,20 @@ def train(config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verb
 
 
 def _model_is_saved(place: RunFolder, checkpoints: Checkpoints) -> bool:
-    """Whether `model.keras` is that of the last checkpoint, and not of a shorter run that was made longer."""
-    return place.model.is_file() and place.model.stat().st_mtime >= checkpoints.paths()[0].stat().st_mtime
+    """Whether `model.keras` is that of the last checkpoint, and not of a shorter run that was made
+    longer.
+    """
+    return (
+        place.model.is_file()
+        and place.model.stat().st_mtime >= checkpoints.paths()[0].stat().st_mtime
+    )
 
 
 def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:
     """Load the data, make the model, and write the configuration now that it is known to work."""
-    keras.utils.set_random_seed(config.seed)  # before the data: TensorFlow mixes its seed into their order
+    keras.utils.set_random_seed(
+        config.seed
+    )  # before the data: TensorFlow mixes its seed into their order
     recipe = config.recipe()
     training_data, validation = data.load_dataset(
         config.data,
@@ -134,7 +148,9 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:
 
 
 def _resume(training: _Training, checkpoints: Checkpoints) -> int:
-    """Bring the model to the newest checkpoint that is whole, or to the start, and return its step."""
+    """Bring the model to the newest checkpoint that is whole, or to the start, and return its
+    step.
+    """
     config, model = training.config, training.model
     for place in (training.folder.path, training.folder.checkpoints, training.folder.samples):
         files.remove_leftovers(place)
@@ -145,7 +161,8 @@ def _resume(training: _Training, checkpoints: Checkpoints) -> int:
         step = newest[1]
         if step > config.steps:
             raise ValueError(
-                f"{training.folder.path} is trained for {step} steps already: give --steps {step} or more, or start a run in "
+                f"{training.folder.path} is trained for {step} steps already: give --steps {step} "
+                "or more, or start a run in "
                 "another folder"
             )
         training.tell(f"Resuming from step {step} of {config.steps}, {newest[0]}")
@@ -164,7 +181,12 @@ def _continue_log(training: _Training, keeper: watching.KeepCheckpoints) -> None
     # The last epoch may be a short one.
     watching.Log(training.folder.log).forget_from(-(-step // every) if finished else step // every)
     if step and (step % every == 0 or finished):
-        _catch_up(training.model, training.validation, _watchers(training, keeper)[1:], (step - 1) // every)
+        _catch_up(
+            training.model,
+            training.validation,
+            _watchers(training, keeper)[1:],
+            (step - 1) // every,
+        )
 
 
 def _fit(training: _Training, keeper: watching.KeepCheckpoints, verbose: int) -> None:
@@ -192,8 +214,11 @@ def _fit(training: _Training, keeper: watching.KeepCheckpoints, verbose: int) ->
             watcher.on_train_end()
 
 
-def _catch_up(model: DiffusionModel, validation: Any, watchers: list[keras.callbacks.Callback], epoch: int) -> None:
-    """Show the end of an epoch to the watchers that keep images and models: a kill may have come between them and its last step.
+def _catch_up(
+    model: DiffusionModel, validation: Any, watchers: list[keras.callbacks.Callback], epoch: int
+) -> None:
+    """Show the end of an epoch to the watchers that keep images and models: a kill may have come
+    between them and its last step.
 
     The line in the CSV log, if it is missing, stays so, as the losses of the training are gone.
     """
@@ -208,7 +233,9 @@ def _catch_up(model: DiffusionModel, validation: Any, watchers: list[keras.callb
 
 
 def _spread_over(validation: Any, number: int | None, batch_size: int) -> Any:
-    """Return about as many images of a validation set: every so many batches, as it may be sorted by class."""
+    """Return about as many images of a validation set: every so many batches, as it may be sorted
+    by class.
+    """
     if validation is None or number is None:
         return validation
     stride = -(-int(validation.cardinality()) // -(-number // batch_size))
@@ -231,19 +258,33 @@ def _features_for(validation: Any, tell: Tell) -> str | None:
 def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any) -> DiffusionModel:
     shape = training_data.element_spec.shape
     precision = backend.fastest_precision() if config.precision == "auto" else config.precision
-    settings = {"image_size": tuple(shape[1:3]), "channels": shape[3], "dtype": precision, "seed": config.seed}
-    model = DiffusionModel.from_preset(config.preset, load_weights=False, **{**settings, **config.model})
+    settings = {
+        "image_size": tuple(shape[1:3]),
+        "channels": shape[3],
+        "dtype": precision,
+        "seed": config.seed,
+    }
+    model = DiffusionModel.from_preset(
+        config.preset, load_weights=False, **{**settings, **config.model}
+    )
     own_metrics = []
-    if config.kid:  # of all images at once: subsets would only add a standard deviation, which is not logged
+    if (
+        config.kid
+    ):  # of all images at once: subsets would only add a standard deviation, which is not logged
         capacity = (config.validation_images or 10_000) + recipe.batch_size
         own_metrics.append(metrics.KID(config.kid, subsets=0, capacity=capacity))
     model.compile(
-        **recipe.compile_arguments(config.steps), metrics=own_metrics, gradient_norm=True, jit_compile=config.jit
+        **recipe.compile_arguments(config.steps),
+        metrics=own_metrics,
+        gradient_norm=True,
+        jit_compile=config.jit,
     )
     return model
 
 
-def _watchers(training: _Training, keeper: watching.KeepCheckpoints) -> list[keras.callbacks.Callback]:
+def _watchers(
+    training: _Training, keeper: watching.KeepCheckpoints
+) -> list[keras.callbacks.Callback]:
     config, place = training.config, training.folder
     chosen: list[keras.callbacks.Callback] = [
         keeper,
@@ -255,7 +296,11 @@ def _watchers(training: _Training, keeper: watching.KeepCheckpoints) -> list[ker
         to_log = place.tensorboard / "samples" if config.tensorboard else None
         chosen.append(
             callbacks.SampleImages(
-                place.samples, config.samples_every, config.samples, seed=config.seed, tensorboard=to_log
+                place.samples,
+                config.samples_every,
+                config.samples,
+                seed=config.seed,
+                tensorboard=to_log,
             )
         )
     if config.tensorboard:

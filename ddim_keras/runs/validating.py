@@ -29,8 +29,8 @@ def held_out_images(
 
     Args:
         image_shape: the model's (height, width, channels).
-        run: the folder of a run, whose settings count where others are not given. Anything else is no run, and the embedded
-            images are taken.
+        run: the folder of a run, whose settings count where others are not given. Anything else is
+            no run, and the embedded images are taken.
         data, split, data_dir, fit: as for `load_dataset`; None for the run's.
 
     Returns:

@@ -25,7 +25,9 @@ class Stopped(Exception):
 class KeepCheckpoints(keras.callbacks.Callback):
     """Save by step and time, and when asked to stop; end a training whose loss is not finite."""
 
-    def __init__(self, checkpoints: Checkpoints, config: RunConfig, step: int, request: StopRequest):
+    def __init__(
+        self, checkpoints: Checkpoints, config: RunConfig, step: int, request: StopRequest
+    ):
         super().__init__()
         self.checkpoints, self.config, self.step, self.request = checkpoints, config, step, request
         self.saved_step, self.saved_time = step, time.monotonic()
@@ -33,7 +35,10 @@ class KeepCheckpoints(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
         minutes = (time.monotonic() - self.saved_time) / 60.0
-        due = self.step % self.config.checkpoint_every == 0 or minutes >= self.config.checkpoint_minutes
+        due = (
+            self.step % self.config.checkpoint_every == 0
+            or minutes >= self.config.checkpoint_minutes
+        )
         if due or self.request.asked or self.step == self.config.steps:
             self.save(logs)
         elif self.step % 50 == 0:
@@ -54,7 +59,9 @@ class KeepCheckpoints(keras.callbacks.Callback):
 
     def _check(self, logs: Logs | None) -> None:
         if logs and not all(np.isfinite(float(value)) for value in logs.values()):
-            raise DivergedError(f"the loss is not finite at step {self.step}. {self.checkpoints.advice()}")
+            raise DivergedError(
+                f"the loss is not finite at step {self.step}. {self.checkpoints.advice()}"
+            )
 
 
 class LearningRate(keras.callbacks.Callback):
@@ -62,11 +69,14 @@ class LearningRate(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if logs is not None:
-            logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            logs["learning_rate"] = float(
+                keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+            )
 
 
 class Log(keras.callbacks.Callback):
-    """Add a line of figures for each epoch to a CSV file, which may hold those of other figures from before.
+    """Add a line of figures for each epoch to a CSV file, which may hold those of other figures
+    from before.
 
     The file is written beside and renamed.
 
@@ -85,7 +95,11 @@ class Log(keras.callbacks.Callback):
     def forget_from(self, epoch: int) -> None:
         """Take out the lines of epochs that will be gone through again."""
         rows = self._rows()
-        kept = [row for row in rows if str(row.get("epoch") or "").isdigit() and int(row["epoch"]) < epoch]
+        kept = [
+            row
+            for row in rows
+            if str(row.get("epoch") or "").isdigit() and int(row["epoch"]) < epoch
+        ]
         if len(kept) < len(rows):
             self._write(kept)
 

@@ -1,4 +1,6 @@
-"""Samplers: how to walk from noise to an image. Each is its update rule; the loop is written once, in `walk`."""
+"""Samplers: how to walk from noise to an image. Each is its update rule; the loop is written once,
+in `walk`.
+"""
 
 import functools
 from collections.abc import Callable

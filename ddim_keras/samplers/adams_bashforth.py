@@ -22,20 +22,22 @@ class AdamsBashforth(Sampler):
 
         y' = y + integral from r to r' of that polynomial dr,  y = x / a,  r = b / a  (eq. 13)
 
-    The polynomial is one in the angle, theta = atan(r), over which the noise changes evenly; the weights are those of the
-    actual, uneven steps. The last step to the clean image is DDIM's, and where steps grow so fast that the weights would be wild,
-    fewer noises are used.
+    The polynomial is one in the angle, theta = atan(r), over which the noise changes evenly; the
+    weights are those of the actual, uneven steps. The last step to the clean image is DDIM's, and
+    where steps grow so fast that the weights would be wild, fewer noises are used.
 
     Args:
         order: 1 to 4, the number of predicted noises used. 1 is DDIM.
-        warm_up: whether a Runge-Kutta method of order `order` - 1 takes the first step, with `order` - 2 more evaluations;
-            without it the first steps use the few noises there are, and the whole is of second order at most.
+        warm_up: whether a Runge-Kutta method of order `order` - 1 takes the first step, with
+            `order` - 2 more evaluations; without it the first steps use the few noises there are,
+            and the whole is of second order at most.
 
     Raises:
         ValueError: an order that is not 1, 2, 3 or 4.
 
-    Source: Bashforth & Adams 1883; for diffusion models Liu et al. 2022 ("PNDM"), whose pseudo-numerical method has the
-        weights of even steps, and Zhang & Chen 2023 ("DEIS"), which has the exact ones.
+    Source: Bashforth & Adams 1883; for diffusion models Liu et al. 2022 ("PNDM"), whose
+        pseudo-numerical method has the weights of even steps, and Zhang & Chen 2023 ("DEIS"), which
+        has the exact ones.
 
     Examples:
 
@@ -61,7 +63,8 @@ class AdamsBashforth(Sampler):
         next_signal, next_noise = levels.signal_rates[index + 1], levels.noise_rates[index + 1]
         if index == 0 or next_noise == 0.0 or min(signal, next_signal) == 0.0:
             return [Evaluation(signal, noise, image=next_signal, noise=next_noise)]
-        # Where the network was asked, the latest first: the levels so far and, in the first step, the points between.
+        # Where the network was asked, the latest first: the levels so far and, in the first step,
+        # the points between.
         nodes = list(angles[index::-1])
         if warmed_up:
             nodes[-1:] = [*reversed(self._points_between(angles[0], angles[1])), nodes[-1]]
@@ -70,13 +73,23 @@ class AdamsBashforth(Sampler):
         for count in range(min(self.num_noises, len(nodes)), 0, -1):
             usable = np.isfinite(nodes[:count])
             weights = np.zeros(count)
-            weights[usable] = integral_weights(np.array(nodes[:count])[usable], angles[index], angles[index + 1])
+            weights[usable] = integral_weights(
+                np.array(nodes[:count])[usable], angles[index], angles[index + 1]
+            )
             weights *= next_signal
             if count == 1 or np.abs(weights).sum() <= _LARGEST_WEIGHTS:
                 break
         latest, *earlier = weights
         # x_t / a = pred_image + r pred_noise
-        return [Evaluation(signal, noise, next_signal, next_signal * noise / signal + latest, remembered=earlier)]
+        return [
+            Evaluation(
+                signal,
+                noise,
+                next_signal,
+                next_signal * noise / signal + latest,
+                remembered=earlier,
+            )
+        ]
 
     def evaluations(self, diffusion_steps: int) -> int:
         return diffusion_steps + (self._extra_evaluations if diffusion_steps > 1 else 0)
@@ -89,10 +102,14 @@ class AdamsBashforth(Sampler):
     def _can_warm_up(levels: Levels) -> bool:
         """Neither from nearly pure noise, where r is beyond all measure, nor to the clean image."""
         start, end = levels.ratios[:2]
-        return bool(end > 0.0 and abs(levels.signal_rates[1] * (end - start)) <= 2.0 * _LARGEST_WEIGHTS)
+        return bool(
+            end > 0.0 and abs(levels.signal_rates[1] * (end - start)) <= 2.0 * _LARGEST_WEIGHTS
+        )
 
     def _points_between(self, start: float, end: float) -> list[float]:
-        """The angles of the first step's further evaluations: the midpoint rule's, or those of Heun's third-order rule."""
+        """The angles of the first step's further evaluations: the midpoint rule's, or those of
+        Heun's third-order rule.
+        """
         places, measure = _quadrature(start, end)
         moments = [((places - start) ** power * measure).sum() for power in range(3)]
         if self._extra_evaluations == 1:
@@ -101,10 +118,15 @@ class AdamsBashforth(Sampler):
         return [start + last / 2.0, start + last]
 
     def _runge_kutta_step(self, start: float, end: float) -> list[Evaluation]:
-        """One step of as many evaluations as there are points, each from y along the noises predicted so far."""
+        """One step of as many evaluations as there are points, each from y along the noises
+        predicted so far.
+        """
         points = [start, *self._points_between(start, end)]
         if len(points) == 2:
-            stages = [integral_weights(points[:1], start, points[1]), [0.0, np.tan(end) - np.tan(start)]]
+            stages = [
+                integral_weights(points[:1], start, points[1]),
+                [0.0, np.tan(end) - np.tan(start)],
+            ]
         else:
             first, last = integral_weights([start, points[2]], start, end)
             stages = [integral_weights(points[:count], start, points[count]) for count in (1, 2)]
@@ -131,7 +153,8 @@ class AdamsBashforth(Sampler):
 
 
 def integral_weights(nodes: Sequence[float] | Array, start: float, end: float) -> Array:
-    """Return the weights w for which sum w_j f(nodes_j) integrates the polynomial through f from start to end.
+    """Return the weights w for which sum w_j f(nodes_j) integrates the polynomial through f from
+    start to end.
 
     Args:
         nodes: different angles, the variable of the polynomial.
@@ -141,12 +164,16 @@ def integral_weights(nodes: Sequence[float] | Array, start: float, end: float) -
     weights = []
     for index, node in enumerate(nodes):
         others = np.delete(np.asarray(nodes, "float64"), index)
-        weights.append((np.prod((places[:, None] - others) / (node - others), axis=1) * measure).sum())
+        weights.append(
+            (np.prod((places[:, None] - others) / (node - others), axis=1) * measure).sum()
+        )
     return np.array(weights)
 
 
 def _quadrature(start: float, end: float) -> tuple[Array, Array]:
-    """Angles and weights that integrate over r = tan(angle) from start to end; smooth in asinh(r), near pi / 2 too."""
+    """Angles and weights that integrate over r = tan(angle) from start to end; smooth in asinh(r),
+    near pi / 2 too.
+    """
     points, weights = _QUADRATURE
     low, high = np.arcsinh(np.tan([start, end]))
     places = low + (high - low) * (points + 1.0) / 2.0

@@ -16,14 +16,15 @@ MEMORY = 3
 class Evaluation(NamedTuple):
     """One call of the network, and what the next noisy image is made of:
 
-        x = image pred_image + noise pred_noise + (remembered, earlier predictions) + fresh z,  z standard normal
+        x = image pred_image + noise pred_noise + (remembered, earlier predictions) + fresh z,  z
+        standard normal
 
     Attributes:
         signal_rate, noise_rate: the level of the noisy image that the network is given.
-        image, noise: weights of the two predictions made there. They sum up to the noisy image itself as
-            signal_rate pred_image + noise_rate pred_noise.
-        remembered: weights of what earlier evaluations predicted, the latest first, at most `MEMORY`: images or noises, as
-            `Sampler.remembers` says.
+        image, noise: weights of the two predictions made there. They sum up to the noisy image
+            itself as signal_rate pred_image + noise_rate pred_noise.
+        remembered: weights of what earlier evaluations predicted, the latest first, at most
+            `MEMORY`: images or noises, as `Sampler.remembers` says.
         fresh: standard deviation of the noise that is added.
     """
 
@@ -59,7 +60,9 @@ class Sampler(Configurable, abc.ABC):
         """Return the evaluations that lead from `levels` number `index` to number `index + 1`."""
 
     def evaluations(self, diffusion_steps: int) -> int:
-        """Return how often, at most, the network is called in a walk of `diffusion_steps` steps to the clean image."""
+        """Return how often, at most, the network is called in a walk of `diffusion_steps` steps to
+        the clean image.
+        """
         return diffusion_steps * self.evaluations_per_step
 
     def steps_for(self, network_evaluations: int) -> int:
@@ -73,6 +76,7 @@ class Sampler(Configurable, abc.ABC):
             steps -= 1
         if steps < 1:
             raise ValueError(
-                f"network_evaluations must be at least {self.evaluations(1)} for {self!r}, got {network_evaluations}"
+                f"network_evaluations must be at least {self.evaluations(1)} for {self!r}, got "
+                f"{network_evaluations}"
             )
         return steps

@@ -13,7 +13,8 @@ from ddim_keras.support.types import Config
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class DDIM(Sampler):
-    """Denoising diffusion implicit model, eq. 12 with the sigma of eq. 16. First order, one evaluation a step.
+    """Denoising diffusion implicit model, eq. 12 with the sigma of eq. 16. First order, one
+    evaluation a step.
 
         sigma = eta (b'/b) sqrt(1 - a^2/a'^2)
         x_s   = a' pred_image + sqrt(b'^2 - sigma^2) pred_noise + sigma z
@@ -22,8 +23,8 @@ class DDIM(Sampler):
 
     Args:
         eta: stochasticity in [0, 1]. 0 is DDIM, deterministic given its initial noise; 1 is DDPM.
-        variance: "posterior" adds noise of deviation sigma. "large" adds eta sqrt(1 - a^2/a'^2) instead, and leaves the rest
-            as it is: at eta = 1 the sigma-hat of the paper's Table 1.
+        variance: "posterior" adds noise of deviation sigma. "large" adds eta sqrt(1 - a^2/a'^2)
+            instead, and leaves the rest as it is: at eta = 1 the sigma-hat of the paper's Table 1.
 
     Raises:
         ValueError: eta outside [0, 1], or an unknown variance.
@@ -40,7 +41,9 @@ class DDIM(Sampler):
 
     def __init__(self, eta: float = 0.0, variance: str = "posterior"):
         if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}: 0 is deterministic DDIM, 1 is DDPM")
+            raise ValueError(
+                f"eta must lie in [0, 1], got {eta}: 0 is deterministic DDIM, 1 is DDPM"
+            )
         if variance not in ("posterior", "large"):
             raise ValueError(f'variance must be "posterior" or "large", got {variance!r}')
         self.eta = float(eta)
@@ -50,7 +53,11 @@ class DDIM(Sampler):
 
     def step(self, index: int, levels: Levels) -> list[Evaluation]:
         (signal, next_signal), (noise, next_noise) = (rates[index : index + 2] for rates in levels)
-        sigma = posterior_deviation(signal, noise, next_signal, next_noise, self.eta) if self.eta else 0.0
+        sigma = (
+            posterior_deviation(signal, noise, next_signal, next_noise, self.eta)
+            if self.eta
+            else 0.0
+        )
         direction = np.sqrt(max(next_noise**2 - sigma**2, 0.0))
         fresh = float(sigma)
         if self.variance == "large" and next_noise > 0.0:  # the last step adds no noise
@@ -63,7 +70,8 @@ class DDIM(Sampler):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class DDPM(DDIM):
-    """Ancestral sampling of a denoising diffusion probabilistic model: `DDIM` at eta = 1. One evaluation a step.
+    """Ancestral sampling of a denoising diffusion probabilistic model: `DDIM` at eta = 1. One
+    evaluation a step.
 
     Args:
         variance: "posterior" or "large", as for `DDIM`.

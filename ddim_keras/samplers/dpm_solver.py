@@ -1,10 +1,12 @@
-"""DPM-Solver++: exponential integrators that extrapolate the predicted image over the log signal-to-noise ratio.
+"""DPM-Solver++: exponential integrators that extrapolate the predicted image over the log
+signal-to-noise ratio.
 
 With lambda = log(a / b) and h = lambda' - lambda, the ODE of eq. 13 is solved by
 
     x_s = (b'/b) x_t + a' (1 - exp(-h)) D
 
-exactly, if the predicted image D does not change in the step. DDIM takes D = pred_image; these take better ones.
+exactly, if the predicted image D does not change in the step. DDIM takes D = pred_image; these take
+better ones.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from ddim_keras.support.types import Config
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class DPMSolverMultistep(Sampler):
-    """DPM-Solver++(2M): extrapolates the last two predicted images. Second order, one evaluation a step.
+    """DPM-Solver++(2M): extrapolates the last two predicted images. Second order, one evaluation a
+    step.
 
         D = pred_image + h / (2 h_before) (pred_image - pred_image_before)
 
     Args:
-        stochastic: also add noise, as ancestral sampling does ("SDE-DPM-Solver++(2M)"); first order in distribution:
-            x_s = (b'/b) exp(-h) x_t + a' (1 - exp(-2h)) D + b' sqrt(1 - exp(-2h)) z
+        stochastic: also add noise, as ancestral sampling does ("SDE-DPM-Solver++(2M)"); first order
+            in distribution: x_s = (b'/b) exp(-h) x_t + a' (1 - exp(-2h)) D + b' sqrt(1 - exp(-2h))
+            z
 
     The first step, and the last one to the clean image, are DDIM's.
 
@@ -70,9 +74,11 @@ class DPMSolverMultistep(Sampler):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class DPMSolverSinglestep(Sampler):
-    """DPM-Solver++(2S): asks the network halfway, in lambda, and takes the whole step with the image predicted there.
+    """DPM-Solver++(2S): asks the network halfway, in lambda, and takes the whole step with the
+    image predicted there.
 
-    Second order, two evaluations a step; one for a step from pure noise or to the clean image, where lambda is infinite.
+    Second order, two evaluations a step; one for a step from pure noise or to the clean image,
+    where lambda is infinite.
 
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 1 with r = 1/2.
 
@@ -91,7 +97,8 @@ class DPMSolverSinglestep(Sampler):
             return [Evaluation(signal, noise, image=next_signal, noise=next_noise)]
         middle_signal, middle_noise = rates_at(levels.half_log_snr[index : index + 2].mean())
         to_middle = Evaluation(signal, noise, image=middle_signal, noise=middle_noise)
-        # Back from the middle to x_t: the first half brought `half_weight` times the first predicted image.
+        # Back from the middle to x_t: the first half brought `half_weight` times the first
+        # predicted image.
         half_weight = middle_signal - middle_noise * signal / noise
         weight_of_x = next_noise / noise
         from_middle = weight_of_x * noise / middle_noise
@@ -110,4 +117,6 @@ class DPMSolverSinglestep(Sampler):
 
 def rates_at(half_log_snr: float) -> tuple[float, float]:
     """Return (signal rate, noise rate) at lambda = log(signal rate / noise rate)."""
-    return 1.0 / np.sqrt(1.0 + np.exp(-2.0 * half_log_snr)), 1.0 / np.sqrt(1.0 + np.exp(2.0 * half_log_snr))
+    return 1.0 / np.sqrt(1.0 + np.exp(-2.0 * half_log_snr)), 1.0 / np.sqrt(
+        1.0 + np.exp(2.0 * half_log_snr)
+    )

@@ -17,8 +17,9 @@ class Heun(Sampler):
 
         y' = y + (r' - r) (pred_noise(x) + pred_noise(a' y'_DDIM)) / 2,  y = x / a,  r = b / a
 
-    Second order, two evaluations a step. One for the step to the clean image, where the network cannot be asked, and for
-    steps from or to nearly pure noise, where r is so large that the correction would be wild.
+    Second order, two evaluations a step. One for the step to the clean image, where the network
+    cannot be asked, and for steps from or to nearly pure noise, where r is so large that the
+    correction would be wild.
 
     Source: Karras et al. 2022 ("EDM"), algorithm 1, with the noise levels of any schedule.
 
@@ -38,11 +39,14 @@ class Heun(Sampler):
         euler = Evaluation(signal, noise, image=next_signal, noise=next_noise)
         if next_noise == 0.0 or min(signal, next_signal) == 0.0:
             return [euler]
-        # The Euler step brought (r' - r) pred_noise; half of it is taken back for the other noise's half.
+        # The Euler step brought (r' - r) pred_noise; half of it is taken back for the other noise's
+        # half.
         half = 0.5 * (next_noise - next_signal * noise / signal)
         if abs(half) > _LARGEST_WEIGHT:
             return [euler]
-        corrected = Evaluation(next_signal, next_noise, next_signal, next_noise + half, remembered=[-half])
+        corrected = Evaluation(
+            next_signal, next_noise, next_signal, next_noise + half, remembered=[-half]
+        )
         return [euler, corrected]
 
     def evaluations(self, diffusion_steps: int) -> int:

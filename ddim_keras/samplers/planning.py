@@ -1,4 +1,6 @@
-"""The plan of a walk: a table with a row for each evaluation of the network, worked out before the walk begins."""
+"""The plan of a walk: a table with a row for each evaluation of the network, worked out before the
+walk begins.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ _TABLE_ROWS = 4096
 
 
 class Plan(NamedTuple):
-
     """A walk, worked out: what `walk` is given.
 
     Attributes:
-        table: float32 (rows, columns), one row an evaluation, padded with zeros: the condition, the noise and the signal rate
-            that the network is given, `Evaluation`'s weights, and which prediction is remembered.
+        table: float32 (rows, columns), one row an evaluation, padded with zeros: the condition, the
+            noise and the signal rate that the network is given, `Evaluation`'s weights, and which
+            prediction is remembered.
         ends: (steps,), the number of evaluations done when each step has ended.
     """
 
@@ -42,8 +44,9 @@ def plan(
         sampler: the update rule.
         levels: the noise levels in the order they are visited.
         conditions: (signal_rates, noise_rates) -> what the network is told of the noise level.
-        clean_rates: for a walk from the clean image to noise, the (signal rate, noise rate) at which the network is asked
-            about the image, instead of (1, 0). The walk starts from the images times this signal rate.
+        clean_rates: for a walk from the clean image to noise, the (signal rate, noise rate) at
+            which the network is asked about the image, instead of (1, 0). The walk starts from the
+            images times this signal rate.
     """
     evaluations: list[Evaluation] = []
     ends = []
@@ -60,16 +63,27 @@ def plan(
 
 
 def table_of(
-    evaluations: Sequence[Evaluation], conditions: Callable[[Array, Array], Array], remembers: str = "images"
+    evaluations: Sequence[Evaluation],
+    conditions: Callable[[Array, Array], Array],
+    remembers: str = "images",
 ) -> npt.NDArray[np.float32]:
-    """Write evaluations as the table that `walk` reads; see `Plan`. `remembers` is the sampler's."""
+    """Write evaluations as the table that `walk` reads; see `Plan`. `remembers` is the
+    sampler's.
+    """
     rows = np.zeros((len(evaluations), 6 + MEMORY + 2))
     for row, evaluation in zip(rows, evaluations):
-        row[1:6] = evaluation.noise_rate, evaluation.signal_rate, evaluation.image, evaluation.noise, evaluation.fresh
+        row[1:6] = (
+            evaluation.noise_rate,
+            evaluation.signal_rate,
+            evaluation.image,
+            evaluation.noise,
+            evaluation.fresh,
+        )
         row[6 : 6 + len(evaluation.remembered)] = evaluation.remembered
     rows[:, 0] = conditions(rows[:, 2], rows[:, 1])
     rows[:, -2:] = (1.0, 0.0) if remembers == "images" else (0.0, 1.0)
-    table = np.zeros((max(_TABLE_ROWS, 1 << (len(rows) - 1).bit_length()), rows.shape[1]), "float32")
+    table = np.zeros(
+        (max(_TABLE_ROWS, 1 << (len(rows) - 1).bit_length()), rows.shape[1]), "float32"
+    )
     table[: len(rows)] = rows
     return table
-

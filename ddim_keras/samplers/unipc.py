@@ -9,24 +9,29 @@ from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
 from ddim_keras.support.types import Array, Config
 
-# The sum of the images' weights in a step. Small steps are below 2; where steps grow fast, the order is lowered.
+# The sum of the images' weights in a step. Small steps are below 2; where steps grow fast, the
+# order is lowered.
 _LARGEST_WEIGHTS = 3.0
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class UniPC(Sampler):
-    """A multistep predictor like DPM-Solver++'s, and a corrector that costs nothing: the image predicted at the end of a
-    step first corrects that step, then starts the next one. One evaluation a step.
+    """A multistep predictor like DPM-Solver++'s, and a corrector that costs nothing: the image
+    predicted at the end of a step first corrects that step, then starts the next one. One
+    evaluation a step.
 
         x_s = (b'/b) x_t + a' (1 - exp(-h)) (pred_image + sum of rho_k D_k)
         D_k = (pred_image_k - pred_image) / r_k,  r_k = (lambda_k - lambda) / h
 
-    over the images predicted before t (predictor), and at s as well (corrector); rho solves a small linear system.
+    over the images predicted before t (predictor), and at s as well (corrector); rho solves a small
+    linear system.
 
     Args:
-        predictor_order: 1 to 3, the number of images that the predictor uses. The corrector makes the order one higher.
+        predictor_order: 1 to 3, the number of images that the predictor uses. The corrector makes
+            the order one higher.
 
-    The last step to the clean image is DDIM's, as lambda is infinite there; the order falls to it by one a step.
+    The last step to the clean image is DDIM's, as lambda is infinite there; the order falls to it
+    by one a step.
 
     Raises:
         ValueError: an order that is not 1, 2 or 3.
@@ -47,7 +52,8 @@ class UniPC(Sampler):
 
     def step(self, index: int, levels: Levels) -> list[Evaluation]:
         (signal, next_signal), (noise, next_noise) = (rates[index : index + 2] for rates in levels)
-        # The corrected x_t is x_t plus these weights of the images predicted here and before, the latest first.
+        # The corrected x_t is x_t plus these weights of the images predicted here and before, the
+        # latest first.
         correction = np.zeros(MEMORY + 1)
         if index > 0:
             previous = self._weights(levels, index - 1)
@@ -56,15 +62,22 @@ class UniPC(Sampler):
         weight_of_x = next_noise / noise
         images = self._weights(levels, index) + weight_of_x * correction
         images[0] += weight_of_x * signal
-        return [Evaluation(signal, noise, image=images[0], noise=weight_of_x * noise, remembered=images[1:])]
+        return [
+            Evaluation(
+                signal, noise, image=images[0], noise=weight_of_x * noise, remembered=images[1:]
+            )
+        ]
 
     def _weights(self, levels: Levels, index: int, corrector: bool = False) -> Array:
-        """Return the weights of the predicted images in step `index`, the latest first; x_t's own is (b'/b).
+        """Return the weights of the predicted images in step `index`, the latest first; x_t's own
+        is (b'/b).
 
         The corrector's first is the weight of the image predicted at the end of the step.
         """
         order = min(self.predictor_order, index + 1)
-        if levels.noise_rates[-1] == 0.0:  # towards the end few steps are left for an error to even out
+        if (
+            levels.noise_rates[-1] == 0.0
+        ):  # towards the end few steps are left for an error to even out
             order = min(order, len(levels.noise_rates) - 1 - index)
         while True:
             weights = self._weights_of_order(order, levels, index, corrector)

@@ -15,8 +15,8 @@ class Conditions(NamedTuple):
     """What a denoiser is told besides the noisy images and their rates.
 
     Attributes:
-        noise_level: what the network is told of the noise: `Schedule.conditions` of the rates, a number or broadcasting
-            against (batch, 1, 1, 1).
+        noise_level: what the network is told of the noise: `Schedule.conditions` of the rates, a
+            number or broadcasting against (batch, 1, 1, 1).
         evaluation: how many evaluations of the walk came before, an int32 scalar.
     """
 
@@ -40,19 +40,23 @@ def walk(
     """Make the evaluations first, ..., last - 1 of a plan's table.
 
     Args:
-        denoise: (noisy_images, noise_rate, signal_rate, `Conditions`) -> (pred_noises, pred_images); the rates are scalars.
+        denoise: (noisy_images, noise_rate, signal_rate, `Conditions`) -> (pred_noises,
+            pred_images); the rates are scalars.
         noisy_images: (batch, height, width, channels), the state at the first evaluation.
-        memory: (MEMORY, batch, height, width, channels), earlier predictions, the latest first; zeros at the start.
+        memory: (MEMORY, batch, height, width, channels), earlier predictions, the latest first;
+            zeros at the start.
         table: `Plan.table`, as a tensor.
         first, last: int32 scalars; their values are not compiled in.
-        draw_noises: number -> standard normal noises shaped as `noisy_images`. Only called where noise is added, with the
-            evaluation's number, counted from 1.
+        draw_noises: number -> standard normal noises shaped as `noisy_images`. Only called where
+            noise is added, with the evaluation's number, counted from 1.
 
     Returns:
         (noisy images, memory, predicted images) after the last evaluation.
     """
 
-    def evaluate(index: Tensor, noisy_images: Images, memory: Tensor, _: Images) -> tuple[Tensor, ...]:
+    def evaluate(
+        index: Tensor, noisy_images: Images, memory: Tensor, _: Images
+    ) -> tuple[Tensor, ...]:
         noise_level, noise_rate, signal_rate, image, noise, fresh, *others = ops.unstack(
             ops.take(table, index, axis=0), num=6 + MEMORY + 2
         )
@@ -69,6 +73,8 @@ def walk(
         return index + 1, noisy_images, ops.concatenate([kept[None], memory[:-1]]), pred_images
 
     _, noisy_images, memory, pred_images = ops.while_loop(
-        lambda index, *_: index < last, evaluate, (first, noisy_images, memory, ops.zeros_like(noisy_images))
+        lambda index, *_: index < last,
+        evaluate,
+        (first, noisy_images, memory, ops.zeros_like(noisy_images)),
     )
     return noisy_images, memory, pred_images

@@ -1,4 +1,6 @@
-"""What a trained model is used for: functions of an `Engine`, which `DiffusionModel` has as methods."""
+"""What a trained model is used for: functions of an `Engine`, which `DiffusionModel` has as
+methods.
+"""
 
 from ddim_keras.sampling.edit import inpaint, variations
 from ddim_keras.sampling.encode import encode, reconstruct

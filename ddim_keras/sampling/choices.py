@@ -1,15 +1,16 @@
 """What the verbs take where the user does not say, and what they make of what the user says.
 
-| verb | sampler and spacing | why |
-|---|---|---|
-| `generate`, `variations`, `score` | UniPC over Karras's levels | the best images at any number of steps, measured |
-| `encode`, `decode`, `reconstruct`, `interpolate` | deterministic DDIM over even times | only the steps that were walked \
-backwards, walked forwards again, lead back to the image |
-| `inpaint` | DDPM over even times | RePaint needs the noise of each step to bring the two parts together |
-| `reverse_diffusion`, a compiled metric's images | deterministic DDIM over even times | the Keras example's |
+- `generate`, `variations`, `score`: UniPC over Karras's levels. They measure best at any number of
+  steps (docs/samplers.md).
+- `encode`, `decode`, `reconstruct`, `interpolate`: deterministic DDIM over even times. Encoding is
+  DDIM's ODE walked backwards, and only the same steps walked forwards lead back.
+- `inpaint`: DDPM over even times. RePaint needs the noise of each step to bring both parts
+  together.
+- `reverse_diffusion`, and the images of a compiled metric: deterministic DDIM over even times, as
+  in the Keras example.
 
-So `generate(initial_noise=z)` and `decode(z)` differ: the first makes good images of noise, the second is the inverse of
-`encode`. `generate(initial_noise=z, sampler="ddim")` is `decode(z)`.
+So `generate(initial_noise=z)` and `decode(z)` differ: the first makes good images of noise, the
+second is the inverse of `encode`. `generate(initial_noise=z, sampler="ddim")` is `decode(z)`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def sampler_and_spacing(
     """
     if eta is not None:
         if sampler not in (None, "ddim"):
-            raise ValueError(f"eta is DDIM's stochasticity, but the sampler is {sampler!r}: give one of the two")
+            raise ValueError(
+                f"eta is DDIM's stochasticity, but the sampler is {sampler!r}: give one of the two"
+            )
         return DDIM(eta), spacing or EVEN_TIMES
     if sampler is not None:
         return resolve(sampler, Sampler, SAMPLERS), spacing or EVEN_TIMES
@@ -49,7 +52,9 @@ def sampler_and_spacing(
 def schedule_of_walk(
     schedule: str | Schedule | None, trained: Schedule, parameterization: Parameterization
 ) -> Schedule:
-    """Return the schedule to walk along: the one trained with, or another, with a warning where it leaves what was trained."""
+    """Return the schedule to walk along: the one trained with, or another, with a warning where it
+    leaves what was trained.
+    """
     if schedule is None:
         return trained
     chosen = resolve(schedule, Schedule, SCHEDULES)
@@ -57,7 +62,8 @@ def schedule_of_walk(
     lowest, trained_lowest = (float(each(each.first_time)[1]) for each in (chosen, trained))
     if lowest < 0.9 * trained_lowest:
         warnings.warn(
-            f"{chosen!r} goes down to a noise rate of {lowest:.3g}, but the model was trained down to {trained_lowest:.3g}: "
+            f"{chosen!r} goes down to a noise rate of {lowest:.3g}, but the model was trained down "
+            f"to {trained_lowest:.3g}: "
             "what it draws below may be wrong. Give a schedule, or times, that end there",
             stacklevel=4,
         )
@@ -66,8 +72,12 @@ def schedule_of_walk(
 
 def check_noise_end(schedule: Schedule, parameterization: Parameterization) -> None:
     """Raise ValueError if the network predicts noises where nothing but noise is left."""
-    if isinstance(parameterization, NoiseParameterization) and schedule(np.array([1.0]))[0][0] == 0.0:
+    if (
+        isinstance(parameterization, NoiseParameterization)
+        and schedule(np.array([1.0]))[0][0] == 0.0
+    ):
         raise ValueError(
-            f"at the noise end of {schedule!r} nothing is left of the image, so predicted noise says nothing of it: "
+            f"at the noise end of {schedule!r} nothing is left of the image, so predicted noise "
+            "says nothing of it: "
             'train with parameterization="velocity" or "image"'
         )

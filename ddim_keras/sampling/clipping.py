@@ -15,7 +15,9 @@ from ddim_keras.support.types import Config, Images
 
 
 class Clipping(Configurable, abc.ABC):
-    """Base class: a function of predicted images (batch, height, width, channels) with pixels from -1 to 1."""
+    """Base class: a function of predicted images (batch, height, width, channels) with pixels from
+    -1 to 1.
+    """
 
     @abc.abstractmethod
     def __call__(self, images: Images) -> Images:
@@ -40,7 +42,8 @@ class StaticClipping(Clipping):
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class DynamicClipping(Clipping):
-    """Cuts each image off at a quantile of its own magnitudes, and divides by that, if it is above 1.
+    """Cuts each image off at a quantile of its own magnitudes, and divides by that, if it is above
+    1.
 
     Args:
         quantile: in (0, 1).

@@ -1,7 +1,8 @@
 """Denoisers, and what is put around them.
 
-A denoiser says which noises and which images it sees in noisy images. Everything that steers a walk takes a denoiser and
-makes another of it: clipping changes what it returns, inpainting what it is shown.
+A denoiser says which noises and which images it sees in noisy images. Everything that steers a walk
+takes a denoiser and makes another of it: clipping changes what it returns, inpainting what it is
+shown.
 """
 
 from __future__ import annotations
@@ -21,25 +22,33 @@ class Wrapper(abc.ABC):
     """Base class: turns a denoiser into another.
 
     Attributes:
-        key: wrappers of equal keys make the same of the same arrays, so that a loop compiled for one serves the other.
-        arrays: what changes from walk to walk without compiling anew; the first axis is the batch's, or all images share it.
+        key: wrappers of equal keys make the same of the same arrays, so that a loop compiled for
+            one serves the other.
+        arrays: what changes from walk to walk without compiling anew; the first axis is the
+            batch's, or all images share it.
     """
 
     key: Hashable
     arrays: Sequence[ImageArray] = ()
 
     @abc.abstractmethod
-    def wrap(self, denoise: Denoiser, arrays: Sequence[Tensor], draw_noises: Callable[[Tensor], Images]) -> Denoiser:
+    def wrap(
+        self, denoise: Denoiser, arrays: Sequence[Tensor], draw_noises: Callable[[Tensor], Images]
+    ) -> Denoiser:
         """Return a denoiser around another.
 
         Args:
-            denoise: (noisy_images, noise_rates, signal_rates, conditions) -> (pred_noises, pred_images).
+            denoise: (noisy_images, noise_rates, signal_rates, conditions) -> (pred_noises,
+                pred_images).
             arrays: this wrapper's, as tensors.
-            draw_noises: number -> standard normal noises shaped as the images, fixed by the walk's seed and the number.
+            draw_noises: number -> standard normal noises shaped as the images, fixed by the walk's
+                seed and the number.
         """
 
 
-def network_denoiser(network: keras.Model, parameterization: Parameterization, training: bool = False) -> Denoiser:
+def network_denoiser(
+    network: keras.Model, parameterization: Parameterization, training: bool = False
+) -> Denoiser:
     """Return the denoiser that a network of [noisy images, noise levels] is."""
 
     def denoise(noisy_images, noise_rates, signal_rates, conditions):
@@ -49,7 +58,11 @@ def network_denoiser(network: keras.Model, parameterization: Parameterization, t
     return denoise
 
 
-def predict(network: keras.Model, noisy_images: Images, noise_levels: Tensor, training: bool) -> Images:
-    """Return what a network says of noisy images, in float32; `noise_levels` broadcast against (batch, 1, 1, 1)."""
+def predict(
+    network: keras.Model, noisy_images: Images, noise_levels: Tensor, training: bool
+) -> Images:
+    """Return what a network says of noisy images, in float32; `noise_levels` broadcast against
+    (batch, 1, 1, 1).
+    """
     noise_levels = ops.broadcast_to(noise_levels, (ops.shape(noisy_images)[0], 1, 1, 1))
     return ops.cast(network([noisy_images, noise_levels], training=training), "float32")

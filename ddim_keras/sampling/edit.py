@@ -14,7 +14,12 @@ from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
 from ddim_keras.samplers import DDIM, Evaluation, Plan, Sampler, table_of
-from ddim_keras.sampling.choices import EVEN_TIMES, INPAINTING_ETA, sampler_and_spacing, schedule_of_walk
+from ddim_keras.sampling.choices import (
+    EVEN_TIMES,
+    INPAINTING_ETA,
+    sampler_and_spacing,
+    schedule_of_walk,
+)
 from ddim_keras.sampling.clipping import Clipping, clipped
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
@@ -45,9 +50,11 @@ def variations(
 
     Args:
         image: (height, width, channels), float in [0, 1] or uint8.
-        strength: how far to go, as a diffusion time in [0, 1]: 0 gives the image itself, 1 nearly forgets it.
+        strength: how far to go, as a diffusion time in [0, 1]: 0 gives the image itself, 1 nearly
+            forgets it.
         num_images: how many.
-        diffusion_steps: S, the steps of the way back; fewer if the schedule has not as many times there.
+        diffusion_steps: S, the steps of the way back; fewer if the schedule has not as many times
+            there.
         eta, sampler, spacing, schedule, clipping, seed, batch_size, verbose: as for `generate`.
 
     Returns:
@@ -57,11 +64,15 @@ def variations(
     """
     diffusion_steps = positive_int("diffusion_steps", diffusion_steps)
     if np.ndim(image) != 3:
-        raise ValueError(f"variations takes one image, {engine.image_shape}, got shape {np.shape(image)}")
+        raise ValueError(
+            f"variations takes one image, {engine.image_shape}, got shape {np.shape(image)}"
+        )
     normalized = engine.normalize(np.asarray(image)[None])
     num_images = integer("num_images", num_images, minimum=0)
     if not 0.0 <= strength <= 1.0:
-        raise ValueError(f"strength must lie in [0, 1], got {strength}: 0 keeps the image, 1 nearly forgets it")
+        raise ValueError(
+            f"strength must lie in [0, 1], got {strength}: 0 keeps the image, 1 nearly forgets it"
+        )
     images = np.empty((num_images, *engine.image_shape), "float32")
     if strength == 0.0:
         images[:] = ops.convert_to_numpy(engine.denormalize(normalized))
@@ -99,20 +110,23 @@ def inpaint(
 ) -> ImageArray:
     """Fill in a part of images so that it fits the rest.
 
-    At each step the known part is replaced by the image itself under the noise of that step. Each step is walked several
-    times over, with noise added back in between, so that the two parts come to agree.
+    At each step the known part is replaced by the image itself under the noise of that step. Each
+    step is walked several times over, with noise added back in between, so that the two parts come
+    to agree.
 
     Args:
-        images: (batch, height, width, channels), float in [0, 1] or uint8. What they hold in the unknown part is not used.
-        masks: 1 (or True) where the image is known and kept, 0 where it is to be painted: (height, width), or
-            (batch, height, width), with or without a last axis of 1 or of the channels.
+        images: (batch, height, width, channels), float in [0, 1] or uint8. What they hold in the
+            unknown part is not used.
+        masks: 1 (or True) where the image is known and kept, 0 where it is to be painted: (height,
+            width), or (batch, height, width), with or without a last axis of 1 or of the channels.
         diffusion_steps: S, or the times to walk over, as for `generate`.
         resampling: how many times each step is walked; network evaluations are `resampling` S.
         eta: stochasticity of the steps (eq. 16), 1 in RePaint.
         spacing, schedule, clipping, seed, batch_size, verbose: as for `generate`.
 
     Returns:
-        float32 array (batch, height, width, channels) in [0, 1], equal to the input where it is known.
+        float32 array (batch, height, width, channels) in [0, 1], equal to the input where it is
+        known.
 
     Raises:
         ValueError: images or masks of a wrong shape or range.
@@ -123,7 +137,9 @@ def inpaint(
     known = _checked_masks(masks, normalized.shape)
     along = schedule_of_walk(schedule, engine.schedule, engine.parameterization)
     levels = levels_of(along, diffusion_times(diffusion_steps, spacing, along))
-    evaluations, showings = _with_resampling(DDIM(eta), levels, positive_int("resampling", resampling))
+    evaluations, showings = _with_resampling(
+        DDIM(eta), levels, positive_int("resampling", resampling)
+    )
     table = table_of(evaluations, engine.schedule.conditions)
     showings = np.concatenate([showings, np.zeros((len(table) - len(showings), 4), "float32")])
     planned = Plan(table, np.arange(resampling, len(evaluations) + 1, resampling))
@@ -136,17 +152,21 @@ def inpaint(
         painted = engine.walk(noises, planned, seed, batch.indices, [*outside, known_part])
         batch.store(result, engine.denormalize(painted))
     # Back to the pixels as they came, without the rounding of normalisation.
-    return np.where(known == 1.0, ops.convert_to_numpy(inputs.as_unit_range(np.asarray(images))), result)
+    return np.where(
+        known == 1.0, ops.convert_to_numpy(inputs.as_unit_range(np.asarray(images))), result
+    )
 
 
 class KnownPart(Wrapper):
-    """A denoiser that is shown the known part of images as it is, under noise, and only the rest as the walk painted it.
+    """A denoiser that is shown the known part of images as it is, under noise, and only the rest as
+    the walk painted it.
 
     Args:
         images: (batch, height, width, channels), of zero mean and unit variance.
         known: shaped as the images, 1 where they are known.
-        showings: float32 (evaluations, 4): signal and noise rate at which the known part is put in before an evaluation, and
-            by how much all is then scaled and how much noise is added, to take a step over again. Zeros leave all as it is.
+        showings: float32 (evaluations, 4): signal and noise rate at which the known part is put in
+            before an evaluation, and by how much all is then scaled and how much noise is added, to
+            take a step over again. Zeros leave all as it is.
 
     Source: Lugmayr et al. 2022, "RePaint".
     """
@@ -160,10 +180,15 @@ class KnownPart(Wrapper):
         images, known, showings = (ops.convert_to_tensor(array) for array in arrays)
 
         def shown(noisy_images: Images, index: Any) -> Images:
-            known_signal, known_noise, kept, added = ops.unstack(ops.take(showings, index, axis=0), num=4)
+            known_signal, known_noise, kept, added = ops.unstack(
+                ops.take(showings, index, axis=0), num=4
+            )
             # The noises of the step that ended here.
             noises = draw_noises(index - 1 + _KNOWN_PART)
-            noisy_images = known * (known_signal * images + known_noise * noises) + (1.0 - known) * noisy_images
+            noisy_images = (
+                known * (known_signal * images + known_noise * noises)
+                + (1.0 - known) * noisy_images
+            )
             return ops.cond(
                 added > 0.0,
                 lambda: kept * noisy_images + added * draw_noises(index - 1 + _RENOISING),
@@ -181,7 +206,9 @@ class KnownPart(Wrapper):
 def _with_resampling(
     sampler: Sampler, levels: Levels, resampling: int
 ) -> tuple[list[Evaluation], npt.NDArray[np.float32]]:
-    """Return the evaluations of a walk that takes each step several times, and what `KnownPart` shows before each."""
+    """Return the evaluations of a walk that takes each step several times, and what `KnownPart`
+    shows before each.
+    """
     evaluations: list[Evaluation] = []
     showings = [(0.0, 0.0, 1.0, 0.0)]  # the first sees noise alone
     for index in range(len(levels.signal_rates) - 1):
@@ -197,7 +224,10 @@ def _with_resampling(
 def _checked_masks(masks: Any, shape: tuple[int, ...]) -> ImageArray:
     """Masks as float32 of the images' shape."""
     masks = np.asarray(masks, "float32")
-    expected = f"(height, width) or (batch, height, width), perhaps with channels, for images of shape {shape}"
+    expected = (
+        "(height, width) or (batch, height, width), perhaps with channels, for images of shape "
+        f"{shape}"
+    )
     if masks.ndim == 2 or (masks.ndim == 3 and masks.shape == shape[:3]):
         masks = masks[..., None]
     try:
@@ -205,5 +235,8 @@ def _checked_masks(masks: Any, shape: tuple[int, ...]) -> ImageArray:
     except ValueError:
         raise ValueError(f"masks must be {expected}, got shape {masks.shape}") from None
     if not np.isin(result, (0.0, 1.0)).all():
-        raise ValueError("masks must hold 1 where the image is known and 0 where it is to be painted, got other values")
+        raise ValueError(
+            "masks must hold 1 where the image is known and 0 where it is to be painted, got other "
+            "values"
+        )
     return np.ascontiguousarray(result)

@@ -40,28 +40,34 @@ def encode(
 ) -> Any:
     """Find the noise that images come from: the ODE of eq. 13 run backwards.
 
-    The error of the round trip falls with the number of steps (Table 2); with `exact` it is gone at any number. The network
-    is never asked at the clean image, which it was not trained on, but at the schedule's lowest noise level instead. The
-    error that this leaves does not fall: it is most of it with the default schedule, next to none with "linear_beta".
+    The error of the round trip falls with the number of steps (Table 2); with `exact` it is gone at
+    any number. The network is never asked at the clean image, which it was not trained on, but at
+    the schedule's lowest noise level instead. The error that this leaves does not fall: it is most
+    of it with the default schedule, next to none with "linear_beta".
 
     Args:
         images: (batch, height, width, channels), float in [0, 1] or uint8.
         diffusion_steps: S, or the times to walk over, as for `generate`; `decode` with the same.
-        exact: solve for the latents that deterministic DDIM decodes to just these images, with a float32 model. Few large
-            steps may not converge. An image that the network could never draw in its last step has no such latent: if the
-            lowest noise level is high, as the default schedule's 0.31 is, that is most of them.
-        tolerance: with `exact`, the error of a step that ends its iteration, in standard deviations of a pixel.
+        exact: solve for the latents that deterministic DDIM decodes to just these images, with a
+            float32 model. Few large steps may not converge. An image that the network could never
+            draw in its last step has no such latent: if the lowest noise level is high, as the
+            default schedule's 0.31 is, that is most of them.
+        tolerance: with `exact`, the error of a step that ends its iteration, in standard deviations
+            of a pixel.
         max_iterations: with `exact`, network evaluations for each step at most.
         return_report: with `exact`, also return an `InversionReport`.
         sampler: a deterministic sampler that can run backwards: "ddim" or "heun".
         spacing, schedule, batch_size, verbose: as for `generate`.
 
     Returns:
-        Latents, float32 (batch, height, width, channels); with `return_report`, a pair of them and the report.
+        Latents, float32 (batch, height, width, channels); with `return_report`, a pair of them and
+        the report.
 
     Raises:
-        ValueError: images of a wrong shape or range, a sampler that cannot run backwards, or `exact` in half precision.
-        ConvergenceError: with `exact`, the round trip is off by more than 1e-5; says which step is at fault, and what to do.
+        ValueError: images of a wrong shape or range, a sampler that cannot run backwards, or
+            `exact` in half precision.
+        ConvergenceError: with `exact`, the round trip is off by more than 1e-5; says which step is
+            at fault, and what to do.
 
     Source: Song, Meng & Ermon (2021), section 4.3 and 5.4.
     """
@@ -78,10 +84,22 @@ def encode(
         return _encode_backwards(engine, normalized, chosen, along, levels, batch_size, verbose)
     _check_exact(engine, chosen, along, times, tolerance)
     latents, report = _encode_exactly(
-        engine, normalized, levels, tolerance, positive_int("max_iterations", max_iterations), batch_size, verbose
+        engine,
+        normalized,
+        levels,
+        tolerance,
+        positive_int("max_iterations", max_iterations),
+        batch_size,
+        verbose,
     )
     decoded = decode(
-        engine, latents, diffusion_steps, spacing=spacing, schedule=schedule, batch_size=batch_size, verbose=0
+        engine,
+        latents,
+        diffusion_steps,
+        spacing=spacing,
+        schedule=schedule,
+        batch_size=batch_size,
+        verbose=0,
     )
     report = _checked_report(report, decoded, ops.convert_to_numpy(engine.denormalize(normalized)))
     return (latents, report) if return_report else latents
@@ -101,7 +119,9 @@ def reconstruct(
         float32 array (batch, height, width, channels) in [0, 1].
     """
     if options.pop("return_report", False):
-        raise ValueError("reconstruct returns no report: call encode(..., exact=True, return_report=True)")
+        raise ValueError(
+            "reconstruct returns no report: call encode(..., exact=True, return_report=True)"
+        )
     latents = encode(engine, images, diffusion_steps, **options)
     for name in ("exact", "tolerance", "max_iterations"):
         options.pop(name, None)
@@ -120,7 +140,9 @@ def _encode_backwards(
     """Walk the levels from the image to the noise."""
     lowest_signal, lowest_noise = (float(rate) for rate in along(along.first_time))
     backwards = Levels(*(rates[::-1] for rates in levels))
-    planned = plan(sampler, backwards, engine.schedule.conditions, clean_rates=(lowest_signal, lowest_noise))
+    planned = plan(
+        sampler, backwards, engine.schedule.conditions, clean_rates=(lowest_signal, lowest_noise)
+    )
     latents = np.empty_like(normalized)
     for batch in engine.batches(len(normalized), batch_size, verbose):
         start = (lowest_signal * batch.of(normalized)).astype("float32")
@@ -128,19 +150,23 @@ def _encode_backwards(
     return latents
 
 
-def _check_exact(engine: Engine, sampler: Sampler, along: Schedule, times: Array, tolerance: float) -> None:
+def _check_exact(
+    engine: Engine, sampler: Sampler, along: Schedule, times: Array, tolerance: float
+) -> None:
     if not isinstance(sampler, DDIM):
         raise ValueError(f"exact encoding inverts deterministic DDIM, not {sampler!r}")
     if engine.compute_dtype != "float32":
         raise ValueError(
-            f"exact encoding needs a float32 network, this one computes in {engine.compute_dtype}: copy its "
+            f"exact encoding needs a float32 network, this one computes in {engine.compute_dtype}: "
+            "copy its "
             "weights to a model with dtype='float32'"
         )
     if not tolerance > 0.0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     if along(times[:1])[0][0] == 0.0:
         raise ValueError(
-            f"{along!r} begins with nothing of the image left: no latent there leads to one image, so "
+            f"{along!r} begins with nothing of the image left: no latent there leads to one image, "
+            "so "
             "none can be exact; give times below 1"
         )
 
@@ -161,7 +187,9 @@ def _encode_exactly(
     for batch in engine.batches(len(images), batch_size, verbose):
         current, guess = batch.of(images), None
         for step in range(number):
-            index = number - 1 - step  # this step of the walk to the image leads from `index` to `index + 1`
+            index = (
+                number - 1 - step
+            )  # this step of the walk to the image leads from `index` to `index + 1`
             noisier_rates = (levels.signal_rates[index], levels.noise_rates[index])
             rates = (levels.signal_rates[index + 1], levels.noise_rates[index + 1])
             scale = noisier_rates[0] / rates[0]
@@ -185,23 +213,34 @@ def _encode_exactly(
 
 
 def _noises_predicted_at(engine: Engine, rates: tuple[float, float], batch: Batch) -> Any:
-    """Return a function of noisy images at these rates: one evaluation that returns the noises it predicts."""
+    """Return a function of noisy images at these rates: one evaluation that returns the noises it
+    predicts.
+    """
     table = table_of([Evaluation(*rates, image=0.0, noise=1.0)], engine.schedule.conditions)
     planned = Plan(table, np.array([1]))
-    return lambda noisy_images: ops.convert_to_numpy(engine.walk(noisy_images, planned, 0, batch.indices))
+    return lambda noisy_images: ops.convert_to_numpy(
+        engine.walk(noisy_images, planned, 0, batch.indices)
+    )
 
 
-def _checked_report(report: InversionReport, decoded: ImageArray, images: ImageArray) -> InversionReport:
+def _checked_report(
+    report: InversionReport, decoded: ImageArray, images: ImageArray
+) -> InversionReport:
     error = float(np.abs(decoded - images).max(initial=0.0))
     report = report._replace(round_trip_error=error)
     if not error <= _LARGEST_ROUND_TRIP_ERROR:
         worst = int(np.argmax(report.residuals))
         raise ConvergenceError(
-            f"exact encoding did not converge: the round trip is off by {error:.1e}, expected at most 1e-5. Step {worst + 1} "
-            f"of {len(report.residuals)} from the image was left with a residual of {report.residuals[worst]:.1e} after "
-            f"{report.iterations[worst]} iterations. Take smaller steps there (more diffusion_steps, or spacing='quadratic' "
-            "if it is the first). Images that the network's last step could never draw have no latent; a schedule that "
-            "ends nearer to the clean image (a higher max_signal_rate, or 'linear_beta') leaves fewer of those",
+            f"exact encoding did not converge: the round trip is off by {error:.1e}, expected at "
+            f"most 1e-5. Step {worst + 1} "
+            f"of {len(report.residuals)} from the image was left with a residual of "
+            f"{report.residuals[worst]:.1e} after "
+            f"{report.iterations[worst]} iterations. Take smaller steps there (more "
+            "diffusion_steps, or spacing='quadratic' "
+            "if it is the first). Images that the network's last step could never draw have no "
+            "latent; a schedule that "
+            "ends nearer to the clean image (a higher max_signal_rate, or 'linear_beta') leaves "
+            "fewer of those",
             report,
         )
     return report

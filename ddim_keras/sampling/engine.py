@@ -1,4 +1,6 @@
-"""The engine: takes walks on the device, compiled once; images come and go in batches, random numbers by seed and place."""
+"""The engine: takes walks on the device, compiled once; images come and go in batches, random
+numbers by seed and place.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,18 @@ from ddim_keras.support import backend, random
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.locks import FairLock
 from ddim_keras.support.progress import progress
-from ddim_keras.support.types import Array, ImageArray, Images, ImageShape, Numbers, Tensor, Variable
+from ddim_keras.support.types import (
+    Array,
+    ImageArray,
+    Images,
+    ImageShape,
+    Numbers,
+    Tensor,
+    Variable,
+)
 
-# Images per batch where the user does not say, and the pixels of that many 64 x 64 images: larger images are made fewer
-# at a time.
+# Images per batch where the user does not say, and the pixels of that many 64 x 64 images: larger
+# images are made fewer at a time.
 _DEFAULT_BATCH_SIZE = 64
 _DEFAULT_BATCH_PIXELS = 64 * 64 * 64
 # Fewer images than a batch are filled up to one of these numbers, so that few shapes are compiled.
@@ -35,7 +45,9 @@ _GOLDEN_RATIO_BITS = 0x9E3779B1
 
 
 class Batch(NamedTuple):
-    """Images start, ..., stop - 1. `indices` goes on beyond them, so that the compiled loop sees one shape."""
+    """Images start, ..., stop - 1. `indices` goes on beyond them, so that the compiled loop sees
+    one shape.
+    """
 
     start: int
     stop: int
@@ -51,18 +63,22 @@ class Batch(NamedTuple):
 
 
 class Engine:
-    """Runs the walks of a trained network. The verbs in `ddim_keras.sampling` are functions of an engine.
+    """Runs the walks of a trained network. The verbs in `ddim_keras.sampling` are functions of an
+    engine.
 
     Args:
-        network: maps [noisy images, noise levels] to what the parameterization says, as `DiffusionModel.ema_network` does.
+        network: maps [noisy images, noise levels] to what the parameterization says, as
+            `DiffusionModel.ema_network` does.
         image_shape: (height, width, channels).
         schedule: what the network was trained on.
         parameterization: what it predicts.
-        normalizer: turns images in [0, 1] into zero mean and unit variance, and back by its `denormalize`.
+        normalizer: turns images in [0, 1] into zero mean and unit variance, and back by its
+            `denormalize`.
         seeds: a `keras.random.SeedGenerator`, whose next seed an unseeded walk takes.
         compute_dtype: what the network computes in.
         jit_compile: asked before a walk is compiled: whether to use XLA.
-        before_use: called before the weights are read; brings those back that a training holds elsewhere.
+        before_use: called before the weights are read; brings those back that a training holds
+            elsewhere.
 
     Attributes:
         denoise: the network's predictions, a `Denoiser`.
@@ -102,7 +118,9 @@ class Engine:
 
     @contextlib.contextmanager
     def weights_held(self) -> Iterator[None]:
-        """Within, this thread's walks use the weights as they are now, whatever a training in another thread does to them."""
+        """Within, this thread's walks use the weights as they are now, whatever a training in
+        another thread does to them.
+        """
         if getattr(self._held, "values", None) is not None:
             yield
             return
@@ -143,15 +161,21 @@ class Engine:
 
     def _why_not_finite(self) -> str:
         with backend.values_used(self.variables, self._held.values):
-            weights = [ops.convert_to_numpy(ops.cast(weight, "float32")) for weight in self._weights_of_network]
+            weights = [
+                ops.convert_to_numpy(ops.cast(weight, "float32"))
+                for weight in self._weights_of_network
+            ]
         broken = sum(not np.isfinite(weight).all() for weight in weights)
         if broken:
             return (
-                f"the network's weights hold NaN or infinity, {broken} of its {len(weights)} arrays: the training has diverged. "
-                "Load the best or an earlier checkpoint, and train with a lower learning rate or clipped gradients"
+                f"the network's weights hold NaN or infinity, {broken} of its {len(weights)} "
+                "arrays: the training has diverged. "
+                "Load the best or an earlier checkpoint, and train with a lower learning rate or "
+                "clipped gradients"
             )
         return (
-            f"the walk led to NaN or infinity, though the weights are finite: the network computes in {self.compute_dtype}. Give "
+            "the walk led to NaN or infinity, though the weights are finite: the network computes "
+            f"in {self.compute_dtype}. Give "
             "its weights to a model with dtype='float32', take more steps, or clipping='static'"
         )
 
@@ -165,22 +189,33 @@ class Engine:
         schedule: str | Schedule | None,
         start: float = 1.0,
     ) -> tuple[Array, Plan]:
-        """Return the times of a walk from `start`, the last being that of the images, and its plan."""
+        """Return the times of a walk from `start`, the last being that of the images, and its
+        plan.
+        """
         schedule = schedule_of_walk(schedule, self.schedule, self.parameterization)
         times = diffusion_times(diffusion_steps, spacing, schedule, start)
         return times, plan(sampler, levels_of(schedule, times), self.schedule.conditions)
 
     def draw(self, seed: int, indices: Numbers) -> Images:
         """Return the initial noises of images number `indices`."""
-        draw = self._compile("draw", lambda seed, indices: random.normal(seed, 0, indices, self.image_shape))
+        draw = self._compile(
+            "draw", lambda seed, indices: random.normal(seed, 0, indices, self.image_shape)
+        )
         return draw(self._values(), np.uint32(seed), indices)
 
     def walk(
-        self, noisy_images: Images, planned: Plan, seed: int, indices: Numbers, wrappers: Sequence[Wrapper] = ()
+        self,
+        noisy_images: Images,
+        planned: Plan,
+        seed: int,
+        indices: Numbers,
+        wrappers: Sequence[Wrapper] = (),
     ) -> Images:
         """Take a whole walk, and return where it led."""
         memory = self.no_memory(noisy_images)
-        return self.walk_part(noisy_images, memory, planned, 0, planned.ends[-1], seed, indices, wrappers)[0]
+        return self.walk_part(
+            noisy_images, memory, planned, 0, planned.ends[-1], seed, indices, wrappers
+        )[0]
 
     def walk_part(
         self,
@@ -222,7 +257,9 @@ class Engine:
         indices: Tensor,
         arrays: Sequence[Sequence[Tensor]] = (),
     ) -> tuple[Images, Tensor, Images]:
-        """As `walk_part`, to be compiled as a part of something else. `arrays` are those of the wrappers."""
+        """As `walk_part`, to be compiled as a part of something else. `arrays` are those of the
+        wrappers.
+        """
 
         def draw_noises(number: Tensor) -> Images:
             return random.normal(seed, number, indices, self.image_shape)
@@ -232,7 +269,9 @@ class Engine:
             denoise = wrapper.wrap(denoise, own, draw_noises)
         noisy_images = ops.convert_to_tensor(noisy_images, dtype="float32")
         memory = ops.convert_to_tensor(memory, dtype="float32")
-        return walk(denoise, noisy_images, memory, ops.convert_to_tensor(table), first, last, draw_noises)
+        return walk(
+            denoise, noisy_images, memory, ops.convert_to_tensor(table), first, last, draw_noises
+        )
 
     @staticmethod
     def no_memory(noisy_images: Images) -> Tensor:
@@ -248,7 +287,9 @@ class Engine:
         jit_compile = self._jit_compile()
         with self.lock:
             if (key, jit_compile) not in self._compiled:
-                self._compiled[key, jit_compile] = backend.compile_function(function, self.variables, jit_compile)
+                self._compiled[key, jit_compile] = backend.compile_function(
+                    function, self.variables, jit_compile
+                )
             return self._compiled[key, jit_compile]
 
     # Arguments
@@ -275,14 +316,20 @@ class Engine:
         return latents
 
     def batch_size(self, batch_size: int | None) -> int:
-        """Return a user's batch size, checked, or the default, which is smaller for large images."""
+        """Return a user's batch size, checked, or the default, which is smaller for large
+        images.
+        """
         if batch_size is not None:
             return positive_int("batch_size", batch_size)
         pixels = self.image_shape[0] * self.image_shape[1]
         return max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
 
-    def batches(self, num_images: int, batch_size: int | None, verbose: str | int) -> Iterator[Batch]:
-        """Yield the batches that `num_images` images are made in, showing a progress bar if asked."""
+    def batches(
+        self, num_images: int, batch_size: int | None, verbose: str | int
+    ) -> Iterator[Batch]:
+        """Yield the batches that `num_images` images are made in, showing a progress bar if
+        asked.
+        """
         size = self.batch_size(batch_size)
         if num_images < size:
             size = min([size, *(small for small in _SMALL_BATCHES if small >= num_images)])

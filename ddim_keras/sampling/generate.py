@@ -24,11 +24,12 @@ class Trajectory(NamedTuple):
     """A walk from noise to images, as `generate(..., return_trajectory=True)` gives it.
 
     Attributes:
-        diffusion_times: (steps + 1,), from the first step's at the noise, mostly 1, to 0 at the images.
-        noisy_images: (steps + 1, num_images, height, width, channels), zero mean and unit variance; the first are the
-            initial noise, the last the images.
-        pred_images: (steps, num_images, height, width, channels), float32 in [0, 1]: the image predicted at the start of
-            each step.
+        diffusion_times: (steps + 1,), from the first step's at the noise, mostly 1, to 0 at the
+            images.
+        noisy_images: (steps + 1, num_images, height, width, channels), zero mean and unit variance;
+            the first are the initial noise, the last the images.
+        pred_images: (steps, num_images, height, width, channels), float32 in [0, 1]: the image
+            predicted at the start of each step.
     """
 
     diffusion_times: Array
@@ -47,9 +48,13 @@ def reverse_diffusion(engine: Engine, initial_noise: Images, diffusion_steps: in
         The predicted images, normalised: give them to `denormalize`.
     """
     inputs.check_shape(initial_noise.shape, engine.image_shape, "initial_noise")
-    _, planned = engine.plan(DDIM(), positive_int("diffusion_steps", diffusion_steps), EVEN_TIMES, None)
+    _, planned = engine.plan(
+        DDIM(), positive_int("diffusion_steps", diffusion_steps), EVEN_TIMES, None
+    )
     indices = np.arange(initial_noise.shape[0], dtype="int32")
-    return engine.checked(engine.walk(ops.convert_to_tensor(initial_noise, dtype="float32"), planned, 0, indices))
+    return engine.checked(
+        engine.walk(ops.convert_to_tensor(initial_noise, dtype="float32"), planned, 0, indices)
+    )
 
 
 def generate(
@@ -72,39 +77,47 @@ def generate(
 ) -> Any:
     """Make images from noise with the EMA network.
 
-    The whole walk is one compiled loop, compiled once for a batch shape: other samplers, spacings, seeds and steps (up to
-    4096 evaluations) reuse it.
+    The whole walk is one compiled loop, compiled once for a batch shape: other samplers, spacings,
+    seeds and steps (up to 4096 evaluations) reuse it.
 
     Args:
         num_images: how many images, at least 0.
-        diffusion_steps: S, the number of steps, at least 1; or the diffusion times to ask the network at, in [0, 1] (on a
-            schedule of T times also as integers from 1 to T), in any order.
+        diffusion_steps: S, the number of steps, at least 1; or the diffusion times to ask the
+            network at, in [0, 1] (on a schedule of T times also as integers from 1 to T), in any
+            order.
         eta: samples with `DDIM(eta)`: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
-        sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m", "dpm_solver_2m_sde",
-            "dpm_solver_2s", "adams_bashforth" or "unipc". None is "unipc" over "karras" spacing, which measures best
-            (docs/samplers.md); "ddim" is the paper's deterministic DDIM.
-        network_evaluations: as many steps as this number of network evaluations for each image allows, instead of
-            `diffusion_steps`. Samplers that ask twice a step take half the steps then.
-        spacing: how the steps are spaced: "linear", "quadratic", "quadratic_0.8", "trailing", "leading", "karras",
-            "log_snr", or a `Spacing`. None is "linear", but for the default sampler.
-        schedule: another schedule to walk along than the one trained with, matched by noise level. Warns if it leaves the
-            noise levels that the model was trained at.
-        clipping: what keeps the predicted images within the range of images: "none", "static", "dynamic", or a `Clipping`.
-        seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to rounding: neither on
-            the batch size nor on `num_images`. None takes the next of the model's own seeds.
+        sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m",
+            "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth" or "unipc". None is "unipc" over
+            "karras" spacing, which measures best (docs/samplers.md); "ddim" is the paper's
+            deterministic DDIM.
+        network_evaluations: as many steps as this number of network evaluations for each image
+            allows, instead of `diffusion_steps`. Samplers that ask twice a step take half the steps
+            then.
+        spacing: how the steps are spaced: "linear", "quadratic", "quadratic_0.8", "trailing",
+            "leading", "karras", "log_snr", or a `Spacing`. None is "linear", but for the default
+            sampler.
+        schedule: another schedule to walk along than the one trained with, matched by noise level.
+            Warns if it leaves the noise levels that the model was trained at.
+        clipping: what keeps the predicted images within the range of images: "none", "static",
+            "dynamic", or a `Clipping`.
+        seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to
+            rounding: neither on the batch size nor on `num_images`. None takes the next of the
+            model's own seeds.
         batch_size: images made at a time; None for 64, or fewer if they are larger than 64 x 64.
         first_image: i of the first image, to make more images of a seed, or a part of them.
-        initial_noise: (num_images, height, width, channels) to start from; None draws it from `seed`.
+        initial_noise: (num_images, height, width, channels) to start from; None draws it from
+            `seed`.
         return_trajectory: also return every step on the way.
         verbose: 1 shows a progress bar, 0 does not, "auto" does for more than one batch.
 
     Returns:
-        float32 array of shape (num_images, height, width, channels) in [0, 1]; with `return_trajectory`, a pair of that
-        and a `Trajectory`.
+        float32 array of shape (num_images, height, width, channels) in [0, 1]; with
+        `return_trajectory`, a pair of that and a `Trajectory`.
 
     Raises:
         ValueError: an argument out of its range.
-        FloatingPointError: the weights or the images hold NaN or infinity: the training has diverged, say. So do all verbs.
+        FloatingPointError: the weights or the images hold NaN or infinity: the training has
+            diverged, say. So do all verbs.
 
     Source: Song, Meng & Ermon (2021), eq. 12 and 16.
     """
@@ -112,7 +125,9 @@ def generate(
     chosen, spacing = sampler_and_spacing(sampler, eta, spacing)
     if network_evaluations is not None:
         if isinstance(diffusion_steps, (Sequence, np.ndarray)):
-            raise ValueError("give either network_evaluations or a list of times as diffusion_steps, not both")
+            raise ValueError(
+                "give either network_evaluations or a list of times as diffusion_steps, not both"
+            )
         diffusion_steps = chosen.steps_for(positive_int("network_evaluations", network_evaluations))
     times, planned = engine.plan(chosen, diffusion_steps, spacing, schedule)
     wrappers = clipped(clipping, engine.normalizer)
@@ -120,22 +135,29 @@ def generate(
         initial_noise = engine.latents(initial_noise, "initial_noise")
         if len(initial_noise) != num_images:
             raise ValueError(
-                f"initial_noise holds {len(initial_noise)} images but num_images is {num_images}: make them equal"
+                f"initial_noise holds {len(initial_noise)} images but num_images is {num_images}: "
+                "make them equal"
             )
     seed = engine.seed(seed)
     first_image = integer("first_image", first_image, minimum=0, below=2**31 - num_images)
     images = np.empty((num_images, *engine.image_shape), "float32")
     trajectory = None
     if return_trajectory:
-        steps = [np.empty((number, *images.shape), "float32") for number in (len(times), len(times) - 1)]
+        steps = [
+            np.empty((number, *images.shape), "float32") for number in (len(times), len(times) - 1)
+        ]
         trajectory = Trajectory(times, *steps)
     for batch in engine.batches(num_images, batch_size, verbose):
         indices = (batch.indices + first_image).astype("int32")
-        noisy_images = engine.draw(seed, indices) if initial_noise is None else batch.of(initial_noise)
+        noisy_images = (
+            engine.draw(seed, indices) if initial_noise is None else batch.of(initial_noise)
+        )
         if trajectory is None:
             noisy_images = engine.walk(noisy_images, planned, seed, indices, wrappers)
         else:
-            noisy_images = _record(engine, noisy_images, planned, seed, indices, wrappers, batch, trajectory)
+            noisy_images = _record(
+                engine, noisy_images, planned, seed, indices, wrappers, batch, trajectory
+            )
         batch.store(images, engine.denormalize(noisy_images))
     return images if trajectory is None else (images, trajectory)
 
@@ -189,4 +211,6 @@ def decode(
         float32 array (batch, height, width, channels) in [0, 1].
     """
     latents = engine.latents(latents, "latents")
-    return generate(engine, len(latents), diffusion_steps, sampler=sampler, initial_noise=latents, **options)
+    return generate(
+        engine, len(latents), diffusion_steps, sampler=sampler, initial_noise=latents, **options
+    )

@@ -24,13 +24,15 @@ _SIDE_SEED = 0x51DE_5EED_0B57_A11E
 def slerp(start: Any, end: Any, weights: Any) -> np.ndarray:
     """Interpolate along the great circle between two latents.
 
-        z(w) = sin((1 - w) phi) / sin(phi) start + sin(w phi) / sin(phi) end,  phi the angle between them
+        z(w) = sin((1 - w) phi) / sin(phi) start + sin(w phi) / sin(phi) end,  phi the angle between
+        them
 
     Noise stays noise that way: a straight line's middle would be too short for the network.
 
     Args:
-        start, end: arrays of one shape, not all zeros. Equal directions are interpolated along the line between them. Opposite
-            ones are joined by half a turn through a direction at right angles to both, always the same one.
+        start, end: arrays of one shape, not all zeros. Equal directions are interpolated along the
+            line between them. Opposite ones are joined by half a turn through a direction at right
+            angles to both, always the same one.
         weights: (number,), 0 for `start` to 1 for `end`.
 
     Returns:
@@ -51,7 +53,9 @@ def slerp(start: Any, end: Any, weights: Any) -> np.ndarray:
         raise ValueError(f"the two ends must have one shape, got {start.shape} and {end.shape}")
     lengths = np.linalg.norm(start), np.linalg.norm(end)
     if not (lengths[0] > 0.0 and lengths[1] > 0.0 and np.isfinite(lengths).all()):
-        raise ValueError("the two ends must be finite and not all zeros: a latent of zeros has no direction")
+        raise ValueError(
+            "the two ends must be finite and not all zeros: a latent of zeros has no direction"
+        )
     weights = np.asarray(weights, "float64").reshape(-1, *(1,) * start.ndim)
     first, second = start / lengths[0], end / lengths[1]
     # Not the arc cosine of the product, which is blind near 0 and pi.
@@ -66,7 +70,9 @@ def slerp(start: Any, end: Any, weights: Any) -> np.ndarray:
         result = length * (np.cos(weights * np.pi) * first + np.sin(weights * np.pi) * side)
         result[weights.ravel() == 1.0] = end
     else:
-        result = (np.sin((1.0 - weights) * angle) * start + np.sin(weights * angle) * end) / np.sin(angle)
+        result = (np.sin((1.0 - weights) * angle) * start + np.sin(weights * angle) * end) / np.sin(
+            angle
+        )
     return result.astype("float32")
 
 
@@ -78,7 +84,8 @@ def slerp_grid(corners: Any, rows: int, cols: int) -> np.ndarray:
         rows, cols: size of the grid, each at least 1.
 
     Returns:
-        float32 array (rows, cols, *shape), whose corners are the given latents if rows and cols are at least 2.
+        float32 array (rows, cols, *shape), whose corners are the given latents if rows and cols are
+        at least 2.
 
     Raises:
         ValueError: not four corners.
@@ -106,7 +113,8 @@ def interpolate(
         start, end: latents of shape (height, width, channels); or images, with `from_images`.
         num_images: how many, both ends included.
         diffusion_steps: S, or the times to walk over, as for `generate`.
-        from_images: `start` and `end` are images, in [0, 1] or uint8, that are encoded first, by as many steps.
+        from_images: `start` and `end` are images, in [0, 1] or uint8, that are encoded first, by as
+            many steps.
         **options: as for `decode`.
 
     Returns:
@@ -132,8 +140,8 @@ def interpolate_grid(
     """Make a grid of images between four latents (the paper's figure 6).
 
     Args:
-        corners: (4, height, width, channels) latents, top left, top right, bottom left and bottom right; or images,
-            with `from_images`.
+        corners: (4, height, width, channels) latents, top left, top right, bottom left and bottom
+            right; or images, with `from_images`.
         rows, cols: size of the grid, at least 1.
         diffusion_steps: S, or the times to walk over, as for `generate`.
         from_images: the corners are images that are encoded first.
@@ -144,7 +152,9 @@ def interpolate_grid(
     """
     rows, cols = positive_int("rows", rows), positive_int("cols", cols)
     _check_corners(corners)
-    latents = slerp_grid(_latents_of(list(corners), engine, from_images, diffusion_steps, options), rows, cols)
+    latents = slerp_grid(
+        _latents_of(list(corners), engine, from_images, diffusion_steps, options), rows, cols
+    )
     images = decode(engine, latents.reshape(-1, *engine.image_shape), diffusion_steps, **options)
     return images.reshape(rows, cols, *engine.image_shape)
 
@@ -156,12 +166,19 @@ def _latents_of(
     diffusion_steps: int | Sequence[float],
     options: dict[str, Any],
 ) -> ImageArray:
-    """Return the latents to interpolate between, encoded by as many steps as they will be decoded if they are images."""
+    """Return the latents to interpolate between, encoded by as many steps as they will be decoded
+    if they are images.
+    """
     if options.get("return_trajectory"):
-        raise ValueError("no trajectory is returned here: decode(latents, return_trajectory=True) does")
+        raise ValueError(
+            "no trajectory is returned here: decode(latents, return_trajectory=True) does"
+        )
     for end in ends:
         if np.shape(end) != engine.image_shape:
-            raise ValueError(f"each end must be one image or latent, {engine.image_shape}, got shape {np.shape(end)}")
+            raise ValueError(
+                f"each end must be one image or latent, {engine.image_shape}, got shape "
+                f"{np.shape(end)}"
+            )
     if not from_images:
         return engine.latents(np.stack(ends), "latents")
     if options.get("network_evaluations") is not None:
@@ -174,4 +191,7 @@ def _latents_of(
 
 def _check_corners(corners: Any) -> None:
     if len(corners) != 4:
-        raise ValueError(f"expected 4 corners (top left, top right, bottom left, bottom right), got {len(corners)}")
+        raise ValueError(
+            "expected 4 corners (top left, top right, bottom left, bottom right), got "
+            f"{len(corners)}"
+        )

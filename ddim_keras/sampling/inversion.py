@@ -4,12 +4,13 @@ A step of DDIM goes from x' at the rates (a', b') to
 
     x = a pred_image(x') + b pred_noise(x')
 
-at (a, b). Running the ODE backwards asks the network at x instead of x', which is off by as much as the prediction changes
-in the step. Here x' is solved for:
+at (a, b). Running the ODE backwards asks the network at x instead of x', which is off by as much as
+the prediction changes in the step. Here x' is solved for:
 
     x' = (a'/a) x + (b' - a' b / a) pred_noise(x')
 
-by fixed-point iteration with Anderson acceleration, each image by itself, in float64 around the float32 network.
+by fixed-point iteration with Anderson acceleration, each image by itself, in float64 around the
+float32 network.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ class InversionReport(NamedTuple):
 
     Attributes:
         iterations: (steps,), the network evaluations of each step, from the image to the noise.
-        residuals: (steps,), the largest error that was left of x in any pixel of any image, in standard deviations.
-        round_trip_error: the largest difference of a pixel, in [0, 1], between the images and those decoded from the latents.
+        residuals: (steps,), the largest error that was left of x in any pixel of any image, in
+            standard deviations.
+        round_trip_error: the largest difference of a pixel, in [0, 1], between the images and those
+            decoded from the latents.
     """
 
     iterations: Numbers
@@ -68,7 +71,8 @@ def invert_step(
         max_iterations: evaluations of `pred_noises` at most.
 
     Returns:
-        (x', its residual for each image (batch,), evaluations made). The best x' met, if none was good enough.
+        (x', its residual for each image (batch,), evaluations made). The best x' met, if none was
+        good enough.
 
     Source: Walker & Ni 2011 for the acceleration.
     """
@@ -86,7 +90,9 @@ def invert_step(
         iteration += 1
         # What the network sees is float32, so that is the point to judge.
         current = current.astype("float32").astype("float64")
-        predicted = pred_noises(current.reshape(noisy_images.shape).astype("float32")).reshape(size, -1)
+        predicted = pred_noises(current.reshape(noisy_images.shape).astype("float32")).reshape(
+            size, -1
+        )
         step = target + gain * predicted - current
         residuals = np.abs(step).max(axis=1) / scale
         is_better = residuals < best_residuals
@@ -104,9 +110,13 @@ def _accelerated(points: list[Array], steps: list[Array]) -> Array:
         return points[0] + steps[0]
     # (batch, pixels, history)
     step_changes = np.stack([later - earlier for earlier, later in zip(steps, steps[1:])], axis=-1)
-    point_changes = np.stack([later - earlier for earlier, later in zip(points, points[1:])], axis=-1)
+    point_changes = np.stack(
+        [later - earlier for earlier, later in zip(points, points[1:])], axis=-1
+    )
     products = step_changes.swapaxes(1, 2) @ step_changes
     sizes = np.trace(products, axis1=1, axis2=2)[:, None, None]
-    ridge = 1e-12 * sizes * np.eye(products.shape[-1]) + np.finfo("float64").tiny * np.eye(products.shape[-1])
+    ridge = 1e-12 * sizes * np.eye(products.shape[-1]) + np.finfo("float64").tiny * np.eye(
+        products.shape[-1]
+    )
     weights = np.linalg.solve(products + ridge, step_changes.swapaxes(1, 2) @ steps[-1][..., None])
     return points[-1] + steps[-1] - ((point_changes + step_changes) @ weights)[..., 0]

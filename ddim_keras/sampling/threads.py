@@ -15,7 +15,9 @@ from ddim_keras.support.types import Logs
 
 
 class _Turns(keras.callbacks.Callback):
-    """Keeps other threads from the weights during a step, and lets them have their turn between two."""
+    """Keeps other threads from the weights during a step, and lets them have their turn between
+    two.
+    """
 
     def __init__(self, lock: FairLock):
         super().__init__()
@@ -44,13 +46,17 @@ class _Turns(keras.callbacks.Callback):
 def taking_turns(engine: Engine, callbacks: Any) -> Iterator[Any]:
     """Yield the callbacks for a `fit` or `evaluate` whose model other threads may use meanwhile.
 
-    On TensorFlow a graph reads the weights by itself. On JAX each step overwrites the arrays that hold them.
+    On TensorFlow a graph reads the weights by itself. On JAX each step overwrites the arrays that
+    hold them.
 
     Args:
         engine: of the model.
-        callbacks: as the user gave them: None, a callback, a list of them or Keras's `CallbackList`.
+        callbacks: as the user gave them: None, a callback, a list of them or Keras's
+            `CallbackList`.
     """
-    given = getattr(callbacks, "callbacks", callbacks)  # of a `CallbackList`, such as `fit` hands to `evaluate`
+    given = getattr(
+        callbacks, "callbacks", callbacks
+    )  # of a `CallbackList`, such as `fit` hands to `evaluate`
     given = keras.tree.flatten([] if given is None else given)
     if not backend.BACKEND_HOLDS_WEIGHTS or any(isinstance(callback, _Turns) for callback in given):
         yield callbacks

@@ -13,8 +13,11 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def verb(function: Callable[Concatenate[Engine, Arguments], Result]) -> Callable[Concatenate[Any, Arguments], Result]:
-    """Return a method that hands over to `function` with the object's `engine`, holding the weights meanwhile.
+def verb(
+    function: Callable[Concatenate[Engine, Arguments], Result],
+) -> Callable[Concatenate[Any, Arguments], Result]:
+    """Return a method that hands over to `function` with the object's `engine`, holding the weights
+    meanwhile.
 
     Its signature and docstring are the function's, so that they are written once.
     """

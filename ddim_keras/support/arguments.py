@@ -24,17 +24,22 @@ def positive_int(name: str, value: Any) -> int:
 
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width), given that or the side of a square."""
-    sizes = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
+    sizes = (
+        (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
+    )
     if len(sizes) != 2:
         raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
     return positive_int("image_size", sizes[0]), positive_int("image_size", sizes[1])
 
 
 def refuse_equal_names(metrics: Sequence[Any]) -> None:
-    """Raise ValueError if two metrics share a name, so that one's figure would overwrite the other's."""
+    """Raise ValueError if two metrics share a name, so that one's figure would overwrite the
+    other's.
+    """
     names = [metric.name for metric in metrics]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"{names.count(name)} metrics are named {name!r}: give each a name of its own, as name=..."
+                f"{names.count(name)} metrics are named {name!r}: give each a name of its own, as "
+                "name=..."
             )

@@ -1,5 +1,5 @@
-"""The only code that asks which Keras backend runs: the gradient step, compiling a function, one fused kernel,
-the devices.
+"""The only code that asks which Keras backend runs: the gradient step, compiling a function, one
+fused kernel, the devices.
 
 Everything else is written once in `keras.ops` and `keras.random`.
 """
@@ -21,14 +21,16 @@ BACKEND_HOLDS_WEIGHTS = BACKEND == "jax"
 
 if BACKEND not in SUPPORTED_BACKENDS:
     raise ImportError(
-        f"ddim_keras runs on the Keras backends {SUPPORTED_BACKENDS}, got {BACKEND!r}: set the environment variable "
+        f"ddim_keras runs on the Keras backends {SUPPORTED_BACKENDS}, got {BACKEND!r}: set the "
+        "environment variable "
         "KERAS_BACKEND to one of them before Keras is imported"
     )
 
 
 @functools.cache
 def fastest_precision() -> str:
-    """Return the dtype policy that trains fastest here: "mixed_bfloat16" where the hardware computes in it, or "float32".
+    """Return the dtype policy that trains fastest here: "mixed_bfloat16" where the hardware
+    computes in it, or "float32".
 
     A processor without bfloat16 only imitates it, and very slowly.
     """
@@ -53,12 +55,14 @@ def on_accelerator() -> bool:
 
 
 def compile_function(function: Callable, variables: list, jit_compile: bool) -> Callable:
-    """Return `function` compiled for the backend, as a function of (values of the variables, *arguments).
+    """Return `function` compiled for the backend, as a function of (values of the variables,
+    *arguments).
 
     Args:
         function: takes and returns arrays; may read `variables` but must not assign to them.
         variables: the Keras variables that `function` reads.
-        jit_compile: whether to use XLA. On TensorFlow False means a plain graph, on JAX it means no compilation.
+        jit_compile: whether to use XLA. On TensorFlow False means a plain graph, on JAX it means no
+            compilation.
     """
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -79,9 +83,11 @@ def compile_function(function: Callable, variables: list, jit_compile: bool) -> 
 
 
 def values_of(variables: list) -> list:
-    """Return what compiled functions are given of the variables they read: on TensorFlow nothing, as a graph reads them itself.
+    """Return what compiled functions are given of the variables they read: on TensorFlow nothing,
+    as a graph reads them itself.
 
-    On JAX copies, as a training in another thread may overwrite the memory of the variables at any moment.
+    On JAX copies, as a training in another thread may overwrite the memory of the variables at any
+    moment.
     """
     if BACKEND == "tensorflow":
         return []
@@ -101,19 +107,24 @@ def values_used(variables: list, values: list) -> Iterator[None]:
 
 
 def train_step(model: Any, *arguments: Any) -> Any:
-    """One gradient step, in the form that the backend's `fit` calls: (data) -> logs, or (state, data) -> (logs, state)."""
+    """One gradient step, in the form that the backend's `fit` calls: (data) -> logs, or (state,
+    data) -> (logs, state).
+    """
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
         (data,) = arguments
-        # A graph runs what it can: without this, a step at the end of the data would still move the averages along.
+        # A graph runs what it can: without this, a step at the end of the data would still move the
+        # averages along.
         with tf.control_dependencies([part for part in tf.nest.flatten(data) if part is not None]):
             with tf.GradientTape() as tape:
                 scaled_loss = model.optimizer.scale_loss(model.training_loss(data))
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             variables = model.network.trainable_variables
             gradients = tape.gradient(scaled_loss, variables)
-            model.track_gradients(gradients, model.optimizer.scale_loss(tf.constant(1.0 / replicas)))
+            model.track_gradients(
+                gradients, model.optimizer.scale_loss(tf.constant(1.0 / replicas))
+            )
             model.optimizer.apply_gradients(zip(gradients, variables))
             model.update_ema()
             return model.training_logs()
@@ -153,7 +164,8 @@ def test_step(model: Any, *arguments: Any) -> Any:
 
 
 def replica() -> tuple[Any, int]:
-    """Return (number of this replica, how many there are) where the model is copied to several devices; else (0, 1).
+    """Return (number of this replica, how many there are) where the model is copied to several
+    devices; else (0, 1).
 
     Only TensorFlow's strategies copy; on JAX one program sees the arrays of all devices whole.
     """
@@ -168,14 +180,23 @@ def replica() -> tuple[Any, int]:
 
 
 def named_state(state: tuple, parts: dict[str, bool]) -> dict[str, list]:
-    """Return the JAX trainer's state in the form that its `jax_state_sync` brings back into the model."""
-    names = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
+    """Return the JAX trainer's state in the form that its `jax_state_sync` brings back into the
+    model.
+    """
+    names = (
+        "trainable_variables",
+        "non_trainable_variables",
+        "optimizer_variables",
+        "metrics_variables",
+    )
     return dict(zip([name for name in names if parts.get(name)], state))
 
 
 @contextlib.contextmanager
 def keeping_state(model: Any) -> Iterator[None]:
-    """Bring the weights back into the model when a loop of Keras's over batches is interrupted: on JAX they are outside."""
+    """Bring the weights back into the model when a loop of Keras's over batches is interrupted: on
+    JAX they are outside.
+    """
     try:
         yield
     except BaseException:
@@ -186,7 +207,9 @@ def keeping_state(model: Any) -> Iterator[None]:
 
 
 def sum_over_replicas(value: Any) -> Any:
-    """Return the sum of a scalar over all replicas, where the model is copied to several devices; else the scalar."""
+    """Return the sum of a scalar over all replicas, where the model is copied to several devices;
+    else the scalar.
+    """
     if replica()[1] == 1:
         return value
     import tensorflow as tf
@@ -195,7 +218,9 @@ def sum_over_replicas(value: Any) -> Any:
 
 
 def devices_of_a_batch(model: Any) -> int:
-    """Return among how many devices each batch is divided: TensorFlow's replicas, or the batch axis of a JAX mesh."""
+    """Return among how many devices each batch is divided: TensorFlow's replicas, or the batch axis
+    of a JAX mesh.
+    """
     if BACKEND == "tensorflow":
         return int(model.distribute_strategy.num_replicas_in_sync)
     distribution = keras.distribution.distribution()
@@ -205,16 +230,21 @@ def devices_of_a_batch(model: Any) -> int:
     return int(mesh.shape[list(mesh.axis_names).index(distribution.batch_dim_name)])
 
 
-def fused_batch_normalization(inputs: Any, epsilon: float, mean: Any = None, variance: Any = None) -> tuple | None:
-    """Normalise over all axes but the last in one kernel, or return None where the backend has none.
+def fused_batch_normalization(
+    inputs: Any, epsilon: float, mean: Any = None, variance: Any = None
+) -> tuple | None:
+    """Normalise over all axes but the last in one kernel, or return None where the backend has
+    none.
 
-    TensorFlow's fused kernel is what makes a float32 training step on a CPU a fifth quicker than Keras's own layer;
-    XLA, and so JAX, fuses that layer by itself.
+    TensorFlow's fused kernel is what makes a float32 training step on a CPU a fifth quicker than
+    Keras's own layer; XLA, and so JAX, fuses that layer by itself.
 
     Args:
-        inputs: (batch, height, width, channels), any float type; for float64 there is no such kernel.
+        inputs: (batch, height, width, channels), any float type; for float64 there is no such
+            kernel.
         epsilon: added to the variance.
-        mean, variance: statistics of shape (channels,) to normalise with; None for those of `inputs`.
+        mean, variance: statistics of shape (channels,) to normalise with; None for those of
+            `inputs`.
 
     Returns:
         (outputs, mean, biased variance), the statistics in float32.
@@ -235,14 +265,21 @@ def fused_batch_normalization(inputs: Any, epsilon: float, mean: Any = None, var
     )
     if mean is not None:
         return outputs, mean, variance
-    count = tf.cast(tf.size(inputs) // channels, "float32")  # the kernel returns the unbiased variance
+    count = tf.cast(
+        tf.size(inputs) // channels, "float32"
+    )  # the kernel returns the unbiased variance
     return outputs, batch_mean, batch_variance * ((count - 1.0) / count)
 
 
 def _state_variables(model: Any, with_optimizer: bool) -> list[list]:
     """The variables behind the JAX trainer's state, in its order."""
     optimizer = [model.optimizer.variables] if with_optimizer else []
-    return [model.trainable_variables, model.non_trainable_variables, *optimizer, model.metrics_variables]
+    return [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        *optimizer,
+        model.metrics_variables,
+    ]
 
 
 def _mapping(groups: list[list], state: tuple) -> list[tuple]:
@@ -255,5 +292,6 @@ def _updated(scope: Any, groups: list[list], state: tuple) -> tuple:
         return old if new is None else new
 
     return tuple(
-        [value(variable, old) for variable, old in zip(variables, values)] for variables, values in zip(groups, state)
+        [value(variable, old) for variable, old in zip(variables, values)]
+        for variables, values in zip(groups, state)
     )

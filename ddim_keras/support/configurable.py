@@ -25,11 +25,15 @@ class Configurable:
         return f"{type(self).__name__}({arguments})"
 
 
-def resolve(identifier: str | dict | T, kind: type[T], registry: Mapping[str, Callable[[], T]]) -> T:
-    """Return the object that `identifier` (a name, a serialized config or the object itself) stands for.
+def resolve(
+    identifier: str | dict | T, kind: type[T], registry: Mapping[str, Callable[[], T]]
+) -> T:
+    """Return the object that `identifier` (a name, a serialized config or the object itself) stands
+    for.
 
     Args:
-        identifier: a key of `registry`, an instance of `kind`, or what `keras.saving.serialize_keras_object` made of one.
+        identifier: a key of `registry`, an instance of `kind`, or what
+            `keras.saving.serialize_keras_object` made of one.
         kind: the base class expected.
         registry: name -> class or function that makes the object without arguments.
 
@@ -40,12 +44,14 @@ def resolve(identifier: str | dict | T, kind: type[T], registry: Mapping[str, Ca
         if identifier in registry:
             return registry[identifier]()
         raise ValueError(
-            f"unknown {kind.__name__.lower()} {identifier!r}: expected one of {sorted(registry)}, or a {kind.__name__} object"
+            f"unknown {kind.__name__.lower()} {identifier!r}: expected one of {sorted(registry)}, "
+            f"or a {kind.__name__} object"
         )
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, kind):
         return identifier
     raise ValueError(
-        f"expected a {kind.__name__} object or one of {sorted(registry)}, got {identifier!r} of type {type(identifier).__name__}"
+        f"expected a {kind.__name__} object or one of {sorted(registry)}, got {identifier!r} of "
+        f"type {type(identifier).__name__}"
     )

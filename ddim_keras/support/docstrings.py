@@ -1,4 +1,6 @@
-"""Reading what a class's docstring says of its attributes, so that a help text stands in one place."""
+"""Reading what a class's docstring says of its attributes, so that a help text stands in one
+place.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ def attributes(documented: type) -> dict[str, str]:
     """Return the text that a class's docstring gives to each attribute, on one line.
 
     Args:
-        documented: a class whose docstring has a section `Attributes:` of lines `name: text`, perhaps of several names.
+        documented: a class whose docstring has a section `Attributes:` of lines `name: text`,
+            perhaps of several names.
 
     Examples:
 

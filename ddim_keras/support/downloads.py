@@ -11,9 +11,13 @@ _TIMEOUT = 5.0  # seconds
 
 
 def reachable(url: str) -> bool:
-    """Whether the host of an address can be connected to, found out within seconds: what downloads would retry for minutes."""
+    """Whether the host of an address can be connected to, found out within seconds: what downloads
+    would retry for minutes.
+    """
     parts = urllib.parse.urlsplit(url)
-    if any(os.environ.get(name) for name in (f"{parts.scheme}_proxy", f"{parts.scheme.upper()}_PROXY")):
+    if any(
+        os.environ.get(name) for name in (f"{parts.scheme}_proxy", f"{parts.scheme.upper()}_PROXY")
+    ):
         return True  # only the proxy can tell
     result: list[bool] = []
 

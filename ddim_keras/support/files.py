@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left of `written_beside` in a folder that no other process writes to."""
+    """Remove what killed processes left of `written_beside` in a folder that no other process
+    writes to.
+    """
     for path in pathlib.Path(folder).glob(".????????.*"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -21,10 +23,12 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed to `path`.
+    """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed
+    to `path`.
 
-    The block may make a file or a folder there. The folder around it is made if need be. What stood at `path` is replaced. When
-    the block raises, what it made is removed and `path` stays as it was.
+    The block may make a file or a folder there. The folder around it is made if need be. What stood
+    at `path` is replaced. When the block raises, what it made is removed and `path` stays as it
+    was.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""What makes `import ddim_keras` quick: modules under second names, and something to do once Keras is imported.
+"""What makes `import ddim_keras` quick: modules under second names, and something to do once Keras
+is imported.
 
 Nothing here imports Keras.
 """
@@ -38,7 +39,9 @@ class Aliases(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         alias = module.__spec__.name if module.__spec__ is not None else ""
-        module.__spec__ = self._specs.pop(alias)  # the import system has just written the alias's there
+        module.__spec__ = self._specs.pop(
+            alias
+        )  # the import system has just written the alias's there
 
 
 class _OnImport(importlib.abc.MetaPathFinder):
@@ -77,10 +80,11 @@ def when_imported(name: str, action: Callable[[], None]) -> None:
 
 
 def register_by_name(package: str, classes: Mapping[str, Sequence[str]]) -> None:
-    """Let `keras.models.load_model` and `deserialize_keras_object` find classes whose modules were not imported yet.
+    """Let `keras.models.load_model` and `deserialize_keras_object` find classes whose modules were
+    not imported yet.
 
-    Under each class's registered name Keras is given a stand-in, which imports the module when it is needed. The class itself
-    takes the stand-in's place when it is registered.
+    Under each class's registered name Keras is given a stand-in, which imports the module when it
+    is needed. The class itself takes the stand-in's place when it is registered.
 
     Args:
         package: what the classes are registered under.

@@ -16,7 +16,9 @@ from ddim_keras.support import files
 
 
 class WholeFiles(keras.Model):
-    """A model whose files are written beside and renamed, and whose weights stay as they were if they cannot be read."""
+    """A model whose files are written beside and renamed, and whose weights stay as they were if
+    they cannot be read.
+    """
 
     def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
         """Write the whole model, optimizer included, to one `.keras` file; as `keras.Model.save`.
@@ -30,8 +32,11 @@ class WholeFiles(keras.Model):
             _refuse_other_suffixes(filepath, [".keras"], "the whole model")
         _save_whole(super().save, filepath, overwrite, **kwargs)
 
-    def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
-        """Write all weights (EMA, optimizer and random state included) to a `.weights.h5` file, whole or not at all.
+    def save_weights(
+        self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any
+    ) -> None:
+        """Write all weights (EMA, optimizer and random state included) to a `.weights.h5` file,
+        whole or not at all.
 
         Raises:
             ValueError: another suffix.
@@ -40,16 +45,22 @@ class WholeFiles(keras.Model):
         _refuse_other_suffixes(filepath, [suffix], "weights")
         _save_whole(super().save_weights, filepath, overwrite, **kwargs)
 
-    def load_weights(self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """Read the weights that `save_weights` wrote, or those of a `.keras` file; as `keras.Model.load_weights`.
+    def load_weights(
+        self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any
+    ) -> None:
+        """Read the weights that `save_weights` wrote, or those of a `.keras` file; as
+        `keras.Model.load_weights`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, or its weights are another model's. The model stays as it was.
+            ValueError: the file is damaged, or its weights are another model's. The model stays as
+                it was.
         """
         if "://" not in str(filepath):
             if not pathlib.Path(filepath).exists():
-                raise FileNotFoundError(f"no weights at {filepath}: expected a file that save_weights wrote")
+                raise FileNotFoundError(
+                    f"no weights at {filepath}: expected a file that save_weights wrote"
+                )
             _refuse_other_suffixes(filepath, [".weights.h5", ".weights.json", ".keras"], "weights")
         variables = [*self.variables, *(self.optimizer.variables if self.compiled else [])]
         before = [ops.convert_to_numpy(variable) for variable in variables]
@@ -60,8 +71,10 @@ class WholeFiles(keras.Model):
                 variable.assign(value)
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"{filepath} holds no weights that fit this model ({reason}): it is damaged, or was written by a model of "
-                "other arguments; make the model with the same ones, or load a whole .keras file with "
+                f"{filepath} holds no weights that fit this model ({reason}): it is damaged, or "
+                "was written by a model of "
+                "other arguments; make the model with the same ones, or load a whole .keras file "
+                "with "
                 "ddim_keras.load_model"
             ) from error
 
@@ -80,7 +93,9 @@ def check_model_file(filepath: str | os.PathLike, registered_name: str) -> pathl
     path = pathlib.Path(filepath)
     package, name = registered_name.split(">")
     if not path.is_file():
-        raise FileNotFoundError(f"no model file at {path}: expected a .keras file written by {name}.save")
+        raise FileNotFoundError(
+            f"no model file at {path}: expected a .keras file written by {name}.save"
+        )
     advice = "restore it from a backup or save the model again"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -89,27 +104,35 @@ def check_model_file(filepath: str | os.PathLike, registered_name: str) -> pathl
             config = json.loads(archive.read("config.json")) if "config.json" in names else None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a whole .keras file ({error}): it was cut short, or never was one; {advice}"
+            f"{path} is not a whole .keras file ({error}): it was cut short, or never was one; "
+            f"{advice}"
         ) from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: its part {damaged} fails its checksum; {advice}")
     if config is None or not names >= {"metadata.json", "model.weights.h5"}:
-        raise ValueError(f"{path} is a zip file but not a .keras model: it holds {sorted(names)[:5]}")
+        raise ValueError(
+            f"{path} is a zip file but not a .keras model: it holds {sorted(names)[:5]}"
+        )
     if config.get("registered_name") != registered_name:
         found = config.get("registered_name") or config.get("class_name")
-        raise ValueError(f"{path} holds a {found}, not a {package} {name}: load it with keras.models.load_model")
+        raise ValueError(
+            f"{path} holds a {found}, not a {package} {name}: load it with keras.models.load_model"
+        )
     return path
 
 
 def _refuse_other_suffixes(filepath: str | os.PathLike, suffixes: Sequence[str], what: str) -> None:
     if not str(filepath).endswith(tuple(suffixes)):
         raise ValueError(
-            f"the file for {what} must end in {' or '.join(map(repr, suffixes))}, got {os.fspath(filepath)!r}: with another "
+            f"the file for {what} must end in {' or '.join(map(repr, suffixes))}, got "
+            f"{os.fspath(filepath)!r}: with another "
             "name it could not be loaded again"
         )
 
 
-def _save_whole(save: Callable, filepath: str | os.PathLike, overwrite: bool, **kwargs: Any) -> None:
+def _save_whole(
+    save: Callable, filepath: str | os.PathLike, overwrite: bool, **kwargs: Any
+) -> None:
     if "://" in str(filepath) or not overwrite:
         save(filepath, overwrite=overwrite, **kwargs)
         return

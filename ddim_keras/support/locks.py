@@ -9,7 +9,8 @@ from typing import Any
 class FairLock:
     """A re-entrant lock for which a waiting thread comes before the one that has just released it.
 
-    A training takes its lock again a moment after each step; with Python's own lock, others would hardly ever get it.
+    A training takes its lock again a moment after each step; with Python's own lock, others would
+    hardly ever get it.
     """
 
     def __init__(self) -> None:
@@ -19,7 +20,9 @@ class FairLock:
 
     def acquire(self) -> None:
         if self._owner != threading.get_ident():
-            with self._queue:  # who waits for the lock keeps the others, the last owner too, waiting behind
+            with (
+                self._queue
+            ):  # who waits for the lock keeps the others, the last owner too, waiting behind
                 self._lock.acquire()
             self._owner = threading.get_ident()
         self._depth += 1

@@ -33,9 +33,15 @@ class ProgressLines:
         if not at_end and now - self._printed < SECONDS_BETWEEN_LINES:
             return
         self._printed = now
-        parts = [f"{current}" + (f" of {self.target}" if self.target is not None else "") + f" {self.unit_name}"]
+        parts = [
+            f"{current}"
+            + (f" of {self.target}" if self.target is not None else "")
+            + f" {self.unit_name}"
+        ]
         if self.target is not None and not at_end and current:
-            parts.append(f"about {_duration((now - self._begun) * (self.target - current) / current)} left")
+            parts.append(
+                f"about {_duration((now - self._begun) * (self.target - current) / current)} left"
+            )
         parts += [f"{name} {float(value):.4g}" for name, value in values or []]
         print(", ".join(parts), flush=True)
 

@@ -1,8 +1,9 @@
 """Random numbers that depend on (seed, image, step) alone.
 
-`keras.random` draws a whole batch from one seed, so an image would change with the batch it is made in, and with the
-backend. Sampling needs image 17 of seed 7 to be the same image alone, among 50,000, on the TensorFlow and the JAX
-backend, on a CPU and on a TPU. A counter-based generator gives that: each number is a hash of where it stands.
+`keras.random` draws a whole batch from one seed, so an image would change with the batch it is made
+in, and with the backend. Sampling needs image 17 of seed 7 to be the same image alone, among
+50,000, on the TensorFlow and the JAX backend, on a CPU and on a TPU. A counter-based generator
+gives that: each number is a hash of where it stands.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
-def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def threefry2x32(
+    key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Threefry-2x32 with 20 rounds: 64 bits of counter to 64 random bits under a 64-bit key.
 
     Args:
@@ -36,7 +39,8 @@ def threefry2x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> 
         for rotation in _ROTATIONS[group % 2]:
             left = left + right
             rotated = ops.bitwise_or(
-                ops.left_shift(right, _uint32(rotation)), ops.right_shift(right, _uint32(32 - rotation))
+                ops.left_shift(right, _uint32(rotation)),
+                ops.right_shift(right, _uint32(32 - rotation)),
             )
             right = ops.bitwise_xor(left, rotated)
         left = left + keys[(group + 1) % 3]
@@ -49,12 +53,14 @@ def normal(seed: Tensor, step: Tensor, image_indices: Tensor, image_shape: Seque
 
     Args:
         seed: uint32 scalar.
-        step: uint32 scalar; 0 for the initial noise, i for the noise added after the i-th sampling step.
+        step: uint32 scalar; 0 for the initial noise, i for the noise added after the i-th sampling
+            step.
         image_indices: uint32 tensor of shape (batch,).
         image_shape: (height, width, channels).
 
     Returns:
-        float32 tensor of shape (batch, height, width, channels). The largest magnitude that can occur is 5.8.
+        float32 tensor of shape (batch, height, width, channels). The largest magnitude that can
+        occur is 5.8.
 
     Source: Box & Muller 1958, on 24-bit uniforms.
     """

@@ -1,7 +1,8 @@
 """Names for what goes in and out of functions, so that a signature says what it takes.
 
-Keras has no type that is at once a TensorFlow tensor, a JAX array and what stands for one while a function is compiled: on
-the backend's side these are names for the reader. On the host's side the type checker holds them.
+Keras has no type that is at once a TensorFlow tensor, a JAX array and what stands for one while a
+function is compiled: on the backend's side these are names for the reader. On the host's side the
+type checker holds them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ Images: TypeAlias = Any
 """(batch, height, width, channels): noisy, predicted or finished images, or noises."""
 
 Rates: TypeAlias = Any
-"""Signal or noise rates, or what is worked out of them: numbers, or what broadcasts against images."""
+"""Signal or noise rates, or what is worked out of them: numbers, or what broadcasts against
+images.
+"""
 
 Times: TypeAlias = Any
 """Diffusion times in [0, 1]: numbers, or what broadcasts against images."""

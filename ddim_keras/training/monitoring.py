@@ -14,13 +14,16 @@ import keras
 def watching_what_exists(
     callbacks: Any, metrics: Sequence[keras.metrics.Metric], has_validation: bool
 ) -> Iterator[None]:
-    """Within, callbacks know which way their figure is better, and those that wait for a KID in vain have another figure.
+    """Within, callbacks know which way their figure is better, and those that wait for a KID in
+    vain have another figure.
 
-    The Keras example always computes its KID; here it is a metric like others. Keras would only warn, never save, and the
-    script would fail on the missing checkpoint after the whole training. Afterwards the callbacks are as they were.
+    The Keras example always computes its KID; here it is a metric like others. Keras would only
+    warn, never save, and the script would fail on the missing checkpoint after the whole training.
+    Afterwards the callbacks are as they were.
 
     Args:
-        callbacks: as the user gave them to `fit`: None, a callback, a list or Keras's `CallbackList`.
+        callbacks: as the user gave them to `fit`: None, a callback, a list or Keras's
+            `CallbackList`.
         metrics: those that were compiled.
         has_validation: whether there are figures of a validation.
     """
@@ -31,7 +34,8 @@ def watching_what_exists(
         monitor = getattr(callback, "monitor", None)
         if monitor == "val_kid" and "kid" not in computed and has_validation:
             warnings.warn(
-                f"{type(callback).__name__} monitors 'val_kid', but no metric named 'kid' was compiled: it will monitor "
+                f"{type(callback).__name__} monitors 'val_kid', but no metric named 'kid' was "
+                "compiled: it will monitor "
                 "'val_i_loss' instead. To have a KID, give one to compile(metrics=[...])",
                 stacklevel=4,
             )

@@ -32,7 +32,8 @@ class LossTracker(keras.metrics.Mean):
 
 
 class Objective:
-    """The weighted loss of what the network predicts, and the plain losses of the noises and images in it.
+    """The weighted loss of what the network predicts, and the plain losses of the noises and images
+    in it.
 
     Args:
         schedule: what the network is told of the noise.
@@ -44,7 +45,9 @@ class Objective:
         noise_losses, image_losses, losses: their running means, n_loss, i_loss and loss.
     """
 
-    def __init__(self, schedule: Schedule, parameterization: Parameterization, loss_weighting: Weighting):
+    def __init__(
+        self, schedule: Schedule, parameterization: Parameterization, loss_weighting: Weighting
+    ):
         self.schedule = schedule
         self.parameterization = parameterization
         self.loss_weighting = loss_weighting
@@ -56,7 +59,10 @@ class Objective:
 
     def results(self) -> dict[str, Tensor]:
         """Return the running n_loss, i_loss and loss."""
-        return {tracker.name: tracker.result() for tracker in (self.noise_losses, self.image_losses, self.losses)}
+        return {
+            tracker.name: tracker.result()
+            for tracker in (self.noise_losses, self.image_losses, self.losses)
+        }
 
     def measure(
         self,
@@ -68,31 +74,39 @@ class Objective:
         sample_weight: Tensor | None,
         training: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Ask a network for the images and noises of a batch, and take their losses into the running ones.
+        """Ask a network for the images and noises of a batch, and take their losses into the
+        running ones.
 
         Args:
             network: of [noisy images, noise levels].
             images, noises: (batch, height, width, channels), of zero mean and unit variance.
             signal_rates, noise_rates: (batch, 1, 1, 1).
-            sample_weight: (batch,), by which the losses are multiplied; negative for what only fills the batch up. Or None.
+            sample_weight: (batch,), by which the losses are multiplied; negative for what only
+                fills the batch up. Or None.
             training: as for `keras.Model.call`.
 
         Returns:
-            (each image's loss, weighted, (batch,); 1 where the image counts and 0 where it only fills the batch up, (batch,),
-            or None if all count).
+            (each image's loss, weighted, (batch,); 1 where the image counts and 0 where it only
+            fills the batch up, (batch,), or None if all count).
         """
         noisy_images = signal_rates * images + noise_rates * noises
         noise_levels = self.schedule.conditions(signal_rates, noise_rates)
         prediction = predict(network, noisy_images, noise_levels, training)
-        pred_noises, pred_images = self.parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
+        pred_noises, pred_images = self.parameterization.components(
+            prediction, noisy_images, signal_rates, noise_rates
+        )
         target = self.parameterization.target(images, noises, signal_rates, noise_rates)
         weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
         losses = ops.reshape(weights, (-1,)) * self._of_images(target, prediction)
         sample_weight, counted = _weights_and_counted(sample_weight)
         if sample_weight is not None:
             losses = losses * sample_weight
-        self.noise_losses.update_state(self._of_images(noises, pred_noises), sample_weight=sample_weight)
-        self.image_losses.update_state(self._of_images(images, pred_images), sample_weight=sample_weight)
+        self.noise_losses.update_state(
+            self._of_images(noises, pred_noises), sample_weight=sample_weight
+        )
+        self.image_losses.update_state(
+            self._of_images(images, pred_images), sample_weight=sample_weight
+        )
         self.losses.update_state(losses, sample_weight=counted)
         return losses, counted
 
@@ -100,7 +114,9 @@ class Objective:
         """The loss for each image, shape (batch,)."""
         function = self.loss
         values = (
-            function.call(true, predicted) if isinstance(function, keras.losses.Loss) else function(true, predicted)
+            function.call(true, predicted)
+            if isinstance(function, keras.losses.Loss)
+            else function(true, predicted)
         )
         batch_size = ops.shape(true)[0]
         if len(values.shape) == 0:  # a function that averages over the batch by itself
@@ -109,13 +125,16 @@ class Objective:
 
 
 def _weights_and_counted(sample_weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return weights of images, and 1 for those that count and 0 for those that only fill the batch up; or (None, None)."""
+    """Return weights of images, and 1 for those that count and 0 for those that only fill the batch
+    up; or (None, None).
+    """
     if sample_weight is None:
         return None, None
     sample_weight = ops.cast(sample_weight, "float32")
     if len(sample_weight.shape) != 1:
         raise ValueError(
-            f"sample weights must be one number for each image, shape (batch,), got shape {tuple(sample_weight.shape)}: "
+            "sample weights must be one number for each image, shape (batch,), got shape "
+            f"{tuple(sample_weight.shape)}: "
             "images are weighted, not their pixels"
         )
     return ops.maximum(sample_weight, 0.0), ops.cast(sample_weight >= 0.0, "float32")

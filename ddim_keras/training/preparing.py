@@ -1,4 +1,6 @@
-"""What is settled before a training or an evaluation starts: its data, metrics, optimizer and normalizer."""
+"""What is settled before a training or an evaluation starts: its data, metrics, optimizer and
+normalizer.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def fit_data(
     """Bring what a user gave to `fit` into the form in which Keras gets it.
 
     Args:
-        devices: among how many devices each batch is divided; the other arguments are those of `fit`.
+        devices: among how many devices each batch is divided; the other arguments are those of
+            `fit`.
 
     Raises:
         ValueError: the data are empty, or their structure, shape, type or values are wrong.
@@ -97,7 +100,8 @@ def check_validation(
             enough = minimum == 1 or inputs.has_at_least(data, minimum, steps, batch_size)
         if not enough:
             raise ValueError(
-                f"the metric {metric.name!r} needs at least {minimum} images of each side, but {what} holds fewer: "
+                f"the metric {metric.name!r} needs at least {minimum} images of each side, but "
+                f"{what} holds fewer: "
                 "give more, or compile without it"
             )
 
@@ -122,7 +126,11 @@ def input_errors() -> Iterator[None]:
 
 
 def adapt_normalizer(
-    normalizer: ImageNormalization, data: Any, batch_size: int | None, steps: int | None, verbose: Any
+    normalizer: ImageNormalization,
+    data: Any,
+    batch_size: int | None,
+    steps: int | None,
+    verbose: Any,
 ) -> None:
     """Adapt a normalizer to the data of a training that is about to start.
 
@@ -132,11 +140,13 @@ def adapt_normalizer(
     advice = "adapt it first: model.normalizer.adapt(images), on an array or a data set that ends"
     if not inputs.can_be_read_again(data):
         raise ValueError(
-            f"the normalizer was not adapted, and adapting it would use up the images of a {type(data).__name__}: {advice}"
+            "the normalizer was not adapted, and adapting it would use up the images of a "
+            f"{type(data).__name__}: {advice}"
         )
     if not inputs.is_one_piece(data) and inputs.number_of_batches(data) == -1 and steps is None:
         raise ValueError(
-            f"the normalizer was not adapted, and the data set never ends: {advice}; or give steps_per_epoch"
+            f"the normalizer was not adapted, and the data set never ends: {advice}; or give "
+            "steps_per_epoch"
         )
     if verbose:
         print("Adapting the normalizer to the data, as model.normalizer.adapt was not called:")
@@ -147,7 +157,8 @@ def require_adapted(normalizer: ImageNormalization, method: str) -> None:
     """Raise ValueError unless the normalizer was adapted, or loaded."""
     if not normalizer.adapted:
         raise ValueError(
-            f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or model.fit first"
+            f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or "
+            "model.fit first"
         )
 
 
@@ -160,20 +171,26 @@ def as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
     extractor = getattr(metric, "extractor", None)
     if not getattr(extractor, "compiles", True) and not run_eagerly:
         raise ValueError(
-            f"{extractor!r} cannot run within a compiled step: compile with run_eagerly=True, or score the trained model with "
+            f"{extractor!r} cannot run within a compiled step: compile with run_eagerly=True, or "
+            "score the trained model with "
             "model.score"
         )
     if isinstance(metric, keras.metrics.Metric):
         return metric
     if callable(metric):
-        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"), dtype="float32")
+        return keras.metrics.MeanMetricWrapper(
+            metric, name=getattr(metric, "__name__", "metric"), dtype="float32"
+        )
     raise ValueError(
-        f"a metric must be a keras.metrics.Metric or a function (real_images, generated_images), got {metric!r}"
+        "a metric must be a keras.metrics.Metric or a function (real_images, generated_images), "
+        f"got {metric!r}"
     )
 
 
 def with_loss_scale(optimizer: Any, policy: keras.DTypePolicy, wanted: bool) -> Any:
-    """Return an optimizer that scales the loss where gradients are float16; Keras does so for "mixed_float16" alone."""
+    """Return an optimizer that scales the loss where gradients are float16; Keras does so for
+    "mixed_float16" alone.
+    """
     if not wanted or policy.name != "float16":
         return optimizer
     optimizer = keras.optimizers.get(optimizer)

@@ -1,4 +1,6 @@
-"""Training by Keras's `fit`, with a moving average of the weights that is used for all inference."""
+"""Training by Keras's `fit`, with a moving average of the weights that is used for all
+inference.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ _GOLDEN_RATIO = 0.6180339887498949
 
 
 class EMATrainer(WholeFiles):
-    """A denoising network, the moving average of its weights, and what Keras's trainer asks of a model.
+    """A denoising network, the moving average of its weights, and what Keras's trainer asks of a
+    model.
 
     Args:
         network: what is trained: a model of [noisy images, noise levels].
@@ -54,10 +57,13 @@ class EMATrainer(WholeFiles):
         seed: int | None,
         **kwargs: Any,
     ):
-        # The images enter as they are: casting them to the policy's half precision would come before normalisation.
+        # The images enter as they are: casting them to the policy's half precision would come
+        # before normalisation.
         super().__init__(autocast=False, **kwargs)
         if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network")
+            raise ValueError(
+                f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network"
+            )
         self.image_shape = image_shape
         self.ema_decay = float(ema_decay)
         self.seed = seed
@@ -65,7 +71,12 @@ class EMATrainer(WholeFiles):
         self.ema_network: Any = ema_network
         self.ema_network.trainable = False
         self.ema_updates = self.add_weight(
-            shape=(), initializer="zeros", dtype="float32", trainable=False, name="ema_updates", aggregation="mean"
+            shape=(),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            name="ema_updates",
+            aggregation="mean",
         )
         self.normalizer = ImageNormalization(name="normalizer")
         self.normalizer.build((None, *image_shape))
@@ -106,26 +117,35 @@ class EMATrainer(WholeFiles):
 
         Args:
             optimizer: a Keras optimizer or its name.
-            loss: a Keras loss, its name or a function (true, predicted) -> values, applied to what the network predicts.
-            metrics: Keras metrics, or functions, that compare images: `update_state(real_images, generated_images)`, both
-                (batch, height, width, channels) in [0, 1]. They are computed by `evaluate` and in `fit`'s validation, on
-                as many generated images as real ones.
+            loss: a Keras loss, its name or a function (true, predicted) -> values, applied to what
+                the network predicts.
+            metrics: Keras metrics, or functions, that compare images: `update_state(real_images,
+                generated_images)`, both (batch, height, width, channels) in [0, 1]. They are
+                computed by `evaluate` and in `fit`'s validation, on as many generated images as
+                real ones.
             metric_diffusion_steps: sampling steps of the images generated for `metrics`.
-            gradient_norm: whether `fit` logs `gradient_norm`, the norm of a batch's gradients of all weights together, before any
-                clipping: the epoch's mean.
-            jit_compile: True compiles with XLA, False makes plain TensorFlow graphs, "auto" takes plain graphs on a CPU,
-                where they measure faster, and XLA elsewhere. JAX always compiles unless False.
-            **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`, as in `keras.Model.compile`.
+            gradient_norm: whether `fit` logs `gradient_norm`, the norm of a batch's gradients of
+                all weights together, before any clipping: the epoch's mean.
+            jit_compile: True compiles with XLA, False makes plain TensorFlow graphs, "auto" takes
+                plain graphs on a CPU, where they measure faster, and XLA elsewhere. JAX always
+                compiles unless False.
+            **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`, as in
+                `keras.Model.compile`.
         """
-        # The loss compares what happens inside a step, not the model's output: Keras must not try to build it on that.
+        # The loss compares what happens inside a step, not the model's output: Keras must not try
+        # to build it on that.
         super().compile(
-            optimizer=preparing.with_loss_scale(optimizer, self.dtype_policy, kwargs.get("auto_scale_loss", True)),
+            optimizer=preparing.with_loss_scale(
+                optimizer, self.dtype_policy, kwargs.get("auto_scale_loss", True)
+            ),
             loss=None,
             jit_compile=jit_compile,
             **kwargs,
         )
         self.loss = self.objective.loss = keras.losses.get(loss)
-        self.image_metrics = [preparing.as_metric(metric, bool(kwargs.get("run_eagerly"))) for metric in metrics or []]
+        self.image_metrics = [
+            preparing.as_metric(metric, bool(kwargs.get("run_eagerly"))) for metric in metrics or []
+        ]
         self.gradient_norm_tracker = (
             keras.metrics.Mean(name="gradient_norm", dtype="float32") if gradient_norm else None
         )
@@ -146,18 +166,29 @@ class EMATrainer(WholeFiles):
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:
             return None
-        return {name: keras.saving.serialize_keras_object(value) for name, value in self._compile_arguments.items()}
+        return {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in self._compile_arguments.items()
+        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         arguments = {
-            name: keras.saving.deserialize_keras_object(value) for name, value in config.items() if name != "metrics"
+            name: keras.saving.deserialize_keras_object(value)
+            for name, value in config.items()
+            if name != "metrics"
         }
         metrics = []
         for value in config.get("metrics", []):
             try:
                 metrics.append(keras.saving.deserialize_keras_object(value))
-            except (OSError, ImportError) as error:  # its extractor cannot be had here, but the model can
-                warnings.warn(f"the metric {value['config'].get('name')!r} was left out: {error}", stacklevel=2)
+            except (
+                OSError,
+                ImportError,
+            ) as error:  # its extractor cannot be had here, but the model can
+                warnings.warn(
+                    f"the metric {value['config'].get('name')!r} was left out: {error}",
+                    stacklevel=2,
+                )
         self.compile(**arguments, metrics=metrics)
 
     @property
@@ -195,26 +226,34 @@ class EMATrainer(WholeFiles):
         A normalizer that was not adapted is first adapted to the data.
 
         Args:
-            x: images: an array, a list of single images of one size, a `tf.data.Dataset` of batches, a generator, a
-                `keras.utils.PyDataset`, or another iterable of a known number of batches, such as PyTorch's DataLoader. Batches
-                are images, (images, labels), (images, labels, sample_weight), or dictionaries with "image" (or "images", "img",
-                "pixel_values") and perhaps "label" (or "labels"). Images are float in [0, 1] or uint8, of the model's
-                shape; what resizing overshot, by at most 0.02, is cut off. Labels serve `class_weight` alone.
+            x: images: an array, a list of single images of one size, a `tf.data.Dataset` of
+                batches, a generator, a `keras.utils.PyDataset`, or another iterable of a known
+                number of batches, such as PyTorch's DataLoader. Batches are images, (images,
+                labels), (images, labels, sample_weight), or dictionaries with "image" (or "images",
+                "img", "pixel_values") and perhaps "label" (or "labels"). Images are float in [0, 1]
+                or uint8, of the model's shape; what resizing overshot, by at most 0.02, is cut off.
+                Labels serve `class_weight` alone.
             y: labels, if `x` is an array.
-            batch_size, epochs, verbose, callbacks, validation_split, shuffle, initial_epoch, validation_batch_size: as in
-                `keras.Model.fit`, and so are **kwargs. A callback of mode "auto" knows which way each logged figure is better.
+            batch_size, epochs, verbose, callbacks, validation_split, shuffle, initial_epoch,
+                validation_batch_size: as in `keras.Model.fit`, and so are **kwargs. A callback of
+                mode "auto" knows which way each logged figure is better.
             validation_data: like `x`, or (images, labels), or (images, labels, sample_weight).
-            class_weight: how much images of a class count, {class: weight}; others count 1. Labels are integers or one-hot.
-            sample_weight: (images,), how much each image counts, if `x` is an array: each image's loss is multiplied by it.
-            steps_per_epoch, validation_steps: batches in an epoch and in its validation; needed for data that never end.
+            class_weight: how much images of a class count, {class: weight}; others count 1. Labels
+                are integers or one-hot.
+            sample_weight: (images,), how much each image counts, if `x` is an array: each image's
+                loss is multiplied by it.
+            steps_per_epoch, validation_steps: batches in an epoch and in its validation; needed for
+                data that never end.
 
         Returns:
-            The history, with n_loss, i_loss, loss (which training minimises) and their val_ counterparts for each epoch.
+            The history, with n_loss, i_loss, loss (which training minimises) and their val_
+            counterparts for each epoch.
 
         Raises:
-            ValueError: the data are empty, not finite, out of range or of the wrong shape; they never end and no steps are
-                given; weights do not fit; the validation has too few images for a compiled metric; or the normalizer would
-                have to be adapted to a generator or an endless data set.
+            ValueError: the data are empty, not finite, out of range or of the wrong shape; they
+                never end and no steps are given; weights do not fit; the validation has too few
+                images for a compiled metric; or the normalizer would have to be adapted to a
+                generator or an endless data set.
         """
         data = preparing.fit_data(
             x,
@@ -233,13 +272,22 @@ class EMATrainer(WholeFiles):
             validated = data.validation_data[0]
             size = validation_batch_size or batch_size
             preparing.check_validation(
-                validated, validation_steps, self.image_metrics, "validation_data", "validation_steps", size
+                validated,
+                validation_steps,
+                self.image_metrics,
+                "validation_data",
+                "validation_steps",
+                size,
             )
         with preparing.input_errors():
             if not self.normalizer.adapted:
-                preparing.adapt_normalizer(self.normalizer, data.x, batch_size, steps_per_epoch, verbose)
+                preparing.adapt_normalizer(
+                    self.normalizer, data.x, batch_size, steps_per_epoch, verbose
+                )
             preparing.require_steps(data.x, steps_per_epoch, "x", "steps_per_epoch")
-            watching = watching_what_exists(callbacks, self.image_metrics, data.validation_data is not None)
+            watching = watching_what_exists(
+                callbacks, self.image_metrics, data.validation_data is not None
+            )
             with watching, taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
                     data.x,
@@ -271,10 +319,11 @@ class EMATrainer(WholeFiles):
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Return n_loss and i_loss of the EMA network, `metrics`, and last the loss; as `keras.Model.evaluate`.
+        """Return n_loss and i_loss of the EMA network, `metrics`, and last the loss; as
+        `keras.Model.evaluate`.
 
-        Times and noises are fixed by the model's seed and by each image's place in `x`: the same weights and data give
-        the same figures, whatever the batch size.
+        Times and noises are fixed by the model's seed and by each image's place in `x`: the same
+        weights and data give the same figures, whatever the batch size.
 
         Args:
             x, y, sample_weight: as for `fit`. Weights count for the losses, not for `metrics`.
@@ -288,7 +337,9 @@ class EMATrainer(WholeFiles):
             ValueError: as for `fit`, or the normalizer was not adapted.
         """
         preparing.require_adapted(self.normalizer, "evaluate")
-        if x is not None and not kwargs.get("_use_cached_eval_dataset"):  # fit has checked its validation data already
+        if x is not None and not kwargs.get(
+            "_use_cached_eval_dataset"
+        ):  # fit has checked its validation data already
             x, y, sample_weight = inputs.for_keras(
                 x,
                 y,
@@ -319,19 +370,32 @@ class EMATrainer(WholeFiles):
         return logs if return_dict else list(logs.values())
 
     def train_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None, return_dict: bool = False
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
     ) -> Any:
-        """Take one gradient step on a batch of images, which are checked as by `fit`; as `keras.Model.train_on_batch`."""
+        """Take one gradient step on a batch of images, which are checked as by `fit`; as
+        `keras.Model.train_on_batch`.
+        """
         batch = inputs.for_keras(x, y, sample_weight, self.image_shape, class_weight=class_weight)
         return super().train_on_batch(*batch, return_dict=return_dict)
 
-    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
-        """Evaluate one batch of images, which are checked as by `fit`; as `keras.Model.test_on_batch`."""
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Evaluate one batch of images, which are checked as by `fit`; as
+        `keras.Model.test_on_batch`.
+        """
         batch = inputs.for_keras(x, y, sample_weight, self.image_shape)
         return super().test_on_batch(*batch, return_dict=return_dict)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Return the running losses. The image metrics, which may take seconds, `evaluate` adds once at its end."""
+        """Return the running losses. The image metrics, which may take seconds, `evaluate` adds
+        once at its end.
+        """
         return self.training_logs()
 
     def train_step(self, *arguments: Any) -> Any:
@@ -343,18 +407,27 @@ class EMATrainer(WholeFiles):
         return backend.test_step(self, *arguments)
 
     def training_loss(self, data: Any) -> Tensor:
-        """Return the scalar to minimise for a batch, and update the trackers of n_loss, i_loss and loss.
+        """Return the scalar to minimise for a batch, and update the trackers of n_loss, i_loss and
+        loss.
 
-        It is the mean over the batch of each image's loss, times its sample weight if it has one. Where the batch is
-        divided among replicas, it is this one's share of that mean.
+        It is the mean over the batch of each image's loss, times its sample weight if it has one.
+        Where the batch is divided among replicas, it is this one's share of that mean.
         """
         batch = inputs.taken_apart(data)
         images = self.normalizer(batch.images)
         noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
-        times = self.objective.schedule.training_times(self._stratified_uniform(ops.shape(images)[0]))
+        times = self.objective.schedule.training_times(
+            self._stratified_uniform(ops.shape(images)[0])
+        )
         noise_rates, signal_rates = self.diffusion_schedule(times)
         losses, counted = self.objective.measure(
-            self.network, images, noises, signal_rates, noise_rates, batch.sample_weight, training=True
+            self.network,
+            images,
+            noises,
+            signal_rates,
+            noise_rates,
+            batch.sample_weight,
+            training=True,
         )
         if counted is None and backend.replica()[1] == 1:
             return ops.mean(losses)
@@ -362,14 +435,20 @@ class EMATrainer(WholeFiles):
         return ops.sum(losses) / ops.maximum(backend.sum_over_replicas(number), 1.0)
 
     def track_gradients(self, gradients: list, scale: Any) -> None:
-        """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if one was compiled."""
+        """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if
+        one was compiled.
+        """
         if self.gradient_norm_tracker is None:
             return
-        squares = [ops.sum(ops.square(ops.cast(part, "float32"))) for part in gradients if part is not None]
+        squares = [
+            ops.sum(ops.square(ops.cast(part, "float32"))) for part in gradients if part is not None
+        ]
         norm = ops.sqrt(sum(squares)) / scale
         # Half precision overflows now and then; the optimizer leaves such a step out.
         finite = ops.isfinite(norm)
-        self.gradient_norm_tracker.update_state(ops.where(finite, norm, 0.0), sample_weight=ops.cast(finite, "float32"))
+        self.gradient_norm_tracker.update_state(
+            ops.where(finite, norm, 0.0), sample_weight=ops.cast(finite, "float32")
+        )
 
     def training_logs(self) -> dict[str, Any]:
         """Return the running n_loss, i_loss and loss, and gradient_norm if it was compiled."""
@@ -397,7 +476,13 @@ class EMATrainer(WholeFiles):
         times = ops.reshape(self.objective.schedule.training_times(uniform), (-1, 1, 1, 1))
         noise_rates, signal_rates = self.diffusion_schedule(times)
         _, counted = self.objective.measure(
-            self.ema_network, images, noises, signal_rates, noise_rates, batch.sample_weight, training=False
+            self.ema_network,
+            images,
+            noises,
+            signal_rates,
+            noise_rates,
+            batch.sample_weight,
+            training=False,
         )
         if self.image_metrics:
             noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
@@ -407,20 +492,25 @@ class EMATrainer(WholeFiles):
                 (), noises, memory, planned.table, 0, steps, self._evaluation_seed, places
             )
             generated = self.normalizer.denormalize(generated)
-            # Only filled batches say which images count: a metric of the user's need not take weights otherwise.
+            # Only filled batches say which images count: a metric of the user's need not take
+            # weights otherwise.
             which = {"sample_weight": counted} if backend.devices_of_a_batch(self) > 1 else {}
             for metric in self.image_metrics:
                 metric.update_state(unit_images, generated, **which)
         return self.evaluation_losses()
 
     def synchronize(self) -> None:
-        """On JAX, `fit` holds the weights outside the model: bring them back, as is needed in a callback."""
+        """On JAX, `fit` holds the weights outside the model: bring them back, as is needed in a
+        callback.
+        """
         if self.compiled and backend.BACKEND_HOLDS_WEIGHTS:
             with self.engine.lock:
                 self.jax_state_sync()
 
     def update_ema(self) -> None:
-        """Move the EMA network's weights, normalisation statistics included, towards the network's."""
+        """Move the EMA network's weights, normalisation statistics included, towards the
+        network's.
+        """
         updates = self.ema_updates + 1.0
         decay = ops.minimum(self.ema_decay, (1.0 + updates) / (10.0 + updates))
         self.ema_updates.assign(updates)
@@ -428,14 +518,22 @@ class EMATrainer(WholeFiles):
             average.assign(average + (1.0 - ops.cast(decay, average.dtype)) * (weight - average))
 
     def diffusion_schedule(self, diffusion_times: Times) -> tuple[Rates, Rates]:
-        """Return (noise_rates, signal_rates), in this order, at diffusion times in [0, 1], shaped as they are."""
-        signal_rates, noise_rates = self.objective.schedule(ops.convert_to_tensor(diffusion_times, dtype="float32"))
+        """Return (noise_rates, signal_rates), in this order, at diffusion times in [0, 1], shaped
+        as they are.
+        """
+        signal_rates, noise_rates = self.objective.schedule(
+            ops.convert_to_tensor(diffusion_times, dtype="float32")
+        )
         return noise_rates, signal_rates
 
     def _stratified_uniform(self, batch_size: Tensor) -> Tensor:
-        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts (Kingma et al. 2021)."""
+        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts
+        (Kingma et al. 2021).
+        """
         offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
-        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(batch_size, "float32")
+        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(
+            batch_size, "float32"
+        )
         return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
 
     @property
@@ -443,7 +541,9 @@ class EMATrainer(WholeFiles):
         return self.seed or 0
 
     def _get_jax_state(self, **parts: bool) -> Any:
-        """Called by Keras's JAX trainer as it takes the state out of the model: keep it, for when the first step fails."""
+        """Called by Keras's JAX trainer as it takes the state out of the model: keep it, for when
+        the first step fails.
+        """
         state = super()._get_jax_state(**parts)
         self._jax_state = backend.named_state(state, parts)
         return state

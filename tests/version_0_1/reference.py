@@ -1,8 +1,10 @@
-"""What version 0.1.0 wrote and drew, on small models: files that must still load, numbers that must still come out.
+"""What version 0.1.0 wrote and drew, on small models: files that must still load, numbers that must
+still come out.
 
-Run with the old version installed, on each backend, `python tests/version_0_1/reference.py` made this folder:
-two models' `.keras` files, a preset, a run that was stopped half-way, and `BACKEND.npz` of what they then gave.
-`tests/test_version_0_1.py` compares. Numbers are equal bit for bit on the processor that made them alone.
+Run with the old version installed, on each backend, `python tests/version_0_1/reference.py` made
+this folder: two models' `.keras` files, a preset, a run that was stopped half-way, and
+`BACKEND.npz` of what they then gave. `tests/test_version_0_1.py` compares. Numbers are equal bit
+for bit on the processor that made them alone.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ def made_by(model: ddim_keras.DiffusionModel) -> dict[str, np.ndarray]:
         "clipped": model.generate(3, 4, clipping="dynamic", spacing="quadratic", seed=9),
         "far": model.generate(2, 3, seed=2**31, first_image=1000),
         "trajectory": walked.noisy_images,
-        "trajectory_images": np.concatenate([drawn, walked.pred_images.reshape(-1, *model.image_shape)]),
+        "trajectory_images": np.concatenate(
+            [drawn, walked.pred_images.reshape(-1, *model.image_shape)]
+        ),
         "reverse_diffusion": keras.ops.convert_to_numpy(model.reverse_diffusion(latents, 3)),
         "encode": model.encode(images, 5),
         "decode": model.decode(latents, 5),
@@ -90,9 +94,13 @@ def made_by(model: ddim_keras.DiffusionModel) -> dict[str, np.ndarray]:
 
 def trained_further(model: ddim_keras.DiffusionModel) -> np.ndarray:
     """The losses of three more epochs, and a sum over what the weights have become."""
-    history = model.fit(images_of(model, 16), batch_size=8, epochs=3, shuffle=False, verbose=0).history
+    history = model.fit(
+        images_of(model, 16), batch_size=8, epochs=3, shuffle=False, verbose=0
+    ).history
     weights = np.concatenate([weight.ravel() for weight in model.ema_network.get_weights()])
-    return np.array([*history["n_loss"], *history["i_loss"], np.abs(weights.astype("float64")).sum()])
+    return np.array(
+        [*history["n_loss"], *history["i_loss"], np.abs(weights.astype("float64")).sum()]
+    )
 
 
 def numbers(folder: pathlib.Path, run_folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -129,7 +137,9 @@ def make() -> None:
         runs.train(runs.RunConfig(**RUN), run_folder, verbose=0)
         for path in [*run_folder.glob("*.keras"), *run_folder.glob("checkpoints/*6*")]:
             path.unlink()
-        (run_folder / "log.csv").write_text("".join((run_folder / "log.csv").read_text().splitlines(True)[:2]))
+        (run_folder / "log.csv").write_text(
+            "".join((run_folder / "log.csv").read_text().splitlines(True)[:2])
+        )
     copied = FOLDER / "copied_run"
     shutil.copytree(FOLDER / "run", copied)
     found = numbers(FOLDER, copied)
@@ -139,13 +149,20 @@ def make() -> None:
 
 def processor() -> str:
     """The processor's name, and the versions that decide over the last bit."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    lines = (
+        pathlib.Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    )
+    name = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
     if backend() == "tensorflow":
         import tensorflow as library
     else:
         import jax as library
-    return f"{name}, {backend()} {library.__version__}, keras {keras.__version__}, numpy {np.__version__}"
+    return (
+        f"{name}, {backend()} {library.__version__}, keras {keras.__version__}, numpy "
+        f"{np.__version__}"
+    )
 
 
 if __name__ == "__main__":
