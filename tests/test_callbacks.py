@@ -92,6 +92,17 @@ def test_a_resumed_training_does_not_replace_a_better_model(tmp_path):
     assert kept.read_bytes() == before
 
 
+def test_a_model_of_nan_is_never_the_best(tmp_path):
+    model = make_small_model()
+    keep = KeepBest(tmp_path / "best.keras", "figure")
+    keep.set_model(model)
+    keep.on_train_begin()
+    weight = model.ema_network.weights[0]
+    weight.assign(np.full(weight.shape, np.nan))
+    keep.on_epoch_end(0, {"figure": 1.0})
+    assert not list(tmp_path.iterdir())
+
+
 def test_callbacks_refuse_what_cannot_be():
     with pytest.raises(ValueError, match="must end in .keras"):
         KeepBest("best.h5")

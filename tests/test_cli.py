@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import ROOT, make_trained_model, run_python, slow_on_jax
+from conftest import ROOT, make_small_model, make_trained_model, run_python, slow_on_jax
 
 import ddim_keras
 from ddim_keras import exporting
@@ -411,6 +411,32 @@ def test_a_folder_of_other_images_is_refused(tmp_path, model_path):
         "generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2, "--seed", 1, code=1
     )
     assert "made otherwise (seed: 0 there, 1 now)" in said
+
+
+def test_a_diverged_model_is_said_to_be_and_makes_nothing(tmp_path, model_path):
+    model = ddim_keras.load_model(model_path)
+    kernel = model.ema_network.weights[0]
+    kernel.assign(np.full(kernel.shape, np.nan))
+    model.save(tmp_path / "nan.keras")
+    assert "trained:    diverged" in run("info", "-m", tmp_path / "nan.keras")
+    for arguments in (
+        ["generate", "-o", tmp_path / "out"],
+        ["export", tmp_path / "out"],
+        ["export", tmp_path / "out.keras"],
+    ):
+        assert "weights hold NaN or infinity" in run(
+            *arguments, "-m", tmp_path / "nan.keras", code=1
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.keras"]
+
+
+def test_a_png_of_five_channels_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(
+        ValueError,
+        match="PNG holds images of 1 to 4 channels, this model's have 5: give format='npz'",
+    ):
+        exporting.export_images(make_small_model(channels=5), tmp_path / "out", 2)
+    assert not (tmp_path / "out").exists()
 
 
 # The others

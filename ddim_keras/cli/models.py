@@ -66,7 +66,10 @@ def export(source: str, out: pathlib.Path, full: bool) -> None:
         raise click.BadParameter(
             f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT"
         )
+    from ddim_keras.runs import exporting
+
     model = load(source, compile=True)
+    exporting.refuse_diverged(model)
     if out.suffix == ".keras":
         model.save(out)
     else:
@@ -146,8 +149,8 @@ _PICTURES = {
 
 
 def _trained(model: DiffusionModel) -> str:
-    import numpy as np
+    from ddim_keras.runs import checkpoints
 
-    if not all(np.isfinite(weight).all() for weight in model.ema_network.get_weights()):
+    if not checkpoints.weights_are_finite(model):
         return "diverged: its weights hold NaN or infinity"
     return "yes" if model.normalizer.adapted else "no"

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from ddim_keras import plotting
+from ddim_keras.runs.checkpoints import weights_are_finite
 from ddim_keras.support import files
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.types import Logs
@@ -204,6 +205,9 @@ class KeepBest(keras.callbacks.Callback):
             )
         value = float(logs[self.monitor])
         if not (value < self.best if self.mode == "min" else value > self.best):  # NaN never is
+            return
+        self.model.synchronize()
+        if not weights_are_finite(self.model):  # a figure may be blind to it
             return
         self.best = value
         self.model.save(self.path)

@@ -39,10 +39,7 @@ class Checkpoints:
             OSError: the disk is full, say; the older checkpoints stay.
         """
         model.synchronize()
-        if not all(
-            np.isfinite(keras.ops.convert_to_numpy(weight)).all()
-            for weight in model.ema_network.weights
-        ):
+        if not weights_are_finite(model):
             raise DivergedError(f"the weights hold NaN or infinity at step {step}. {self.advice()}")
         path = self.folder / f"step_{step:09d}.weights.h5"
         model.save_weights(path)
@@ -94,6 +91,15 @@ class Checkpoints:
     @staticmethod
     def _note(path: pathlib.Path) -> pathlib.Path:
         return path.with_name(path.name.replace(".weights.h5", ".json"))
+
+
+def weights_are_finite(model: DiffusionModel) -> bool:
+    """Whether no weight that inference uses is NaN or infinite."""
+    arrays = (
+        keras.ops.convert_to_numpy(keras.ops.cast(weight, "float32"))
+        for weight in model.ema_network.weights
+    )
+    return all(np.isfinite(array).all() for array in arrays)
 
 
 def _sha256(path: pathlib.Path) -> str:

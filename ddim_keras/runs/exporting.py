@@ -19,6 +19,7 @@ import numpy as np
 
 from ddim_keras import plotting
 from ddim_keras.model import DiffusionModel
+from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
 from ddim_keras.sampling.choices import sampler_and_spacing
 from ddim_keras.support import backend, files
 from ddim_keras.support.arguments import integer, positive_int
@@ -68,6 +69,7 @@ def export_images(
 
     Raises:
         ValueError: an argument out of its range, or a folder that holds other images.
+        DivergedError: a weight of the model is NaN or infinite; nothing is written.
     """
     num_images, shard_size = (
         positive_int("num_images", num_images),
@@ -75,6 +77,7 @@ def export_images(
     )
     seed = integer("seed", seed, minimum=0, below=2**32)
     _check_format(format, model.image_shape[-1])
+    refuse_diverged(model)
     machines = positive_int("the number of machines", shard[1])
     machine = integer("the machine's number", shard[0], minimum=0, below=machines)
     starts = range(0, num_images, shard_size)
@@ -118,6 +121,15 @@ def export_images(
         made += 1
         tell(f"{path.name}: images {starts[index]} to {starts[index] + count - 1} of {num_images}")
     return made
+
+
+def refuse_diverged(model: DiffusionModel) -> None:
+    """Raise DivergedError if a weight is NaN or infinite."""
+    if not weights_are_finite(model):
+        raise DivergedError(
+            "the model's weights hold NaN or infinity: its training has diverged; nothing was "
+            "written"
+        )
 
 
 def _check_format(format: str, channels: int) -> None:
