@@ -112,17 +112,18 @@ def test_imports_make_no_circle():
 
 
 def lines_of_code(node: ast.AST) -> int:
-    """Lines with code on them: neither comments, docstrings nor blank lines."""
+    """Lines with code on them: neither comments, docstrings, blank lines nor decorators."""
     docstrings = {
         id(inner.body[0])
         for inner in ast.walk(node)
         if isinstance(inner, (ast.FunctionDef, ast.ClassDef))
         and ast.get_docstring(inner) is not None
     }
+    skipped = docstrings | {id(part) for part in getattr(node, "decorator_list", [])}
     lines = set()
 
     def collect(inner: ast.AST) -> None:
-        if id(inner) in docstrings:
+        if id(inner) in skipped:
             return
         if isinstance(inner, (ast.stmt, ast.expr, ast.arg, ast.keyword, ast.excepthandler)):
             lines.update((inner.lineno, inner.end_lineno))

@@ -137,20 +137,8 @@ def load_dataset(
             lambda image, label: (resizing.fit_image(image, size, channels, fit, colour), label),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        if cache is True:
-            return dataset.cache()
-        if cache is False:
-            return dataset
-        # tf.data's own cache file is left locked by a killed process; a folder that is renamed when
-        # whole is not.
-        identity = hashlib.sha256(
-            repr((found.identity, name, size, channels, fit)).encode()
-        ).hexdigest()[:16]
-        place = pathlib.Path(cache) / f"{name}_{size[0]}x{size[1]}x{channels}_{identity}"
-        if not place.exists():
-            with files.written_beside(place) as temporary:
-                dataset.save(str(temporary))
-        return tf.data.Dataset.load(str(place))
+        identity = repr((found.identity, name, size, channels, fit))
+        return _cached(dataset, cache, f"{name}_{size[0]}x{size[1]}x{channels}", identity)
 
     train = _training_batches(
         resized(found.train, "train"),
@@ -213,6 +201,31 @@ def read_images(
             f"{len(transparent)} of {len(named)} images", transparent[0], colour
         )
     return np.stack(images).astype("float32") / 255.0
+
+
+def _cached(dataset: Any, cache: bool | str | os.PathLike, name: str, identity: str) -> Any:
+    """Keep a data set in memory, in a folder of a cache, or nowhere.
+
+    Args:
+        dataset: of resized images.
+        cache: as for `load_dataset`.
+        name: of the folder.
+        identity: tells the data set from others of the same name.
+    """
+    import tensorflow as tf
+
+    if cache is True:
+        return dataset.cache()
+    if cache is False:
+        return dataset
+    # tf.data's own cache file is left locked by a killed process; a folder that is renamed when
+    # whole is not.
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    place = pathlib.Path(cache) / f"{name}_{digest}"
+    if not place.exists():
+        with files.written_beside(place) as temporary:
+            dataset.save(str(temporary))
+    return tf.data.Dataset.load(str(place))
 
 
 def _check_choices(channels: int | None, fit: str) -> None:

@@ -128,14 +128,7 @@ def from_builder(builder: Any, reading: Reading) -> Source:
             num_parallel_calls=tf.data.AUTOTUNE,
         )
 
-    split = reading.split
-    if split is not None and (not isinstance(split, (tuple, list)) or len(split) != 2):
-        raise ValueError(
-            f"split of {builder.name} must be a pair of split names, the second or None, such as "
-            "('train[:90%]', 'test'), "
-            f"got {split!r}; its splits are {list(builder.info.splits)}"
-        )
-    train, validation = split if split is not None else _default_split(builder)
+    train, validation = _split(builder, reading.split)
     channels = features[image_key].shape[-1]
     if channels in (2, 4) and (reading.channels or channels) not in (2, 4):
         warnings.warn(
@@ -159,6 +152,17 @@ def from_builder(builder: Any, reading: Reading) -> Source:
         features[label_key].names if label_key else None,
         (builder.info.full_name, train, validation, bits, reading.background),
     )
+
+
+def _split(builder: Any, split: Any) -> tuple[str, str | None]:
+    if split is None:
+        return _default_split(builder)
+    if not isinstance(split, (tuple, list)) or len(split) != 2:
+        raise ValueError(
+            f"split of {builder.name} must be a pair of split names, the second or None, such as "
+            f"('train[:90%]', 'test'), got {split!r}; its splits are {list(builder.info.splits)}"
+        )
+    return split[0], split[1]
 
 
 def _default_split(builder: Any) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
 from ddim_keras.sampling.choices import sampler_and_spacing
 from ddim_keras.support import backend, files
 from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.types import ImageArray
 from ddim_keras.support.version import __version__
 
 _CONTACT_SHEET = 64  # images
@@ -112,15 +113,18 @@ def export_images(
         images = model.generate(count, first_image=starts[index], **options)
         if index == 0:
             plotting.save_images(folder / "contact_sheet.png", images[:_CONTACT_SHEET])
-        for leftover in folder.glob(
-            f".????????.{path.name}"
-        ):  # of a killed process: this shard is this machine's alone
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        with files.written_beside(path) as temporary:
-            FORMATS[format].write(temporary, np.rint(255.0 * images).astype("uint8"), starts[index])
+        _write_shard(path, format, images, starts[index])
         made += 1
         tell(f"{path.name}: images {starts[index]} to {starts[index] + count - 1} of {num_images}")
     return made
+
+
+def _write_shard(path: pathlib.Path, format: str, images: ImageArray, first: int) -> None:
+    for leftover in path.parent.glob(f".????????.{path.name}"):
+        # Of a killed process: this shard is this machine's alone.
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    with files.written_beside(path) as temporary:
+        FORMATS[format].write(temporary, np.rint(255.0 * images).astype("uint8"), first)
 
 
 def refuse_diverged(model: DiffusionModel) -> None:

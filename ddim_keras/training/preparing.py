@@ -40,17 +40,21 @@ def fit_data(
     class_weight: dict[int, float] | None,
     batch_size: int | None,
     validation_batch_size: int | None,
+    validation_steps: int | None,
+    metrics: Sequence[keras.metrics.Metric],
     shuffle: bool,
     devices: int,
 ) -> FitData:
     """Bring what a user gave to `fit` into the form in which Keras gets it.
 
     Args:
+        metrics: those that were compiled.
         devices: among how many devices each batch is divided; the other arguments are those of
             `fit`.
 
     Raises:
-        ValueError: the data are empty, or their structure, shape, type or values are wrong.
+        ValueError: the data are empty, or their structure, shape, type or values are wrong; or
+            validation would never end, or has too few images for a metric.
     """
     if x is None:
         raise ValueError("fit needs images: got None for x")
@@ -70,6 +74,8 @@ def fit_data(
         size = validation_batch_size or batch_size
         parts = inputs.parts_of(validation_data)
         validation_data = inputs.for_keras(*parts, image_shape, batch_size=size, multiple=devices)
+        names = ("validation_data", "validation_steps")
+        check_validation(validation_data[0], validation_steps, metrics, *names, size)
     return FitData(x, y, sample_weight, validation_data)
 
 
@@ -132,11 +138,13 @@ def adapt_normalizer(
     steps: int | None,
     verbose: Any,
 ) -> None:
-    """Adapt a normalizer to the data of a training that is about to start.
+    """Adapt a normalizer to the data of a training that is about to start, unless it was adapted.
 
     Raises:
         ValueError: a look at the data would use them up, or never end.
     """
+    if normalizer.adapted:
+        return
     advice = "adapt it first: model.normalizer.adapt(images), on an array or a data set that ends"
     if not inputs.can_be_read_again(data):
         raise ValueError(

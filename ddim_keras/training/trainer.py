@@ -1,6 +1,4 @@
-"""Training by Keras's `fit`, with a moving average of the weights that is used for all
-inference.
-"""
+"""Training by Keras's `fit`."""
 
 from __future__ import annotations
 
@@ -9,98 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from ddim_keras.data import inputs
-from ddim_keras.networks.layers import ImageNormalization
-from ddim_keras.samplers import DDIM
-from ddim_keras.sampling.choices import EVEN_TIMES
-from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.threads import taking_turns
-from ddim_keras.support import backend, random
+from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
-from ddim_keras.support.keras_files import WholeFiles
-from ddim_keras.support.types import ImageShape, Rates, Tensor, Times
 from ddim_keras.training import preparing
 from ddim_keras.training.monitoring import watching_what_exists
-from ddim_keras.training.objective import Objective
-
-_GOLDEN_RATIO = 0.6180339887498949
+from ddim_keras.training.steps import EMASteps
 
 
-class EMATrainer(WholeFiles):
-    """A denoising network, the moving average of its weights, and what Keras's trainer asks of a
-    model.
-
-    Args:
-        network: what is trained: a model of [noisy images, noise levels].
-        ema_network: the same with the same weights, which will follow it.
-        image_shape: (height, width, channels).
-        objective: what is minimised.
-        ema_decay: how much of the averaged weights each step keeps, at most.
-        seed: of the random numbers, or None.
-        **kwargs: as for `keras.Model`.
-
-    Attributes:
-        engine: what uses the trained network.
-        normalizer: turns images in [0, 1] into zero mean and unit variance.
-    """
-
-    def __init__(
-        self,
-        network: keras.Model,
-        ema_network: keras.Model,
-        *,
-        image_shape: ImageShape,
-        objective: Objective,
-        ema_decay: float,
-        seed: int | None,
-        **kwargs: Any,
-    ):
-        # The images enter as they are: casting them to the policy's half precision would come
-        # before normalisation.
-        super().__init__(autocast=False, **kwargs)
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(
-                f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network"
-            )
-        self.image_shape = image_shape
-        self.ema_decay = float(ema_decay)
-        self.seed = seed
-        self.network: Any = network
-        self.ema_network: Any = ema_network
-        self.ema_network.trainable = False
-        self.ema_updates = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="float32",
-            trainable=False,
-            name="ema_updates",
-            aggregation="mean",
-        )
-        self.normalizer = ImageNormalization(name="normalizer")
-        self.normalizer.build((None, *image_shape))
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self.sampling_seed_generator = keras.random.SeedGenerator(seed)
-        self.objective = objective
-        self.noise_loss_tracker = objective.noise_losses
-        self.image_loss_tracker = objective.image_losses
-        self.loss_tracker = objective.losses
-        self.gradient_norm_tracker: keras.metrics.Metric | None = None
-        self.image_metrics: list[keras.metrics.Metric] = []
-        self.metric_diffusion_steps = 5
-        self.engine = Engine(
-            ema_network,
-            image_shape=image_shape,
-            schedule=objective.schedule,
-            parameterization=objective.parameterization,
-            normalizer=self.normalizer,
-            seeds=self.sampling_seed_generator,
-            compute_dtype=self.compute_dtype,
-            jit_compile=lambda: self.jit_compile,
-            before_use=self.synchronize,
-        )
-        self.built = True
+class EMATrainer(EMASteps):
+    """Keras's trainer around `EMASteps`: `compile`, `fit`, `evaluate`; they check their data."""
 
     def compile(
         self,
@@ -191,17 +109,6 @@ class EMATrainer(WholeFiles):
                 )
         self.compile(**arguments, metrics=metrics)
 
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        gradient_norm = [] if self.gradient_norm_tracker is None else [self.gradient_norm_tracker]
-        return [
-            self.noise_loss_tracker,
-            self.image_loss_tracker,
-            *gradient_norm,
-            *self.image_metrics,
-            self.loss_tracker,
-        ]
-
     def fit(
         self,
         x: Any = None,
@@ -265,25 +172,15 @@ class EMATrainer(WholeFiles):
             class_weight=class_weight,
             batch_size=batch_size,
             validation_batch_size=validation_batch_size,
+            validation_steps=validation_steps,
+            metrics=self.image_metrics,
             shuffle=shuffle,
             devices=backend.devices_of_a_batch(self),
         )
-        if data.validation_data is not None:
-            validated = data.validation_data[0]
-            size = validation_batch_size or batch_size
-            preparing.check_validation(
-                validated,
-                validation_steps,
-                self.image_metrics,
-                "validation_data",
-                "validation_steps",
-                size,
-            )
         with preparing.input_errors():
-            if not self.normalizer.adapted:
-                preparing.adapt_normalizer(
-                    self.normalizer, data.x, batch_size, steps_per_epoch, verbose
-                )
+            preparing.adapt_normalizer(
+                self.normalizer, data.x, batch_size, steps_per_epoch, verbose
+            )
             preparing.require_steps(data.x, steps_per_epoch, "x", "steps_per_epoch")
             watching = watching_what_exists(
                 callbacks, self.image_metrics, data.validation_data is not None
@@ -391,159 +288,3 @@ class EMATrainer(WholeFiles):
         """
         batch = inputs.for_keras(x, y, sample_weight, self.image_shape)
         return super().test_on_batch(*batch, return_dict=return_dict)
-
-    def get_metrics_result(self) -> dict[str, Any]:
-        """Return the running losses. The image metrics, which may take seconds, `evaluate` adds
-        once at its end.
-        """
-        return self.training_logs()
-
-    def train_step(self, *arguments: Any) -> Any:
-        """One gradient step and one update of the EMA network; called by `fit`."""
-        return backend.train_step(self, *arguments)
-
-    def test_step(self, *arguments: Any) -> Any:
-        """One evaluation step on the EMA network; called by `evaluate`."""
-        return backend.test_step(self, *arguments)
-
-    def training_loss(self, data: Any) -> Tensor:
-        """Return the scalar to minimise for a batch, and update the trackers of n_loss, i_loss and
-        loss.
-
-        It is the mean over the batch of each image's loss, times its sample weight if it has one.
-        Where the batch is divided among replicas, it is this one's share of that mean.
-        """
-        batch = inputs.taken_apart(data)
-        images = self.normalizer(batch.images)
-        noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
-        times = self.objective.schedule.training_times(
-            self._stratified_uniform(ops.shape(images)[0])
-        )
-        noise_rates, signal_rates = self.diffusion_schedule(times)
-        losses, counted = self.objective.measure(
-            self.network,
-            images,
-            noises,
-            signal_rates,
-            noise_rates,
-            batch.sample_weight,
-            training=True,
-        )
-        if counted is None and backend.replica()[1] == 1:
-            return ops.mean(losses)
-        number = ops.sum(ops.ones_like(losses) if counted is None else counted)
-        return ops.sum(losses) / ops.maximum(backend.sum_over_replicas(number), 1.0)
-
-    def track_gradients(self, gradients: list, scale: Any) -> None:
-        """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if
-        one was compiled.
-        """
-        if self.gradient_norm_tracker is None:
-            return
-        squares = [
-            ops.sum(ops.square(ops.cast(part, "float32"))) for part in gradients if part is not None
-        ]
-        norm = ops.sqrt(sum(squares)) / scale
-        # Half precision overflows now and then; the optimizer leaves such a step out.
-        finite = ops.isfinite(norm)
-        self.gradient_norm_tracker.update_state(
-            ops.where(finite, norm, 0.0), sample_weight=ops.cast(finite, "float32")
-        )
-
-    def training_logs(self) -> dict[str, Any]:
-        """Return the running n_loss, i_loss and loss, and gradient_norm if it was compiled."""
-        logs = self.evaluation_losses()
-        if self.gradient_norm_tracker is not None:
-            logs["gradient_norm"] = self.gradient_norm_tracker.result()
-        return logs
-
-    def evaluation_losses(self) -> dict[str, Any]:
-        """Return the running n_loss, i_loss and loss."""
-        return self.objective.results()
-
-    def evaluation_logs(self, data: Any) -> dict[str, Any]:
-        """Update and return all metrics for a batch, on the EMA network."""
-        batch = inputs.taken_apart(data)
-        unit_images = inputs.as_unit_range(batch.images)
-        images = self.normalizer(unit_images)
-        # Each image's place in the data set: the tracker has counted those before it.
-        first = ops.cast(self.loss_tracker.images, "int32")
-        replica, replicas = backend.replica()  # each has counted its own images only
-        places = (first + ops.arange(ops.shape(images)[0], dtype="int32")) * replicas + replica
-        noises = random.normal(self._evaluation_seed, 0, places, self.image_shape)
-        # Multiples of the golden ratio spread evenly over [0, 1), wherever they are cut off.
-        uniform = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)
-        times = ops.reshape(self.objective.schedule.training_times(uniform), (-1, 1, 1, 1))
-        noise_rates, signal_rates = self.diffusion_schedule(times)
-        _, counted = self.objective.measure(
-            self.ema_network,
-            images,
-            noises,
-            signal_rates,
-            noise_rates,
-            batch.sample_weight,
-            training=False,
-        )
-        if self.image_metrics:
-            noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
-            steps, memory = self.metric_diffusion_steps, self.engine.no_memory(noises)
-            _, planned = self.engine.plan(DDIM(), steps, EVEN_TIMES, None)
-            generated, _, _ = self.engine.walk_on_device(
-                (), noises, memory, planned.table, 0, steps, self._evaluation_seed, places
-            )
-            generated = self.normalizer.denormalize(generated)
-            # Only filled batches say which images count: a metric of the user's need not take
-            # weights otherwise.
-            which = {"sample_weight": counted} if backend.devices_of_a_batch(self) > 1 else {}
-            for metric in self.image_metrics:
-                metric.update_state(unit_images, generated, **which)
-        return self.evaluation_losses()
-
-    def synchronize(self) -> None:
-        """On JAX, `fit` holds the weights outside the model: bring them back, as is needed in a
-        callback.
-        """
-        if self.compiled and backend.BACKEND_HOLDS_WEIGHTS:
-            with self.engine.lock:
-                self.jax_state_sync()
-
-    def update_ema(self) -> None:
-        """Move the EMA network's weights, normalisation statistics included, towards the
-        network's.
-        """
-        updates = self.ema_updates + 1.0
-        decay = ops.minimum(self.ema_decay, (1.0 + updates) / (10.0 + updates))
-        self.ema_updates.assign(updates)
-        for average, weight in zip(self.ema_network.weights, self.network.weights):
-            average.assign(average + (1.0 - ops.cast(decay, average.dtype)) * (weight - average))
-
-    def diffusion_schedule(self, diffusion_times: Times) -> tuple[Rates, Rates]:
-        """Return (noise_rates, signal_rates), in this order, at diffusion times in [0, 1], shaped
-        as they are.
-        """
-        signal_rates, noise_rates = self.objective.schedule(
-            ops.convert_to_tensor(diffusion_times, dtype="float32")
-        )
-        return noise_rates, signal_rates
-
-    def _stratified_uniform(self, batch_size: Tensor) -> Tensor:
-        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts
-        (Kingma et al. 2021).
-        """
-        offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
-        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(
-            batch_size, "float32"
-        )
-        return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
-
-    @property
-    def _evaluation_seed(self) -> int:
-        return self.seed or 0
-
-    def _get_jax_state(self, **parts: bool) -> Any:
-        """Called by Keras's JAX trainer as it takes the state out of the model: keep it, for when
-        the first step fails.
-        """
-        state = super()._get_jax_state(**parts)
-        self._jax_state = backend.named_state(state, parts)
-        return state
