@@ -131,12 +131,7 @@ def from_builder(builder: Any, reading: Reading) -> Source:
     train, validation = _split(builder, reading.split)
     channels = features[image_key].shape[-1]
     if channels in (2, 4) and (reading.channels or channels) not in (2, 4):
-        warnings.warn(
-            f"what is transparent in the images of {builder.name} is laid on the background "
-            f"{reading.background}: "
-            "background= chooses another colour, channels=4 keeps the transparency",
-            stacklevel=4,
-        )
+        _warn_of_transparency(builder.name, reading.background)
     raw = [examples(name) for name in (train, validation) if name is not None]
     bits = _bits(raw, reading.bits, builder.name)
     parts = [
@@ -151,6 +146,14 @@ def from_builder(builder: Any, reading: Reading) -> Source:
         channels,
         features[label_key].names if label_key else None,
         (builder.info.full_name, train, validation, bits, reading.background),
+    )
+
+
+def _warn_of_transparency(name: str, background: Any) -> None:
+    warnings.warn(
+        f"what is transparent in the images of {name} is laid on the background {background}: "
+        "background= chooses another colour, channels=4 keeps the transparency",
+        stacklevel=5,
     )
 
 
