@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from ddim_keras.data import inputs
 from ddim_keras.sampling.threads import taking_turns
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
+from ddim_keras.support.types import Logs
 from ddim_keras.training import preparing
 from ddim_keras.training.monitoring import watching_what_exists
 from ddim_keras.training.steps import EMASteps
@@ -248,7 +250,7 @@ class EMATrainer(EMASteps):
             preparing.check_validation(x, steps, self.image_metrics, "x", "steps", batch_size)
         turns = taking_turns(self.engine, callbacks)
         with preparing.input_errors(), backend.keeping_state(self), turns as callbacks:
-            found = super().evaluate(
+            super().evaluate(
                 x,
                 y,
                 batch_size=batch_size,
@@ -259,11 +261,15 @@ class EMATrainer(EMASteps):
                 return_dict=True,
                 **kwargs,
             )
-        logs = {name: found[name] for name in ("n_loss", "i_loss")}
+        # Not what the steps returned: that is a mean over replicas, which may have seen unequal
+        # numbers of images.
+        found = self.evaluation_losses()
+        losses = {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
+        logs: Logs = {name: losses[name] for name in ("n_loss", "i_loss")}
         for metric in self.image_metrics:
             result = metric.result()
             logs |= result if isinstance(result, dict) else {metric.name: float(result)}
-        logs["loss"] = found["loss"]
+        logs["loss"] = losses["loss"]
         return logs if return_dict else list(logs.values())
 
     def train_on_batch(
