@@ -12,6 +12,10 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Many tests compile the same: JAX keeps what it has compiled, for the next test and the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".pytest_cache/jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import numpy as np
@@ -19,12 +23,12 @@ import pytest
 
 import ddim_keras
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What hardly depends on the backend, or compiles long under JAX, is tested there by `make test-all`
 # alone.
 slow_on_jax = (
     pytest.mark.slow if keras.backend.backend() == "jax" else pytest.mark.usefixtures("seeded")
 )
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
