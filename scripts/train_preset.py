@@ -2,7 +2,7 @@
 its weights and its log.
 
 Needs Fashion-MNIST through TFDS (see place_fashion_mnist.py where there is no network). A killed
-run goes on where it was when it is started again with the same arguments. With --further it trains
+run resumes when it is started again with the same arguments. With --further it trains
 the weights that ship on: from them, up to half the learning rate and down again, and adds to their
 log.
 

@@ -100,7 +100,7 @@ def load_dataset(
         of those and int64 labels (batch,). The training set is shuffled anew each epoch; the
         validation set is in order, its last batch smaller, and None if there is no validation
         split. `train.from_step(n)` is an endless data set that begins with the batch of step n, the
-        same in every process: an interrupted training goes on with just the images that it had not
+        same in every process: an interrupted training resumes with just the images that it had not
         seen.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Many generated images in a folder: as PNGs or shards, gone on with after a kill, spread over
+"""Many generated images in a folder: as PNGs or shards, resumed after a kill, spread over
 machines.
 """
 
@@ -47,7 +47,7 @@ def export_images(
     memory.
 
     A shard is a part of the numbers. It is written beside and renamed, and skipped where it stands
-    already: started again, a killed export goes on. A shard that has been damaged since is made
+    already: started again, a killed export resumes. A shard that has been damaged since is made
     again, with a warning. `metadata.json` says what made the images; a folder of other images is
     refused.
 

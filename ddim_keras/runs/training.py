@@ -62,7 +62,7 @@ def train(
     """Train in a folder, from the start or from where an earlier run with the same configuration
     was interrupted.
 
-    A run that was killed at any moment, and gone on with, ends with the same weights as one that
+    A run that was killed at any moment, and resumed, ends with the same weights as one that
     was not, on one machine. The first Ctrl-C (or SIGTERM) saves and stops after the step; the
     second stops at once.
 
