@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Public names that stand elsewhere. The modules can be imported by them too.
 _MOVED = {
+    "backend": "ddim_keras.support.backend",
     "callbacks": "ddim_keras.runs.callbacks",
     "clipping": "ddim_keras.sampling.clipping",
     "exporting": "ddim_keras.runs.exporting",

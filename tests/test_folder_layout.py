@@ -1,5 +1,6 @@
 """Which files of a folder are trained on, which are held out, and of which class they are."""
 
+import dataclasses
 import json
 import os
 import re
@@ -52,7 +53,7 @@ class TestWhatIsNoPhoto:
         config = runs.RunConfig(
             data=str(tmp_path), steps=2, image_size=8, channels=1, samples=2, kid=None
         )
-        config = runs.dataclasses.replace(
+        config = dataclasses.replace(
             config,
             model={"widths": [4, 8], "patch_size": 1},
             training={"batch_size": 4},

@@ -309,7 +309,7 @@ print(float(made.mean()), float(kid.result()))
 """
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_images_are_channels_last_whatever_keras_is_told():
     backend = keras.backend.backend()
     usual = run_python(CHANNELS_FIRST.replace("channels_first", "channels_last"), backend)
@@ -320,7 +320,7 @@ def test_images_are_channels_last_whatever_keras_is_told():
 
 
 @slow_on_jax
-@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+@pytest.mark.parametrize("policy", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_half_precision_policies_train_and_come_back(policy, tmp_path):
     model = make_small_model(dtype=policy, **({} if policy == "float16" else OPTIONS[-1]))
     model.compile("adamw")

@@ -339,6 +339,7 @@ def test_other_configurations_and_other_folders_are_refused(tmp_path, photos, wh
         runs.train(small_config(photos), tmp_path / "else", verbose=0)
 
 
+@pytest.mark.slow
 def test_a_longer_run_that_was_interrupted_ends_where_one_that_was_not_does(
     tmp_path, photos, whole_run, monkeypatch
 ):
