@@ -63,7 +63,8 @@ def progress(target: int | None, unit_name: str, **options: Any) -> Progress:
 
 def is_watched() -> bool:
     """Whether the output goes to a terminal or a notebook."""
-    return sys.stdout.isatty() or "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    return sys.stdout.isatty() or (ipython is not None and ipython.get_ipython() is not None)
 
 
 def _duration(seconds: float) -> str:
