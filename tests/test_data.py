@@ -294,6 +294,7 @@ class TestTFDS:
         assert train == "train[:80%]+validation[:80%]+test[:80%]"
         assert validation == "train[80%:]+validation[80%:]+test[80%:]"
 
+    @pytest.mark.slow
     def test_a_real_data_set_by_name_and_by_builder(self, fashion_mnist_dir):
         import tensorflow_datasets as tfds
 

@@ -74,6 +74,7 @@ def test_a_kernel_without_a_gradient_stays():
     )
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_its_file_in_a_new_process(tmp_path):
     images = random_images()
     model = make_small_model(widths=[16, 24])
