@@ -37,6 +37,7 @@ _MOVED = {
     "callbacks": "ddim_keras.runs.callbacks",
     "clipping": "ddim_keras.sampling.clipping",
     "exporting": "ddim_keras.runs.exporting",
+    "guidance": "ddim_keras.sampling.guidance",
     "forward": "ddim_keras.diffusion.forward",
     "interpolation": "ddim_keras.sampling.interpolate",
     "inversion": "ddim_keras.sampling.inversion",

@@ -13,16 +13,17 @@ import numpy as np
 from keras import ops
 
 from ddim_keras import plotting, presets, sampling
+from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameterization
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
-from ddim_keras.networks.unet import residual_unet
+from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.choices import check_noise_end
 from ddim_keras.sampling.denoisers import network_denoiser
 from ddim_keras.sampling.verbs import verb
-from ddim_keras.support.arguments import height_and_width, integer, positive_int
+from ddim_keras.support.arguments import height_and_width, integer, not_negative, positive_int
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import check_model_file
 from ddim_keras.support.types import Config, Images, Rates, Tensor, Variable
@@ -75,10 +76,25 @@ class DiffusionModel(EMATrainer):
         seed: integer in [0, 2**32) that fixes the random numbers of training, evaluation and
             unseeded `generate`; None draws one. Two runs are identical on one machine after
             `keras.utils.set_random_seed`, which fixes the initial weights.
+        num_classes: K, for a model that generates by label: `fit` then takes (images, labels). None
+            ignores labels.
+        class_names: of the K classes, in the order of their numbers; None takes those that the data
+            set of the first `fit` has, if it has any.
+        label_dropout: share of images, in [0, 1), whose label is left out in training, so that the
+            model also makes images without one, which guidance needs.
+        condition_shape: for a model that is conditioned on images, (height, width, channels) in
+            [0, 1] or uint8, or on vectors, (features,); `fit` then takes (images, condition) or
+            dictionaries with both.
+        condition_dropout: share of images whose condition is left out in training.
+        condition_noise: the largest standard deviation of the noise that is put on conditions in
+            training, where images run from -1 to 1: makes a model of small images take generated
+            ones (Ho et al. 2022, "Cascaded diffusion models", section 4.2).
         network: a `keras.Model` of [noisy images, noise variances (batch, 1, 1, 1)] to use instead
             of the residual U-Net; with a schedule of T times, of [noisy images, times], which are
-            the integers 1 to T. Its output has the shape of the noisy images. `widths` and what
-            else describes the residual U-Net are then unused.
+            the integers 1 to T. Its output has the shape of the noisy images. Inputs called
+            "labels", integers (batch,) from 0 to K, where K says nothing, and "condition", (batch,
+            *condition_shape), from -1 to 1 if it is an image and zeros where it says nothing, get
+            those. `widths` and what else describes the residual U-Net are then unused.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the
             samplers' arithmetic are float32 whatever it is.
         name: name of the model.
@@ -116,16 +132,26 @@ class DiffusionModel(EMATrainer):
         attention_levels: Sequence[int] = (),
         patch_size: int = 1,
         ema_decay: float = 0.999,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        label_dropout: float = 0.1,
+        condition_shape: int | Sequence[int] | None = None,
+        condition_dropout: float = 0.0,
+        condition_noise: float = 0.0,
         seed: int | None = None,
         network: keras.Model | Config | None = None,
         dtype: Any = None,
         name: str | None = None,
     ):
         image_shape = (*height_and_width(image_size), positive_int("channels", channels))
+        spec = ConditionSpec(
+            num_classes, class_names, condition_shape, label_dropout, condition_dropout
+        )
         objective = Objective(
             resolve(schedule, Schedule, SCHEDULES),
             resolve(parameterization, Parameterization, PARAMETERIZATIONS),
             resolve(loss_weighting, Weighting, WEIGHTINGS),
+            spec,
         )
         _check_noise_end(objective)
         # What describes the residual U-Net, as `residual_unet` calls it.
@@ -144,13 +170,14 @@ class DiffusionModel(EMATrainer):
         )
         max_condition = objective.schedule.max_condition
         networks = _networks(
-            given, image_shape, max_condition=max_condition, dtype=dtype, **self_made
+            given, image_shape, spec, max_condition=max_condition, dtype=dtype, **self_made
         )
         super().__init__(
             *networks,
             image_shape=image_shape,
             objective=objective,
             ema_decay=ema_decay,
+            condition_noise=not_negative("condition_noise", condition_noise),
             seed=None if seed is None else integer("seed", seed, minimum=0, below=2**32),
             dtype=dtype,
             name=name,
@@ -160,6 +187,26 @@ class DiffusionModel(EMATrainer):
         self._custom_network = network is not None
         for option, value in self_made.items():
             setattr(self, option, value)
+
+    @property
+    def num_classes(self) -> int | None:
+        """K, or None for a model without labels."""
+        return self.objective.spec.num_classes
+
+    @property
+    def condition_shape(self) -> tuple[int, ...] | None:
+        """Of the images or vectors that the model is conditioned on, or None."""
+        return self.objective.spec.condition_shape
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, in the order of their numbers, or None. Can be set."""
+        names = self.objective.spec.class_names
+        return None if names is None else list(names)
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        self.objective.spec.set_names(names)
 
     generate = verb(sampling.generate)
     encode = verb(sampling.encode)
@@ -173,7 +220,13 @@ class DiffusionModel(EMATrainer):
     reverse_diffusion = verb(sampling.reverse_diffusion)
 
     def denoise(
-        self, noisy_images: Images, noise_rates: Rates, signal_rates: Rates, training: bool = False
+        self,
+        noisy_images: Images,
+        noise_rates: Rates,
+        signal_rates: Rates,
+        training: bool = False,
+        labels: Any = None,
+        condition: Any = None,
     ) -> tuple[Images, Images]:
         """Split noisy images into the two components the network sees in them (eq. 9).
 
@@ -181,6 +234,7 @@ class DiffusionModel(EMATrainer):
             noisy_images: (batch, height, width, channels), of unit variance.
             noise_rates, signal_rates: broadcast against (batch, 1, 1, 1).
             training: True uses the network, in training mode; False the EMA network.
+            labels, condition: as for `generate`.
 
         Returns:
             (pred_noises, pred_images), each shaped as `noisy_images`.
@@ -191,7 +245,13 @@ class DiffusionModel(EMATrainer):
         )
         conditions = self.schedule.conditions(signal_rates, noise_rates)
         return self.predict_components(
-            noisy_images, noise_rates, signal_rates, conditions, training=training
+            noisy_images,
+            noise_rates,
+            signal_rates,
+            conditions,
+            training=training,
+            labels=labels,
+            condition=condition,
         )
 
     def predict_components(
@@ -201,16 +261,22 @@ class DiffusionModel(EMATrainer):
         signal_rates: Rates,
         conditions: Tensor,
         training: bool = False,
+        labels: Any = None,
+        condition: Any = None,
     ) -> tuple[Images, Images]:
         """As `denoise`, for who knows what the network is told: `conditions`, from
         `schedule.conditions`.
         """
+        spec, number = self.objective.spec, noisy_images.shape[0]
+        told: dict[str, Any] = {}
+        if labels is not None or condition is not None:
+            told = sampling.conditioning(self.engine, number, labels, condition).scaled()
         denoise = (
-            network_denoiser(self.network, self.parameterization, True)
+            network_denoiser(self.network, self.parameterization, spec, True)
             if training
             else self.engine.denoise
         )
-        return denoise(noisy_images, noise_rates, signal_rates, Conditions(conditions))
+        return denoise(noisy_images, noise_rates, signal_rates, Conditions(conditions, **told))
 
     def denormalize(self, images: Images) -> Images:
         """Return images of zero mean and unit variance to [0, 1], clipped."""
@@ -361,6 +427,8 @@ class DiffusionModel(EMATrainer):
 
     def get_config(self) -> Config:
         serialize = keras.saving.serialize_keras_object
+        spec = self.objective.spec
+        condition_shape = None if spec.condition_shape is None else list(spec.condition_shape)
         return {
             "image_size": list(self.image_shape[:2]),
             "widths": list(self.widths),
@@ -376,6 +444,12 @@ class DiffusionModel(EMATrainer):
             "attention_levels": list(self.attention_levels),
             "patch_size": self.patch_size,
             "ema_decay": self.ema_decay,
+            "num_classes": spec.num_classes,
+            "class_names": self.class_names,
+            "label_dropout": spec.label_dropout,
+            "condition_shape": condition_shape,
+            "condition_dropout": spec.condition_dropout,
+            "condition_noise": self.condition_noise,
             "seed": self.seed,
             "network": serialize(self.network) if self._custom_network else None,
             "dtype": serialize(self.dtype_policy),
@@ -409,16 +483,21 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
 
 
 def _networks(
-    network: keras.Model | None, image_shape: tuple[int, int, int], dtype: Any, **options: Any
+    network: keras.Model | None,
+    image_shape: tuple[int, int, int],
+    spec: ConditionSpec,
+    dtype: Any,
+    **options: Any,
 ) -> tuple[keras.Model, keras.Model]:
     """Return the network that is trained, and the one that will be its average, with the same
     weights.
     """
     if network is not None:
-        _check_network(network, image_shape)
+        _check_network(network, image_shape, spec)
         average = keras.models.clone_model(network)
     else:
         policy = keras.dtype_policies.get(dtype)
+        options |= {"num_classes": spec.num_classes, "condition_shape": spec.condition_shape}
         network = residual_unet(image_shape, dtype=policy, name="network", **options)
         average = residual_unet(image_shape, dtype=policy, name="ema_network", **options)
     # Made anew or cloned, it has fresh random weights, which the average would drag along for
@@ -438,8 +517,35 @@ def _check_noise_end(objective: Objective) -> None:
         )
 
 
-def _check_network(network: keras.Model, image_shape: tuple[int, int, int]) -> None:
-    shapes = [tuple(tensor.shape) for tensor in network.inputs]
+def _check_network(
+    network: keras.Model, image_shape: tuple[int, int, int], spec: ConditionSpec
+) -> None:
+    taken = {
+        LABELS: (spec.takes_labels, "num_classes"),
+        CONDITION: (spec.takes_condition, "condition_shape"),
+    }
+    named = {tensor.name: tensor for tensor in network.inputs if tensor.name in taken}
+    for name, (is_taken, argument) in taken.items():
+        if is_taken and name not in named:
+            raise ValueError(
+                f"the model has a {argument}, so its network needs an input called {name!r}: "
+                f"keras.Input(..., name={name!r}); it has {[each.name for each in network.inputs]}"
+            )
+        if name in named and not is_taken:
+            raise ValueError(
+                f"the network has an input called {name!r}, so the model needs a {argument}"
+            )
+    if CONDITION in named and tuple(named[CONDITION].shape[1:]) != spec.condition_shape:
+        raise ValueError(
+            f"the network's input 'condition' has shape {tuple(named[CONDITION].shape)}, expected "
+            f"(None, {', '.join(map(str, spec.condition_shape or ()))}), as condition_shape says"
+        )
+    if LABELS in named and tuple(named[LABELS].shape) not in ((None,), (None, 1)):
+        raise ValueError(
+            f"the network's input 'labels' has shape {tuple(named[LABELS].shape)}, expected "
+            "(None,) or (None, 1): integers, where num_classes says nothing"
+        )
+    shapes = [tuple(tensor.shape) for tensor in network.inputs if tensor.name not in taken]
     expected = [(None, *image_shape), (None, 1, 1, 1)]
     if shapes != expected or tuple(network.output_shape) != expected[0]:
         raise ValueError(

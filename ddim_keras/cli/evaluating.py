@@ -8,7 +8,14 @@ import click
 
 from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
-from ddim_keras.cli.options import field_option, model_option, sampling, sampling_options
+from ddim_keras.cli.options import (
+    field_option,
+    guidance_options,
+    model_option,
+    sampling,
+    sampling_options,
+)
+from ddim_keras.cli.options import guidance as options_guidance
 from ddim_keras.runs import RunConfig
 
 
@@ -39,6 +46,12 @@ from ddim_keras.runs import RunConfig
     help="fid, kid, precision_recall, ...  [default: these three]",
 )
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--labels",
+    is_flag=True,
+    help="Generate by label: the labels of the real images, in their order.",
+)
+@guidance_options
 @sampling_options
 def evaluate(
     source: str,
@@ -50,6 +63,9 @@ def evaluate(
     features: str | None,
     metrics: tuple[str, ...],
     seed: int,
+    labels: bool,
+    guidance: float | None,
+    guidance_interval: tuple[float, float] | None,
     **options: Any,
 ) -> None:
     """Score generated images against real ones.
@@ -63,7 +79,14 @@ def evaluate(
 
     model = load(source)
     chosen_data = {"data": data, "split": split, "data_dir": data_dir, "fit": fit}
-    validation = validating.held_out_images(model.image_shape, source, **chosen_data)
+    if labels and model.num_classes is None:
+        raise click.UsageError("--labels needs a model with labels: train it with --labels")
+    validation = validating.held_out_images(model.image_shape, source, labels=labels, **chosen_data)
+    told: dict[str, Any] = {"guidance": options_guidance(guidance, guidance_interval)}
+    if labels:
+        told["labels"] = True
+    if model.condition_shape is not None:
+        told["condition"] = True
     chosen = metrics or ("fid", "kid", "precision_recall")
     try:
         scores = model.score(
@@ -72,6 +95,7 @@ def evaluate(
             metrics=chosen,
             extractor=features,
             seed=seed,
+            **told,
             **sampling(**options),
         )
     except ConnectionError as error:

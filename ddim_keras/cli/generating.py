@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
-from ddim_keras.cli.options import model_option, sampling, sampling_options
+from ddim_keras.cli.options import guidance as options_guidance
+from ddim_keras.cli.options import (
+    guidance_options,
+    label,
+    model_option,
+    sampling,
+    sampling_options,
+)
+
+if TYPE_CHECKING:
+    from ddim_keras.model import DiffusionModel
 
 
 @main.command()
@@ -43,6 +53,23 @@ from ddim_keras.cli.options import model_option, sampling, sampling_options
 )
 @click.option("--seed", default=0, show_default=True, help="Fixes the images.")
 @click.option("--batch-size", type=int, default=None, help="Images made at a time.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="What the images show: a class of the model's (ddim-keras info lists them), by name or "
+    "number. Given several times, images take them in turn.  [default: no label]",
+)
+@click.option("--each-label", is_flag=True, help="All classes in turn.")
+@click.option(
+    "--condition",
+    "conditions",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="An image to make images from, with a model trained for that. Given several times, "
+    "images take them in turn.",
+)
+@guidance_options
 @sampling_options
 def generate(
     source: str,
@@ -53,6 +80,11 @@ def generate(
     shard: str,
     seed: int,
     batch_size: int | None,
+    labels: tuple[str, ...],
+    each_label: bool,
+    conditions: tuple[pathlib.Path, ...],
+    guidance: float | None,
+    guidance_interval: tuple[float, float] | None,
     **options: Any,
 ) -> None:
     """Generate images into a folder.
@@ -64,14 +96,20 @@ def generate(
     \b
     ddim-keras generate --num-images 64 --out images
     ddim-keras generate -m runs/photos -n 50000 --out images --format npz --shard 2/8
+    ddim-keras generate -m runs/flowers --label tulip --guidance 2 --out tulips
     """
     from ddim_keras.runs import exporting
 
     parts = shard.split("/")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         raise click.BadParameter(f"expected I/N, such as 0/4, got {shard!r}", param_hint="--shard")
+    model = load(source)
+    told = _told(model, num_images, labels, each_label, conditions)
+    strength = options_guidance(guidance, guidance_interval)
+    if strength is not None:
+        told["guidance"] = strength
     made = exporting.export_images(
-        load(source),
+        model,
         out,
         num_images,
         format=format_,
@@ -80,6 +118,36 @@ def generate(
         seed=seed,
         batch_size=batch_size,
         tell=click.echo,
+        **told,
         **sampling(**options),
     )
     click.echo(f"{made} shards made, in {out}" if made else f"Nothing was left to do in {out}")
+
+
+def _told(
+    model: DiffusionModel,
+    number: int,
+    labels: tuple[str, ...],
+    each_label: bool,
+    conditions: tuple[pathlib.Path, ...],
+) -> dict[str, Any]:
+    """Labels and conditions of all images, as `generate` takes them."""
+    told: dict[str, Any] = {}
+    if each_label:
+        if labels:
+            raise click.UsageError("give --label or --each-label, not both")
+        if model.num_classes is None:
+            raise click.UsageError("--each-label needs a model with labels")
+        told["labels"] = [index % model.num_classes for index in range(number)]
+    elif labels:
+        named = [label(text, model) for text in labels]
+        told["labels"] = [named[index % len(named)] for index in range(number)]
+    if conditions:
+        shape = model.condition_shape or ()
+        if len(shape) != 3:
+            raise click.UsageError("--condition needs a model that makes images from images")
+        from ddim_keras.data import read_images
+
+        images = read_images(conditions, shape[:2], shape[2])
+        told["condition"] = images[[index % len(images) for index in range(number)]]
+    return told

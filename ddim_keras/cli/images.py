@@ -8,7 +8,8 @@ import click
 
 from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load, read
-from ddim_keras.cli.options import fit_option, model_option
+from ddim_keras.cli.options import fit_option, label_option, model_option
+from ddim_keras.cli.options import label as label_of
 
 
 @main.command()
@@ -34,6 +35,7 @@ from ddim_keras.cli.options import fit_option, model_option
     "ends near the clean image, such "
     "as linear_beta; few images have such latents with the angle schedule.",
 )
+@label_option
 @fit_option
 def encode(
     source: str,
@@ -41,6 +43,7 @@ def encode(
     out: pathlib.Path,
     steps: int,
     exact: bool,
+    label: str | None,
     fit: str,
 ) -> None:
     """Find the noises that images come from.
@@ -56,7 +59,8 @@ def encode(
     from ddim_keras.support import files
 
     model = load(source)
-    latents = model.encode(read(model, images, fit), steps, exact=exact)
+    told = label_of(label, model)
+    latents = model.encode(read(model, images, fit), steps, exact=exact, labels=told)
     if out.suffix != ".npy":
         raise click.BadParameter(f"must end in .npy, got {str(out)!r}", param_hint="--out")
     with files.written_beside(out) as temporary:
@@ -80,9 +84,15 @@ def encode(
     help="A PNG of both rows.",
 )
 @click.option("--steps", "-s", default=100, show_default=True)
+@label_option
 @fit_option
 def reconstruct(
-    source: str, images: tuple[pathlib.Path, ...], out: pathlib.Path, steps: int, fit: str
+    source: str,
+    images: tuple[pathlib.Path, ...],
+    out: pathlib.Path,
+    steps: int,
+    label: str | None,
+    fit: str,
 ) -> None:
     """Encode images and decode them again.
 
@@ -97,7 +107,7 @@ def reconstruct(
 
     model = load(source)
     before = read(model, images, fit)
-    after = model.reconstruct(before, steps)
+    after = model.reconstruct(before, steps, labels=label_of(label, model))
     plotting.save_images(out, np.concatenate([before, after]), columns=len(before), scale=4)
     click.echo(
         f"Mean squared error of a pixel: {np.mean((before - after) ** 2):.6f}. Written to {out}"
@@ -131,6 +141,7 @@ def reconstruct(
     "--seed", default=0, show_default=True, help="Of the two noises, if no images are given."
 )
 @click.option("--steps", "-s", default=50, show_default=True)
+@label_option
 @fit_option
 def interpolate(
     source: str,
@@ -140,6 +151,7 @@ def interpolate(
     num_images: int,
     seed: int,
     steps: int,
+    label: str | None,
     fit: str,
 ) -> None:
     """Draw images between two images, or between two noises.
@@ -170,6 +182,7 @@ def interpolate(
         num_images=num_images,
         diffusion_steps=steps,
         from_images=start is not None,
+        labels=label_of(label, model),
     )
     if animated:
         plotting.save_animation(out, list(path), scale=4)
@@ -199,6 +212,7 @@ def interpolate(
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", "-s", default=50, show_default=True)
+@label_option
 @fit_option
 def inpaint(
     source: str,
@@ -208,6 +222,7 @@ def inpaint(
     num_images: int,
     seed: int,
     steps: int,
+    label: str | None,
     fit: str,
 ) -> None:
     """Fill in a part of an image.
@@ -245,6 +260,7 @@ def inpaint(
             "white)"
         )
     images = np.repeat(read(model, (image,), fit), num_images, axis=0)
-    filled = model.inpaint(images, np.repeat(known, num_images, axis=0), steps, seed=seed)
+    masks = np.repeat(known, num_images, axis=0)
+    filled = model.inpaint(images, masks, steps, seed=seed, labels=label_of(label, model))
     plotting.save_images(out, filled, columns=num_images, scale=4)
     click.echo(f"{num_images} fillings written to {out}")

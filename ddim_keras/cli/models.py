@@ -92,6 +92,8 @@ def info(source: str) -> None:
     lines = {
         "images": f"{height} x {width} x {channels}",
         "parameters": f"{model.network.count_params():,}",
+        "labels": _labels(model),
+        "made from": _condition(model),
         "predicts": type(model.parameterization).__name__.removesuffix("Parameterization").lower(),
         "schedule": repr(model.schedule),
         "precision": model.dtype_policy.name,
@@ -99,6 +101,8 @@ def info(source: str) -> None:
         "sha256": exporting.model_hash(model),
     }
     for name, value in lines.items():
+        if value is None:
+            continue
         click.echo(f"{name + ':':12s}{value}")
 
 
@@ -154,3 +158,17 @@ def _trained(model: DiffusionModel) -> str:
     if not checkpoints.weights_are_finite(model):
         return "diverged: its weights hold NaN or infinity"
     return "yes" if model.normalizer.adapted else "no"
+
+
+def _labels(model: DiffusionModel) -> str:
+    if model.num_classes is None:
+        return "none"
+    names = model.class_names
+    return f"{model.num_classes} classes" if names is None else ", ".join(names)
+
+
+def _condition(model: DiffusionModel) -> str | None:
+    if model.condition_shape is None:
+        return None
+    sizes = " x ".join(map(str, model.condition_shape))
+    return f"images of {sizes}" if len(model.condition_shape) == 3 else f"vectors of {sizes}"

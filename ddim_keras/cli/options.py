@@ -15,6 +15,7 @@ from ddim_keras.support.docstrings import attributes
 _CHOICES: Mapping[tuple[type, str], Collection[str]] = {
     (config.RunConfig, "fit"): config.FITS,
     (config.RunConfig, "unreadable"): config.UNREADABLE,
+    (config.RunConfig, "task"): config.TASKS,
     (recipes.Training, "optimizer"): recipes.OPTIMIZERS,
     (recipes.Training, "schedule"): recipes.LEARNING_RATE_SCHEDULES,
 }
@@ -110,6 +111,21 @@ class _Split(click.ParamType):
         return [parts[0], None if parts[1].lower() in ("", "none") else parts[1]]
 
 
+class _Interval(click.ParamType):
+    """Two numbers with a comma between them."""
+
+    name = "low,high"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"expected LOW,HIGH, such as 0.2,0.8, got {value!r}", param, ctx)
+        return low, high
+
+
 _SHORT: Mapping[str, tuple[str, ...]] = {"data": ("-d",)}
 SIZE = _ImageSize()
 _PARSED: Mapping[str, click.ParamType] = {"image_size": SIZE, "split": _Split()}
@@ -157,6 +173,54 @@ def sampling_options(command: Callable) -> Callable:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def label_option(command: Callable) -> Callable:
+    about = (
+        "What the images show: a class of the model's (ddim-keras info lists them), by name or "
+        "number.  [default: no label]"
+    )
+    return click.option("--label", default=None, help=about)(command)
+
+
+def guidance_options(command: Callable) -> Callable:
+    options = [
+        click.option(
+            "--guidance",
+            type=float,
+            default=None,
+            help="How strongly images follow their labels: 1 is none, 1.5 to 4 are usual.  "
+            "[default: 1]",
+        ),
+        click.option(
+            "--guidance-interval",
+            type=_Interval(),
+            default=None,
+            help="Noise rates, from 0 to 1, between which guidance acts, such as 0.2,0.8.  "
+            "[default: all]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def guidance(guidance: float | None, guidance_interval: tuple[float, float] | None) -> Any:
+    """What verbs take for the options of `guidance_options`."""
+    if guidance is None:
+        if guidance_interval is not None:
+            raise click.UsageError("--guidance-interval says where --guidance acts: give both")
+        return None
+    from ddim_keras.sampling.guidance import ClassifierFreeGuidance
+
+    return ClassifierFreeGuidance(guidance, guidance_interval)
+
+
+def label(text: str | None, model: Any) -> str | int | None:
+    """The label that a word on the command line stands for: a class by name, or else by number."""
+    if text is None or text in (model.class_names or ()):
+        return text
+    return int(text) if text.isdecimal() else text
 
 
 def sampling(steps: int, **options: Any) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Taking a batch apart into images, labels and sample weights, in whatever form it was given."""
+"""Taking a batch apart into images, labels, conditions and sample weights, in whatever form it was
+given.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import check_images
 
 IMAGE_KEYS = ("image", "images", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels")
+CONDITION_KEYS = ("condition", "conditions")
 WEIGHT_KEYS = ("sample_weight",)
 
 
@@ -23,30 +27,38 @@ class Batch(NamedTuple):
         sample_weight: (batch,), how much each image counts, or None. A weight below 0 marks an
             image that only fills the batch up, so that it can be divided among devices: it does not
             count at all.
+        condition: an image or a vector to condition each image on, or None.
     """
 
     images: Any
     labels: Any = None
     sample_weight: Any = None
+    condition: Any = None
+
+    def selected(self, where: Any) -> Batch:
+        """Return the batch of some of the images; its parts must be arrays."""
+        return Batch(*(None if part is None else part[where] for part in self))
 
 
 def taken_apart(batch: Any) -> Batch:
-    """Return (images, labels, sample_weight) of a batch; labels and weights are None where there
-    are none.
+    """Return a batch by its parts, which are None where there are none.
 
     Args:
         batch: images; a tuple or list (images,), (images, labels) or (images, labels,
             sample_weight); a dictionary with one of the keys "image", "images", "img" or
-            "pixel_values", and perhaps "label" or "labels", and "sample_weight"; a tuple that
-            begins with such a dictionary; or a list of single images or of such dictionaries of one
-            image each. It may hold arrays, tensors, or the specifications of a `tf.data.Dataset`.
+            "pixel_values", and perhaps "label" or "labels", "condition", and "sample_weight"; a
+            tuple that begins with such a dictionary, or whose labels are one; or a list of single
+            images or of such dictionaries of one image each. It may hold arrays, tensors, or the
+            specifications of a `tf.data.Dataset`.
 
     Raises:
         ValueError: another structure.
     """
+    if isinstance(batch, Batch):
+        return batch
     if _is_list_of_examples(batch):
         return _stacked(batch)
-    labels = sample_weight = None
+    labels = sample_weight = condition = None
     images = batch
     if isinstance(batch, (tuple, list)):
         if not 1 <= len(batch) <= 3:
@@ -63,6 +75,7 @@ def taken_apart(batch: Any) -> Batch:
         images = found.images
         labels = found.labels if labels is None else labels
         sample_weight = found.sample_weight if sample_weight is None else sample_weight
+        condition = found.condition
     if isinstance(images, (tuple, list)):
         if _is_list_of_examples(images):
             images = _stacked(list(images)).images
@@ -72,25 +85,59 @@ def taken_apart(batch: Any) -> Batch:
                 f"{_described(images)}"
             )
     if isinstance(labels, Mapping):
+        told = _only(labels, CONDITION_KEYS)
+        condition = told if condition is None else condition
         labels = _only(labels, LABEL_KEYS)
     if labels is not None and known_shape(labels)[1:] == (0,):
         labels = None  # `packed` filled their place
-    return Batch(images, labels, sample_weight)
+    return Batch(images, labels, sample_weight, condition)
+
+
+def by_spec(batch: Batch, spec: ConditionSpec) -> Batch:
+    """Return a batch whose second part, in a pair, is taken for what the model takes.
+
+    Raises:
+        ValueError: the model takes a condition and there is none.
+    """
+    if spec.takes_condition and batch.condition is None:
+        if spec.takes_labels or batch.labels is None:
+            raise ValueError(
+                "the model is conditioned on "
+                f"{'images' if spec.takes_images else 'vectors'} of shape {spec.condition_shape}, "
+                'but the data hold none: give dictionaries with "images" and "condition"'
+                + (', and "labels"' if spec.takes_labels else ", or pairs (images, condition)")
+            )
+        return batch._replace(labels=None, condition=batch.labels)
+    return batch if spec.takes_condition else batch._replace(condition=None)
 
 
 def packed(batch: Batch) -> tuple:
     """Return a batch in a form that Keras hands on as it is: (images,), (images, labels) or all
-    three.
+    three. With conditions the labels are a dictionary.
     """
+    told = told_of(batch)
     if batch.sample_weight is None:
-        return (batch.images,) if batch.labels is None else (batch.images, batch.labels)
+        return (batch.images,) if told is None else (batch.images, told)
     # Keras drops weights where there are no labels.
-    labels = np.zeros((len(batch.images), 0), "float32") if batch.labels is None else batch.labels
-    return batch.images, labels, batch.sample_weight
+    told = np.zeros((len(batch.images), 0), "float32") if told is None else told
+    return batch.images, told, batch.sample_weight
+
+
+def told_of(batch: Batch) -> Any:
+    """Return labels and conditions as the one part that Keras has for them."""
+    if batch.condition is None:
+        return batch.labels
+    labels = {} if batch.labels is None else {"labels": batch.labels}
+    return {**labels, "condition": batch.condition}
 
 
 def prepared(
-    batch: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1
+    batch: Any,
+    image_shape: tuple[int, ...],
+    class_weight: dict | None = None,
+    multiple: int = 1,
+    spec: ConditionSpec | None = None,
+    labels_needed: bool = False,
 ) -> Batch:
     """Return a batch of arrays, taken apart and checked.
 
@@ -99,11 +146,15 @@ def prepared(
         image_shape: the (height, width, channels) expected.
         class_weight: weights by class, which become weights by image; labels are then needed.
         multiple: the number of images is brought to a multiple of this one, by images of weight -1.
+        spec: what the model is told. Labels become class numbers, and what it does not take is
+            left out; None leaves labels as they are.
+        labels_needed: whether a model that takes labels must get some.
 
     Raises:
-        ValueError: images, labels or weights that do not fit.
+        ValueError: images, labels, conditions or weights that do not fit.
     """
-    images, labels, sample_weight = taken_apart(batch)
+    found = taken_apart(batch)
+    images, labels, sample_weight, condition = found if spec is None else by_spec(found, spec)
     images = as_array(images)
     check_images(images, image_shape)
     number = len(images)
@@ -113,13 +164,40 @@ def prepared(
             raise ValueError(f"expected a label for each of {number} images, got {len(labels)}")
     if sample_weight is not None:
         sample_weight = check_sample_weight(as_array(sample_weight), number)
+    told = labels
+    if spec is not None:
+        told = _labels_for(spec, labels, labels_needed, class_weight is not None)
+        if condition is not None:
+            condition = spec.check_condition(as_array(condition), number)
     if class_weight is not None:
+        labels = labels if told is None else told
         check_class_weight(class_weight, labels, sample_weight)
         classes = classes_of(labels)
         sample_weight = 1.0 + sum(
             (weight - 1.0) * (classes == index) for index, weight in class_weight.items()
         ).astype("float32")
-    return _filled_up(Batch(images, labels, sample_weight), multiple)
+    return _filled_up(Batch(images, told, sample_weight, condition), multiple)
+
+
+def _labels_for(spec: ConditionSpec, labels: Any, needed: bool, are_used: bool) -> Any:
+    """The class numbers that a model gets for the labels of a batch, or None."""
+    if not spec.takes_labels:
+        if labels is not None and not are_used:
+            spec.say_that_labels_are_ignored()
+        return None
+    if labels is None:
+        if needed:
+            raise ValueError(no_labels(spec))
+        return None
+    return spec.class_numbers(labels)
+
+
+def no_labels(spec: ConditionSpec) -> str:
+    """Return what to say of data without labels."""
+    return (
+        f"the model has {spec.num_classes} classes, but the data have no labels: give batches of "
+        '(images, labels), or y beside an array, or dictionaries with "images" and "labels"'
+    )
 
 
 def known_shape(values: Any) -> tuple:
@@ -212,12 +290,8 @@ def _filled_up(batch: Batch, multiple: int) -> Batch:
     number = len(batch.images)
     weights = np.ones(number, "float32") if batch.sample_weight is None else batch.sample_weight
     places = np.arange(number + -number % multiple) % max(number, 1)
-    images, labels = (None if part is None else part[places] for part in batch[:2])
-    return Batch(
-        images,
-        labels,
-        np.where(np.arange(len(places)) < number, weights[places], -1.0).astype("float32"),
-    )
+    counted = np.where(np.arange(len(places)) < number, weights[places], -1.0).astype("float32")
+    return batch.selected(places)._replace(sample_weight=counted)
 
 
 def _of_dictionary(batch: Mapping) -> Batch:
@@ -229,7 +303,8 @@ def _of_dictionary(batch: Mapping) -> Batch:
             f"{list(IMAGE_KEYS)}, or pick them out first, for instance with "
             "dataset.map(lambda example: example['picture'])"
         )
-    return Batch(images, _only(batch, LABEL_KEYS), _only(batch, WEIGHT_KEYS))
+    others = (_only(batch, keys) for keys in (LABEL_KEYS, WEIGHT_KEYS, CONDITION_KEYS))
+    return Batch(images, *others)
 
 
 def _only(batch: Mapping, keys: tuple[str, ...]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -21,7 +21,9 @@ from ddim_keras.data.batches import (
     packed,
     prepared,
     taken_apart,
+    told_of,
 )
+from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import as_unit_range, check_images, check_range, check_shape
 
 __all__ = [
@@ -97,9 +99,7 @@ def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | 
         whole = _in_one_piece(data)
         starts = range(0, len(whole.images), batch_size)
         slices = (slice(start, start + batch_size) for start in starts)
-        return (
-            Batch(*(None if part is None else part[where] for part in whole)) for where in slices
-        ), len(starts)
+        return map(whole.selected, slices), len(starts)
     number = number_of_batches(data)
     batches: Iterable = data
     if isinstance(data, keras.utils.PyDataset):
@@ -137,10 +137,12 @@ def for_keras(
     sample_weight: Any,
     image_shape: tuple[int, ...],
     *,
+    spec: ConditionSpec,
     class_weight: dict | None = None,
     batch_size: int | None = None,
     shuffle: bool = False,
     multiple: int = 1,
+    labels_needed: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Return (x, y, sample_weight) as Keras's trainer is to get them, with every batch checked
     before it is used.
@@ -151,27 +153,27 @@ def for_keras(
         x: images in any form that `fit` takes.
         y, sample_weight: beside arrays of images, or None.
         image_shape: the (height, width, channels) expected.
+        spec: what the model is told beside the images.
         class_weight: weights by class, which become sample weights.
         batch_size: images in a batch of arrays.
         shuffle: whether arrays are shuffled; matters only where they are cut into batches here.
         multiple: every batch is brought to a multiple of so many images, one for each device.
+        labels_needed: whether a model that takes labels must get some.
 
     Raises:
         ValueError: the data are empty, or their structure, shape, type or values are wrong.
     """
+    checks = _Checks(image_shape, class_weight, multiple, spec, labels_needed)
     if is_one_piece(x):
-        whole = _in_one_piece(x)
-        y = whole.labels if y is None else y
+        whole = _in_one_piece(x, spec)
+        y = told_of(whole) if y is None else y
         sample_weight = whole.sample_weight if sample_weight is None else sample_weight
-        batch = prepared((whole.images, y, sample_weight), image_shape, class_weight)
+        batch = prepared((whole.images, y, sample_weight), *checks._replace(multiple=1))
         if not len(batch.images):
             raise ValueError("the data set is empty: got an array of 0 images")
         if multiple > 1:
-            return (
-                _ArrayBatches(batch, image_shape, batch_size or 32, shuffle, multiple),
-                None,
-                None,
-            )
+            checks = checks._replace(class_weight=None)
+            return _ArrayBatches(batch, checks, batch_size or 32, shuffle), None, None
         images, labels, sample_weight = (*packed(batch), None, None)[:3]
         return images, labels, sample_weight
     for name, value in (("y", y), ("sample_weight", sample_weight)):
@@ -181,24 +183,43 @@ def for_keras(
                 "batches: "
                 "(images, labels) or (images, labels, sample_weight)"
             )
-    return checked(x, image_shape, class_weight, multiple), None, None
+    return _checked(x, checks), None, None
 
 
-def checked(
-    data: Any, image_shape: tuple[int, ...], class_weight: dict | None = None, multiple: int = 1
-) -> Any:
+def checked(data: Any, image_shape: tuple[int, ...], spec: ConditionSpec | None = None) -> Any:
     """Return `data` with every batch checked before it is used.
 
     Arrays are checked here and now, and returned as they are or as (images, labels, ...); data sets
     and generators become data sets and generators of tuples, checked as they are read.
 
+    Args:
+        data: images in any form that `fit` takes.
+        image_shape: the (height, width, channels) expected.
+        spec: what the model is told beside the images; None leaves labels as they are.
+
     Raises:
         ValueError: the data are empty, or their shape or values are wrong.
     """
+    checks = _Checks(image_shape, None, 1, spec, False)
     if is_one_piece(data):
-        parts = for_keras(data, None, None, image_shape, class_weight=class_weight)
-        parts = tuple(part for part in parts if part is not None)
+        parts = packed(prepared(_in_one_piece(data), *checks))
+        if not len(parts[0]):
+            raise ValueError("the data set is empty: got an array of 0 images")
         return parts if len(parts) > 1 else parts[0]
+    return _checked(data, checks)
+
+
+class _Checks(NamedTuple):
+    """How batches are checked: what `prepared` is given beside them."""
+
+    image_shape: tuple[int, ...]
+    class_weight: dict | None
+    multiple: int
+    spec: ConditionSpec | None
+    labels_needed: bool
+
+
+def _checked(data: Any, checks: _Checks) -> Any:
     if number_of_batches(data) == 0:
         raise ValueError(_EMPTY)
     if is_tf_dataset(data):
@@ -206,23 +227,23 @@ def checked(
             tf_inputs,
         )  # TensorFlow is loaded already: the data set is its own
 
-        return tf_inputs.checked(data, image_shape, class_weight, multiple)
+        return tf_inputs.checked(data, *checks)
     if isinstance(data, keras.utils.PyDataset):
-        return _CheckedPyDataset(data, image_shape, class_weight, multiple)
+        return _CheckedPyDataset(data, checks)
     if not hasattr(data, "__iter__"):
         raise ValueError(
             f"images must be an array, a data set of batches or a generator, got {data!r} of type "
             f"{type(data).__name__}"
         )
     if iter(data) is data:
-        return _checked_generator(data, image_shape, class_weight, multiple)
+        return _checked_generator(data, checks)
     if number_of_batches(data) is None:
         raise ValueError(
             f"a {type(data).__name__} does not say how many batches it has: give it a __len__, or "
             "give iter(...) of it with "
             "steps_per_epoch, a keras.utils.PyDataset or a tf.data.Dataset"
         )
-    return _CheckedIterable(data, image_shape, class_weight, multiple)
+    return _CheckedIterable(data, checks)
 
 
 def brings_its_own_order(data: Any) -> bool:
@@ -250,7 +271,8 @@ def input_error(error: Exception) -> ValueError | None:
     message = str(error)
     if image_checks.ERROR_START not in message:
         return None
-    return ValueError(message.split(image_checks.ERROR_START)[1].split(image_checks.ERROR_END)[0])
+    message = message.split(image_checks.ERROR_START)[1].split(image_checks.ERROR_END)[0]
+    return ValueError(message.replace("\\'", "'").replace('\\"', '"'))  # TensorFlow escapes quotes
 
 
 def parts_of(data: Any) -> tuple[Any, Any, Any]:
@@ -262,9 +284,11 @@ def parts_of(data: Any) -> tuple[Any, Any, Any]:
     return images, labels, sample_weight
 
 
-def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[tuple, tuple]:
+def split(
+    x: Any, y: Any, sample_weight: Any, share: float, spec: ConditionSpec
+) -> tuple[tuple, tuple]:
     """Return arrays (x, y, sample_weight) for training and for validation, which gets the last
-    `share` of them.
+    `share` of them; `spec` is what the model is told beside the images.
 
     Raises:
         ValueError: the data are no arrays, or one side would be empty.
@@ -275,13 +299,11 @@ def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[tuple, tupl
             "(for a tf.data.Dataset "
             "with take and skip), and give validation_data"
         )
-    whole = _in_one_piece(x)
-    whole = Batch(
-        *(
-            given if given is not None else own
-            for own, given in zip(whole, (None, y, sample_weight))
-        )
-    )
+    whole = _in_one_piece(x, spec)
+    if y is not None or sample_weight is not None:
+        y = told_of(whole) if y is None else y
+        sample_weight = whole.sample_weight if sample_weight is None else sample_weight
+        whole = _as_arrays(taken_apart((whole.images, y, sample_weight)))
     number = len(whole.images)
     first = int(number * (1.0 - share))
     if first in (0, number):
@@ -290,68 +312,55 @@ def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[tuple, tupl
             "empty; give more images or "
             "another share"
         )
-    parts = [None if part is None else as_array(part) for part in whole]
-    first_part, second_part = (
-        tuple(None if part is None else part[where] for part in parts)
-        for where in (slice(None, first), slice(first, None))
-    )
+    parts = (whole.selected(where) for where in (slice(None, first), slice(first, None)))
+    first_part, second_part = ((part.images, told_of(part), part.sample_weight) for part in parts)
     return first_part, second_part
 
 
-def _in_one_piece(data: Any) -> Batch:
+def _in_one_piece(data: Any, spec: ConditionSpec | None = None) -> Batch:
     """Arrays in whatever structure, as one batch of NumPy arrays."""
-    if isinstance(data, (tuple, list)) and all(
-        len(getattr(part, "shape", ())) == 4 for part in data
-    ):
-        # Images alone: labels never have four axes.
-        return Batch(
-            np.concatenate([as_array(part) for part in data])
-            if len(data) > 1
-            else as_array(data[0])
-        )
-    batch = taken_apart(data)
+    is_pair = isinstance(data, tuple) and spec is not None and spec.takes_images
+    if isinstance(data, (tuple, list)) and not is_pair:
+        shapes = {tuple(getattr(part, "shape", ()))[1:] for part in data}
+        if len(shapes) == 1 and len(shapes.pop()) == 3:
+            # Images alone: labels never have four axes.
+            return Batch(np.concatenate([as_array(part) for part in data]))
+    return _as_arrays(taken_apart(data))
+
+
+def _as_arrays(batch: Batch) -> Batch:
     return Batch(*(None if part is None else as_array(part) for part in batch))
 
 
-def _prepared(
-    batch: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
-) -> tuple:
+def _prepared(batch: Any, checks: _Checks) -> tuple:
     """A batch for Keras. TensorFlow runs this within its pipeline, and buries errors: `input_error`
     finds them.
     """
     try:
-        return packed(prepared(batch, image_shape, class_weight, multiple))
+        return packed(prepared(batch, *checks))
     except ValueError as error:
         raise ValueError(f"{image_checks.ERROR_START}{error}{image_checks.ERROR_END}") from error
 
 
-def _checked_generator(
-    generator: Iterable, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
-) -> Iterator:
+def _checked_generator(generator: Iterable, checks: _Checks) -> Iterator:
     for batch in generator:
-        yield _prepared(batch, image_shape, class_weight, multiple)
+        yield _prepared(batch, checks)
 
 
 class _CheckedPyDataset(keras.utils.PyDataset):
     """A PyDataset that gives what another does, checked and as tuples."""
 
-    def __init__(
-        self,
-        dataset: Any,
-        image_shape: tuple[int, ...],
-        class_weight: dict | None = None,
-        multiple: int = 1,
-    ):
+    def __init__(self, dataset: Any, checks: _Checks):
         super().__init__(
             workers=dataset.workers,
             use_multiprocessing=dataset.use_multiprocessing,
             max_queue_size=dataset.max_queue_size,
         )
         self.dataset = dataset
-        self._options = (image_shape, class_weight, multiple)
+        self._checks = checks
 
     def __getitem__(self, index: int) -> tuple:
-        return _prepared(self.dataset[index], *self._options)
+        return _prepared(self.dataset[index], self._checks)
 
     @property
     def num_batches(self) -> int | None:
@@ -372,11 +381,9 @@ class _CheckedIterable(keras.utils.PyDataset):
     asked for.
     """
 
-    def __init__(
-        self, data: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
-    ):
+    def __init__(self, data: Any, checks: _Checks):
         super().__init__()
-        self._data, self._options = data, (image_shape, class_weight, multiple)
+        self._data, self._checks = data, checks
         self._next = 0
         self._iterator: Iterator | None = None
 
@@ -384,7 +391,7 @@ class _CheckedIterable(keras.utils.PyDataset):
         if self._iterator is None or index != self._next:
             self._iterator = itertools.islice(iter(self._data), index, None)
         self._next = index + 1
-        return _prepared(next(self._iterator), *self._options)
+        return _prepared(next(self._iterator), self._checks)
 
     @property
     def num_batches(self) -> int:
@@ -396,23 +403,15 @@ class _ArrayBatches(keras.utils.PyDataset):
     are shuffled.
     """
 
-    def __init__(
-        self,
-        whole: Batch,
-        image_shape: tuple[int, ...],
-        batch_size: int,
-        shuffle: bool,
-        multiple: int,
-    ):
+    def __init__(self, whole: Batch, checks: _Checks, batch_size: int, shuffle: bool):
         super().__init__()
-        self._whole, self._batch_size, self._shuffle = whole, batch_size, shuffle
-        self._options = (image_shape, None, multiple)
+        self._whole, self._checks = whole, checks
+        self._batch_size, self._shuffle = batch_size, shuffle
         self._order = np.arange(len(whole.images))
 
     def __getitem__(self, index: int) -> tuple:
         where = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        batch = tuple(None if part is None else part[where] for part in self._whole)
-        return _prepared(batch, *self._options)
+        return _prepared(self._whole.selected(where), self._checks)
 
     @property
     def num_batches(self) -> int:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,20 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddim_keras.data import colours, decoding, depth, folder, resizing, seeded, tfds_source
+from ddim_keras.data import colours, decoding, depth, folder, pipelines, resizing, tfds_source
 from ddim_keras.data.source import Source
-from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 EMBEDDED = "embedded"
-# Shuffling holds up to this many bytes of images; data sets below it are shuffled as a whole.
-_SHUFFLE_BYTES = 512 * 2**20
-_EPOCH_STRIDE = (
-    1_000_003  # between the seeds of epochs, so that those of other runs fall between them
-)
 
 
 def load_dataset(
@@ -118,7 +111,7 @@ def load_dataset(
     for name, value in (("batch_size", batch_size), ("repeat", repeat)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    _check_choices(channels, fit)
+    check_choices(channels, fit)
     if unreadable not in ("refuse", "skip"):
         raise ValueError(f"unreadable must be 'refuse' or 'skip', got {unreadable!r}")
     depth.check_bits(bits)
@@ -138,21 +131,18 @@ def load_dataset(
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         identity = repr((found.identity, name, size, channels, fit))
-        return _cached(dataset, cache, f"{name}_{size[0]}x{size[1]}x{channels}", identity)
+        return pipelines.cached(dataset, cache, f"{name}_{size[0]}x{size[1]}x{channels}", identity)
 
-    train = _training_batches(
-        resized(found.train, "train"),
-        (*size, channels),
-        batch_size,
-        repeat,
-        flip,
-        labels,
-        seed,
-        drop_remainder,
+    examples = "labels" if labels else "images"
+    shuffling = pipelines.Shuffling(batch_size, repeat, flip, seed, drop_remainder)
+    train = pipelines.training_batches(
+        resized(found.train, "train"), (*size, channels), shuffling, examples
     )
     validation = None
     if found.validation is not None:
-        validation = _finished(resized(found.validation, "validation").batch(batch_size), labels)
+        validation = pipelines.finished(
+            resized(found.validation, "validation").batch(batch_size), examples
+        )
     if labels:
         for dataset in (train, validation):
             if dataset is not None:
@@ -184,7 +174,7 @@ def read_images(
         ValueError: a file that cannot be read, named; or an argument out of its range.
     """
     size = height_and_width(image_size)
-    _check_choices(channels, fit)
+    check_choices(channels, fit)
     depth.check_bits(bits)
     colour = colours.parse_colour(background)
 
@@ -203,32 +193,7 @@ def read_images(
     return np.stack(images).astype("float32") / 255.0
 
 
-def _cached(dataset: Any, cache: bool | str | os.PathLike, name: str, identity: str) -> Any:
-    """Keep a data set in memory, in a folder of a cache, or nowhere.
-
-    Args:
-        dataset: of resized images.
-        cache: as for `load_dataset`.
-        name: of the folder.
-        identity: tells the data set from others of the same name.
-    """
-    import tensorflow as tf
-
-    if cache is True:
-        return dataset.cache()
-    if cache is False:
-        return dataset
-    # tf.data's own cache file is left locked by a killed process; a folder that is renamed when
-    # whole is not.
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    place = pathlib.Path(cache) / f"{name}_{digest}"
-    if not place.exists():
-        with files.written_beside(place) as temporary:
-            dataset.save(str(temporary))
-    return tf.data.Dataset.load(str(place))
-
-
-def _check_choices(channels: int | None, fit: str) -> None:
+def check_choices(channels: int | None, fit: str) -> None:
     if channels not in (None, 1, 3, 4):
         raise ValueError(
             f"channels must be 1, 3 or 4, or None for the data set's own, got {channels!r}"
@@ -258,70 +223,3 @@ def _open_source(source: Any, wanted: folder.Wanted, data_dir: Any, download: bo
     ):
         raise ValueError(f"no such folder: {source}")
     return tfds_source.from_name(str(source), reading, data_dir, download)
-
-
-def _training_batches(
-    dataset, image_shape, batch_size, repeat, flip, labels, seed, drop_remainder
-) -> Any:
-    import tensorflow as tf
-
-    count = int(dataset.cardinality()) * repeat
-    room = max(10 * batch_size, _SHUFFLE_BYTES // int(np.prod(image_shape)))
-    room = min(room, count) if count > 0 else room
-    if drop_remainder is None:
-        drop_remainder = count < 0 or count >= batch_size
-    if repeat > 1:
-        dataset = dataset.repeat(repeat)
-
-    def batched(shuffled: Any, seeds: Any) -> Any:
-        batches = shuffled.batch(batch_size, drop_remainder=drop_remainder)
-        if flip:
-            batches = tf.data.Dataset.zip(batches, seeds).map(
-                _flipped, num_parallel_calls=tf.data.AUTOTUNE
-            )
-        return batches
-
-    train = _finished(
-        batched(
-            dataset.shuffle(room, seed=seed),
-            tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True),
-        ),
-        labels,
-    )
-
-    def from_step(step: int) -> Any:
-        steps = int(train.cardinality())
-        if steps < 1:
-            raise ValueError("from_step needs training data of known length")
-
-        def epoch(number: Any) -> Any:
-            epoch_seed = number * _EPOCH_STRIDE + seed
-            shuffled, seeds = seeded.shuffled(dataset, room, epoch_seed), seeded.random(epoch_seed)
-            batches = batched(shuffled, seeds)
-            return _finished(batches.skip(tf.where(number == first, done, 0)), labels)
-
-        # Without a loop in Python: its thread may need the interpreter when that has ended already.
-        first, done = (tf.constant(part, tf.int64) for part in divmod(step, steps))
-        epochs = tf.data.Dataset.counter(first, dtype=tf.int64)
-        return epochs.flat_map(epoch).prefetch(2)
-
-    train.from_step = from_step
-    return train
-
-
-def _flipped(batch: Any, seed: Any) -> Any:
-    import tensorflow as tf
-
-    images, labels = batch
-    chances = tf.random.stateless_uniform((tf.shape(images)[0], 1, 1, 1), seed=(seed, 0))
-    return tf.where(chances < 0.5, images[:, :, ::-1], images), labels
-
-
-def _finished(dataset: Any, labels: bool) -> Any:
-    import tensorflow as tf
-
-    def as_floats(images, classes):
-        images = tf.cast(images, tf.float32) / 255.0
-        return (images, classes) if labels else images
-
-    return dataset.map(as_floats, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

@@ -4,12 +4,22 @@ TensorFlow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from ddim_keras.data import image_checks
-from ddim_keras.data.batches import Batch, check_class_weight, taken_apart
+from ddim_keras.data.batches import (
+    Batch,
+    by_spec,
+    check_class_weight,
+    known_shape,
+    no_labels,
+    taken_apart,
+    told_of,
+)
+from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import (
     NOT_FINITE,
     OUT_OF_RANGE,
@@ -23,32 +33,50 @@ _WEIGHTS = "sample weights must be finite and at least 0: got NaN, infinity or a
 
 
 def checked(
-    dataset: Any, image_shape: tuple[int, ...], class_weight: dict | None, multiple: int
+    dataset: Any,
+    image_shape: tuple[int, ...],
+    class_weight: dict | None,
+    multiple: int,
+    told: ConditionSpec | None,
+    labels_needed: bool,
 ) -> Any:
     """Return a data set of tuples (images,), (images, labels) or (images, labels, sample_weight),
-    all checked.
+    all checked. The arguments are those of `batches.prepared`.
 
     Shapes that are not known yet are checked as batches come.
 
     Raises:
         ValueError: its elements are no batches of such images.
     """
-    spec = taken_apart(dataset.element_spec)
+
+    def parts_of(element: Any) -> Batch:
+        batch = taken_apart(element)
+        return batch if told is None else by_spec(batch, told)
+
+    spec = parts_of(dataset.element_spec)
     _check_spec(spec, image_shape, dataset)
+    if told is not None:
+        _check_told(spec, told, labels_needed, class_weight is not None)
     if class_weight is not None:
         check_class_weight(class_weight, spec.labels, spec.sample_weight)
 
     def prepare(*element):
-        batch = taken_apart(element if len(element) > 1 else element[0])
-        images = _with_static_shape(batch.images, image_shape)
+        batch = parts_of(element if len(element) > 1 else element[0])
+        images = _with_static_shape(batch.images, image_shape, check_shape)
         if images.dtype != tf.uint8:
-            images = _with_checked_range(images)
+            images = _with_checked_range(images, "images")
         weights = batch.sample_weight
         if weights is not None:
             weights = _with_checked_weights(weights, images)
+        labels, condition = batch.labels, batch.condition
+        if told is not None and told.takes_labels and labels is not None:
+            labels = _class_numbers(labels, told)
         if class_weight is not None:
-            weights = _class_weights(batch.labels, class_weight)
-        return _packed(_filled_up(Batch(images, batch.labels, weights), multiple))
+            weights = _class_weights(labels, class_weight)
+        if told is not None:
+            labels = labels if told.takes_labels else None
+            condition = None if condition is None else _with_checked_condition(condition, told)
+        return _packed(_filled_up(Batch(images, labels, weights, condition), multiple))
 
     plain = isinstance(dataset.element_spec, tf.TensorSpec) or (
         isinstance(dataset.element_spec, tuple)
@@ -61,11 +89,30 @@ def checked(
         and tuple(spec.images.shape[1:]) == tuple(image_shape)
         and class_weight is None
         and spec.sample_weight is None
+        and (told is None or (spec.labels is None and spec.condition is None))
         and multiple == 1
     )
     if not nothing_to_do:
         dataset = dataset.map(prepare, num_parallel_calls=2, deterministic=True).prefetch(2)
     return _leaving_the_processor_alone(dataset)
+
+
+def _check_told(
+    spec: Batch, told: ConditionSpec, labels_needed: bool, labels_are_used: bool
+) -> None:
+    """Find out from what a data set says of itself what will be wrong with its labels."""
+    if spec.labels is None and told.takes_labels and labels_needed:
+        raise ValueError(no_labels(told))
+    if spec.labels is not None and not told.takes_labels and not labels_are_used:
+        told.say_that_labels_are_ignored()
+    if spec.labels is not None and told.takes_labels:
+        shape = known_shape(spec.labels)
+        if len(shape) == 2 and shape[1] not in (None, 1, told.num_classes):
+            raise ValueError(told.wrong_one_hot(shape[1]))
+    if spec.condition is not None and told.takes_condition:
+        shape = spec.condition.shape
+        if shape.rank is not None:
+            told.check_condition_shape(shape)
 
 
 def _check_spec(spec: Batch, image_shape: tuple[int, ...], dataset: Any) -> None:
@@ -92,15 +139,15 @@ def _check_spec(spec: Batch, image_shape: tuple[int, ...], dataset: Any) -> None
         )
 
 
-def _with_static_shape(images: Any, image_shape: tuple[int, ...]) -> Any:
-    """Images whose shape is known; checked now if it was not known before."""
+def _with_static_shape(images: Any, wanted: tuple[int, ...], check_shape: Callable) -> Any:
+    """Images, or conditions, whose shape is known; checked now if it was not known before."""
     shape = images.shape
-    if shape.rank == 4 and tuple(shape[1:]) == tuple(image_shape):
+    if shape.rank == 1 + len(wanted) and tuple(shape[1:]) == tuple(wanted):
         return images
 
     def check(found):
         try:
-            check_shape(tuple(int(size) for size in found), image_shape)
+            check_shape(tuple(int(size) for size in found), wanted)
         except ValueError as error:
             return _marked(str(error))
         return b""
@@ -109,14 +156,12 @@ def _with_static_shape(images: Any, image_shape: tuple[int, ...]) -> Any:
     message = tf.numpy_function(check, [tf.shape(images)], tf.string)
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(message, ""), [message])]):
         images = tf.identity(images)
-    images.set_shape((shape[0] if shape.rank == 4 else None, *image_shape))
+    images.set_shape((shape[0] if shape.rank == 1 + len(wanted) else None, *wanted))
     return images
 
 
-def _with_checked_range(images: Any) -> Any:
-    before, between, after = OUT_OF_RANGE.format(what="images", smallest="|", largest="|").split(
-        "|"
-    )
+def _with_checked_range(images: Any, what: str) -> Any:
+    before, between, after = OUT_OF_RANGE.format(what=what, smallest="|", largest="|").split("|")
     values = images if images.dtype == tf.float64 else tf.cast(images, tf.float32)
     smallest, largest = tf.reduce_min(values), tf.reduce_max(values)
     # A sum hands NaN on; TensorFlow's minimum does not.
@@ -126,7 +171,7 @@ def _with_checked_range(images: Any) -> Any:
     out_of_range = tf.strings.join([before, numbers[0], between, numbers[1], after])
     start, end = _marked("|").split("|")
     message = tf.strings.join(
-        [start, tf.where(finite, out_of_range, NOT_FINITE.format(what="images")), end]
+        [start, tf.where(finite, out_of_range, NOT_FINITE.format(what=what)), end]
     )
     # An empty batch has no range: its minimum is infinite.
     with tf.control_dependencies(
@@ -148,6 +193,62 @@ def _with_checked_weights(weights: Any, images: Any) -> Any:
         weights = tf.identity(weights)
     weights.set_shape((None,))
     return weights
+
+
+def _class_numbers(labels: Any, told: ConditionSpec) -> Any:
+    """As `ConditionSpec.class_numbers`, int32 (batch,)."""
+    if labels.shape.rank == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape.rank == 2:
+        return tf.argmax(labels, axis=-1, output_type=tf.int32)
+    if labels.dtype == tf.string:
+        return _numbers_of_names(labels, told)
+    count = told.num_classes
+    # A number stands in for the label in the words.
+    before, after = told.out_of_range("|").split("|")
+    values = tf.reshape(labels, [-1])
+    inside = (values >= 0) & (values < tf.cast(count, values.dtype))
+    if values.dtype.is_floating:
+        inside &= tf.equal(values, tf.floor(values))
+    wrong = tf.concat([tf.boolean_mask(values, ~inside), values[:1]], 0)[:1]
+    return _asserted(inside, before, tf.strings.as_string(wrong), after, tf.cast(values, tf.int32))
+
+
+def _numbers_of_names(labels: Any, told: ConditionSpec) -> Any:
+    before, after = told.unknown_name("|").split("'|'")
+    names = tf.constant(list(told.class_names or ["\0"]))
+    matches = tf.equal(labels[:, None], names[None])
+    known = tf.reduce_any(matches, axis=1)
+    wrong = tf.concat([tf.boolean_mask(labels, ~known), labels[:1]], 0)[:1]
+    wrong = tf.strings.join(["'", wrong, "'"])
+    return _asserted(known, before, wrong, after, tf.argmax(matches, axis=1, output_type=tf.int32))
+
+
+def _asserted(right: Any, before: str, wrong: Any, after: str, values: Any) -> Any:
+    start, end = _marked("|").split("|")
+    message = tf.strings.join([start + before, wrong, after + end])
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(right), [message])]):
+        return tf.identity(values)
+
+
+def _with_checked_condition(condition: Any, told: ConditionSpec) -> Any:
+    """As `ConditionSpec.check_condition`."""
+    wanted = told.condition_shape or ()
+    condition = _with_static_shape(
+        condition, wanted, lambda shape, _: told.check_condition_shape(shape)
+    )
+    if told.takes_images:
+        check_dtype(condition.dtype, "conditions")
+        return (
+            condition
+            if condition.dtype == tf.uint8
+            else _with_checked_range(condition, "conditions")
+        )
+    condition = tf.cast(condition, tf.float32)
+    finite = tf.reduce_all(tf.math.is_finite(condition))
+    message = _marked(NOT_FINITE.format(what="conditions"))
+    with tf.control_dependencies([tf.debugging.Assert(finite, [message])]):
+        return tf.identity(condition)
 
 
 def _class_weights(labels: Any, class_weight: dict) -> Any:
@@ -182,24 +283,21 @@ def _filled_up(batch: Batch, multiple: int) -> Batch:
         return batch
     number = tf.shape(batch.images)[0]
     places = tf.range(number + (-number) % multiple)
-    images, labels = (
-        None
-        if part is None
-        else tf.nest.map_structure(lambda leaf: tf.gather(leaf, places % number), part)
-        for part in batch[:2]
-    )
     weights = tf.ones(number) if batch.sample_weight is None else batch.sample_weight
-    return Batch(
-        images, labels, tf.where(places < number, tf.gather(weights, places % number), -1.0)
+    filled = tf.nest.map_structure(
+        lambda part: tf.gather(part, places % number), batch._replace(sample_weight=weights)
     )
+    counted = tf.where(places < number, filled.sample_weight, -1.0)
+    return filled._replace(sample_weight=counted)
 
 
 def _packed(batch: Batch) -> tuple:
+    told = told_of(batch)
     if batch.sample_weight is None:
-        return (batch.images,) if batch.labels is None else (batch.images, batch.labels)
+        return (batch.images,) if told is None else (batch.images, told)
     # As `batches.packed`: Keras drops weights where there are no labels.
-    labels = tf.zeros((tf.shape(batch.images)[0], 0)) if batch.labels is None else batch.labels
-    return batch.images, labels, batch.sample_weight
+    told = tf.zeros((tf.shape(batch.images)[0], 0)) if told is None else told
+    return batch.images, told, batch.sample_weight
 
 
 def _leaving_the_processor_alone(dataset: Any) -> Any:

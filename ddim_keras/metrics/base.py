@@ -168,8 +168,8 @@ def checked_batches(data: Data, side: str) -> Iterator[tuple[np.ndarray, np.ndar
     """
     if not inputs.is_one_piece(data) and inputs.number_of_batches(data) == -1:
         raise ValueError(f"the {side} images never end: give a data set without repeat()")
-    for images, labels, _ in inputs.iterate_batches(data, _BATCH)[0]:
-        images = np.asarray(images)
+    for batch in inputs.iterate_batches(data, _BATCH)[0]:
+        images, labels = np.asarray(batch.images), batch.labels
         inputs.check_images(images, images.shape[1:], f"{side} images")
         labels = None if labels is None else np.asarray(labels)
         if labels is not None and len(labels) != len(images):

@@ -23,6 +23,7 @@ from ddim_keras.metrics.manifolds import (
     neighbour_radii,
 )
 from ddim_keras.metrics.states import Sample
+from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import generate
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
@@ -159,6 +160,8 @@ def score_generated(
     metrics: Sequence[Any] = ("fid", "kid", "precision_recall"),
     extractor: Any = None,
     per_class: bool = False,
+    labels: Any = None,
+    condition: Any = None,
     seed: int = 0,
     batch_size: int | None = None,
     **sampling: Any,
@@ -178,8 +181,11 @@ def score_generated(
             "fashion_mnist" for images of one channel, and otherwise "inception_v3".
         per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of
             such arrays.
+        labels: as for `generate`; or True for those of `dataset`, in their order, and again from
+            the first where more images are made.
+        condition: likewise.
         seed, batch_size: as for `generate`.
-        **sampling: as for `generate`: sampler, eta, spacing, ...
+        **sampling: as for `generate`: sampler, eta, spacing, guidance, ...
 
     Returns:
         Figures by name: "fid", "kid" and "kid_standard_deviation", "precision", "recall", ...; with
@@ -205,23 +211,46 @@ def score_generated(
             )
     if extractor is None:
         extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
-    generated = _generated_in_batches(engine, num_images, batch_size, **options)
+    told: dict[str, Any] = {"labels": labels, "condition": condition}
+    wanted = [name for name, value in told.items() if value is True]
+    if wanted:
+        told |= _told_by(dataset, engine, num_images, wanted)
+    checked = conditioning(engine, num_images, **told, guidance=sampling.get("guidance"))
+    generated = _generated_in_batches(engine, num_images, batch_size, checked, **options)
     names = getattr(dataset, "class_names", None)
-    return score(
-        generated, inputs.checked(dataset, engine.image_shape), metrics, extractor, per_class, names
-    )
+    real = inputs.checked(dataset, engine.image_shape)
+    return score(generated, real, metrics, extractor, per_class, names)
+
+
+def _told_by(
+    dataset: Data, engine: Engine, number: int, wanted: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return labels or conditions of a data set, repeated until there are `number`."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    count = 0
+    data = inputs.checked(dataset, engine.image_shape, engine.spec)
+    for batch in inputs.iterate_batches(data, _BATCH)[0]:
+        for name in wanted:
+            values = getattr(batch, name)
+            if values is None:
+                raise ValueError(f"{name}=True takes the data set's own, but it holds none")
+            found[name].append(np.asarray(values))
+        count += len(batch.images)
+        if count >= number:
+            break
+    return {name: np.concatenate(parts)[np.arange(number) % count] for name, parts in found.items()}
 
 
 def _generated_in_batches(
-    engine: Engine, num_images: int, batch_size: int, **options: Any
+    engine: Engine, num_images: int, batch_size: int, told: Conditioning, **options: Any
 ) -> Iterable[np.ndarray]:
     """Yield images batch by batch, so that they need not all be held."""
     for start in range(0, num_images, batch_size):
         count = min(batch_size, num_images - start)
         # Whole batches, so that one compiled loop serves; image i is the same in any.
-        images = generate(
-            engine, batch_size, first_image=start, batch_size=batch_size, verbose=0, **options
-        )
+        these = told.arguments(np.minimum(np.arange(start, start + batch_size), num_images - 1))
+        same = {"batch_size": batch_size, "verbose": 0, **these, **options}
+        images = generate(engine, batch_size, first_image=start, **same)
         yield images[:count]
 
 

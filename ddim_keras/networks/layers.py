@@ -269,6 +269,11 @@ class ImageNormalization(keras.layers.Layer):
         """
         return ops.where(self.variance > 1e-8, ops.sqrt(self.variance), 1.0)
 
+    def scales(self) -> np.ndarray:
+        """Return mean and standard deviation of each channel, shape (2, channels)."""
+        parts = (self.mean, self.standard_deviation())
+        return np.stack([ops.convert_to_numpy(part) for part in parts])
+
     def call(self, images):
         return (inputs.as_unit_range(images) - self.mean) / self.standard_deviation()
 

@@ -20,6 +20,8 @@ from ddim_keras.support.types import Tensor
 
 CONDITIONINGS = ("input", "every_block")
 NORMALIZATIONS = ("batch", "group")
+# What the inputs are called by which a network is told more than the noise level.
+LABELS, CONDITION = "labels", "condition"
 
 
 def residual_unet(
@@ -33,6 +35,8 @@ def residual_unet(
     normalization: str = "batch",
     attention_levels: Sequence[int] = (),
     patch_size: int = 1,
+    num_classes: int | None = None,
+    condition_shape: Sequence[int] | None = None,
     dtype: Any = None,
     name: str = "network",
 ) -> keras.Model:
@@ -61,6 +65,11 @@ def residual_unet(
             by self-attention over the pixels (Ho et al. 2020), in heads of 32 channels.
         patch_size: p: the network works on patches of p x p pixels, as p * p times the channels at
             1/p of the size.
+        num_classes: K: the network also takes labels from 0 to K, where K says nothing. Each has a
+            vector, which is learned and joins the noise variance's embedding.
+        condition_shape: the network also takes images (height, width, channels), which are resized
+            bilinearly to the noisy images and joined to them as channels; or vectors (features,),
+            which join the noise variance's embedding through a layer.
         dtype: Keras dtype policy of the layers. The embedding and the last convolution are float32
             in any case, and so are the weights of a 16-bit policy: "float16" computes as
             "mixed_float16" does.
@@ -68,7 +77,8 @@ def residual_unet(
 
     Returns:
         A functional model of [noisy images (batch, height, width, channels), noise variances
-        (batch, 1, 1, 1)], which returns (batch, height, width, channels).
+        (batch, 1, 1, 1)], and perhaps labels (batch,) and conditions (batch, *condition_shape),
+        which returns (batch, height, width, channels).
 
     Raises:
         ValueError: no widths, a width or a depth below 1, a size that cannot be halved often
@@ -89,9 +99,13 @@ def residual_unet(
     embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)(
         noise_variances
     )
+    told = _Told(num_classes, condition_shape, dtype)
     if conditioning == "every_block":
-        for _ in range(2):
-            embedding = layers.Dense(4 * embedding_dims, activation="swish", dtype=dtype)(embedding)
+        embedding = _dense(4 * embedding_dims, "swish", dtype)(embedding)
+        embedding = told.added_to(embedding)
+        embedding = _dense(4 * embedding_dims, "swish", dtype)(embedding)
+    else:
+        embedding = told.joined_to(embedding)
     blocks = _Blocks(embedding, conditioning, normalization, dtype)
 
     def level_blocks(x: Tensor, level: int, skips: list | None = None) -> list:
@@ -110,7 +124,8 @@ def residual_unet(
         return outputs
 
     patches = _to_patches(noisy_images, patch_size)
-    x = blocks.convolution(patches, widths[0], 1)
+    seen = _to_patches(told.joined_to_images(noisy_images), patch_size)
+    x = blocks.convolution(seen, widths[0], 1)
     skips: list = []
     for level in range(len(widths) - 1):
         outputs = level_blocks(x, level)
@@ -122,7 +137,65 @@ def residual_unet(
         x = level_blocks(x, level, skips)[-1]
     prediction = {"kernel_initializer": "zeros", "dtype": "float32", "name": "prediction"}
     x = layers.Conv2D(patches.shape[-1], 1, data_format="channels_last", **prediction)(x)
-    return keras.Model([noisy_images, noise_variances], _from_patches(x, patch_size), name=name)
+    inputs = [noisy_images, noise_variances, *told.inputs]
+    return keras.Model(inputs, _from_patches(x, patch_size), name=name)
+
+
+class _Told:
+    """The inputs by which the network is told more than the noise level, and where they enter."""
+
+    def __init__(self, num_classes: int | None, condition_shape: Sequence[int] | None, dtype: Any):
+        self.dtype = dtype
+        self.num_classes = num_classes
+        self.labels = self.condition = None
+        if num_classes is not None:
+            self.labels = keras.Input((), dtype="int32", name=LABELS)
+        if condition_shape is not None:
+            self.condition = keras.Input(tuple(condition_shape), dtype="float32", name=CONDITION)
+        self.inputs = [part for part in (self.labels, self.condition) if part is not None]
+
+    def added_to(self, embedding: Tensor) -> Tensor:
+        """The embedding plus what labels and vectors say, (batch, 1, 1, features)."""
+        parts = self._vectors(embedding.shape[-1])
+        return layers.Add(dtype=self.dtype)([embedding, *parts]) if parts else embedding
+
+    def joined_to(self, embedding: Tensor) -> Tensor:
+        """The embedding followed by what labels and vectors say, (batch, 1, 1, more features)."""
+        parts = self._vectors(embedding.shape[-1])
+        # The embedding is float32 whatever the policy, and stays so.
+        return layers.Concatenate(dtype="float32")([embedding, *parts]) if parts else embedding
+
+    def joined_to_images(self, images: Tensor) -> Tensor:
+        """Images with the condition's channels after theirs."""
+        if self.condition is None or len(self.condition.shape) != 4:
+            return images
+        height, width = images.shape[1:3]
+        resized = self.condition
+        if tuple(resized.shape[1:3]) != (height, width):
+            resize = {"interpolation": "bilinear", "data_format": "channels_last"}
+            resized = layers.Resizing(height, width, dtype="float32", **resize)(resized)
+        return layers.Concatenate(dtype="float32")([images, resized])
+
+    def _vectors(self, features: int) -> list[Tensor]:
+        """What labels and vectors say, each (batch, 1, 1, features)."""
+        parts = []
+        if self.num_classes is not None:
+            # The last of the vectors is the null class's.
+            embed = layers.Embedding(
+                self.num_classes + 1,
+                features,
+                keras.initializers.RandomNormal(0.5),
+                dtype=self.dtype,
+            )
+            parts.append(layers.Reshape((1, 1, features), dtype=self.dtype)(embed(self.labels)))
+        if self.condition is not None and len(self.condition.shape) == 2:
+            vector = _dense(features, None, self.dtype)(self.condition)
+            parts.append(layers.Reshape((1, 1, features), dtype=self.dtype)(vector))
+        return parts
+
+
+def _dense(features: int, activation: str | None, dtype: Any) -> layers.Dense:
+    return layers.Dense(features, activation=activation, dtype=dtype)
 
 
 class _Blocks:

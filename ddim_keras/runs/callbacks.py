@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from ddim_keras import plotting
+from ddim_keras.data.image_checks import as_unit_range
 from ddim_keras.runs.checkpoints import weights_are_finite
 from ddim_keras.support import files
 from ddim_keras.support.arguments import positive_int
@@ -95,16 +96,17 @@ class SampleImages(keras.callbacks.Callback):
 
     Args:
         folder: gets `samples_0001.png`, ..., a grid of images, and with `trajectory` also
-            `trajectory_0001.png`, ..., two noises on their way.
+            `trajectory_0001.png`, ..., two noises on their way. A model with classes has a row for
+            each; above images made from other images stand those.
         every: epochs between them.
-        num_images: images in a grid.
+        num_images: images in a grid, at most; of more classes than this, the first are shown.
         diffusion_steps: S, as for `DiffusionModel.generate`.
         seed: fixes the noises.
         trajectory: whether to draw the walks too.
         scale: each pixel becomes scale x scale.
         tensorboard: folder of a TensorBoard log to write the grids to as well, or None; needs
             TensorFlow.
-        **sampling: as for `DiffusionModel.generate`: sampler, eta, spacing, ...
+        **sampling: as for `DiffusionModel.generate`: sampler, labels, condition, guidance, ...
 
     Raises:
         ValueError: a number that is not a positive integer.
@@ -135,16 +137,33 @@ class SampleImages(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if (epoch + 1) % self.every:
             return
-        grids = {"samples": self.model.generate(self.num_images, **self.sampling)}
+        number, columns, sampling = self._arguments()
+        images = self.model.generate(number, **sampling)
+        if self.model.objective.spec.takes_images and sampling.get("condition") is not None:
+            images, columns = _below(sampling["condition"], images), number
+        grids = {"samples": (images, columns)}
         if self.trajectory:
-            _, walked = self.model.generate(2, return_trajectory=True, **self.sampling)
-            grids["trajectory"] = plotting.trajectory_images(self.model, walked)
-        for name, images in grids.items():
+            two = _first(min(2, number), sampling)
+            _, walked = self.model.generate(min(2, number), return_trajectory=True, **two)
+            grids["trajectory"] = (plotting.trajectory_images(self.model, walked), None)
+        for name, (images, columns) in grids.items():
             plotting.save_images(
-                self.folder / f"{name}_{epoch + 1:04d}.png", images, scale=self.scale
+                self.folder / f"{name}_{epoch + 1:04d}.png", images, columns, scale=self.scale
             )
             if self.tensorboard is not None:
-                self._summarize(name, plotting.image_grid(images, scale=self.scale), epoch)
+                grid = plotting.image_grid(images, columns, scale=self.scale)
+                self._summarize(name, grid, epoch)
+
+    def _arguments(self) -> tuple[int, int | None, dict[str, Any]]:
+        """How many images, in how many columns, and what else `generate` is given."""
+        sampling, columns = dict(self.sampling), None
+        classes = self.model.num_classes
+        if classes is not None and "labels" not in sampling:
+            rows = min(classes, self.num_images)
+            columns = self.num_images // rows
+            sampling["labels"] = [row for row in range(rows) for _ in range(columns)]
+        number = min([self.num_images, *map(len, _one_each(sampling).values())])
+        return number, columns, _first(number, sampling)
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         if self._writer is not None:
@@ -158,6 +177,35 @@ class SampleImages(keras.callbacks.Callback):
             self._writer = tf.summary.create_file_writer(self.tensorboard)
         with self._writer.as_default():
             tf.summary.image(name, grid[None], step=epoch)
+
+
+def _one_each(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments of `generate` that hold something for each image."""
+    ranks = {"labels": 0, "condition": 1}
+    return {
+        name: sampling[name]
+        for name, rank in ranks.items()
+        if sampling.get(name) is not None and np.ndim(sampling[name]) > rank
+    }
+
+
+def _first(number: int, sampling: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` for the first of many images."""
+    each = {name: values[:number] for name, values in _one_each(sampling).items()}
+    return {**sampling, **each}
+
+
+def _below(condition: Any, images: np.ndarray) -> np.ndarray:
+    """A row of conditions, brought to the images' size and channels, and below it the images."""
+    seen = keras.ops.convert_to_numpy(as_unit_range(np.asarray(condition)))
+    rows, columns = (
+        np.arange(size) * small // size for size, small in zip(images.shape[1:3], seen.shape[1:3])
+    )
+    seen = seen[:, rows][:, :, columns]
+    channels = images.shape[-1]
+    if seen.shape[-1] != channels:
+        seen = np.repeat(seen[..., :1], channels, axis=-1)
+    return np.concatenate([seen, images])
 
 
 class KeepBest(keras.callbacks.Callback):

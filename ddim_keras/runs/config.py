@@ -26,8 +26,12 @@ MAY_CHANGE = {
 FEATURES = ("inception_v3", "fashion_mnist")  # what can run within a compiled step
 FITS = ("crop", "pad")
 UNREADABLE = ("refuse", "skip")
+TASKS = ("super-resolution", "colorization")
 # Not settings of a run's `model`: it has its own for these, or a file cannot hold them.
-_NOT_SET_BY_MODEL = {"self", "name", "network", "seed", "dtype"}
+_NOT_SET_BY_MODEL = {
+    *("self", "name", "network", "seed", "dtype"),
+    *("num_classes", "class_names", "condition_shape"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,11 @@ class RunConfig:
         steps: batches in all.
         image_size: side of the images in pixels, or height and width, such as 64x96.
         channels: 1, 3 or 4; without it the data set's own.
+        labels: whether to train by label, so that images can be asked for by it: of a folder, each
+            subfolder is a class.
+        task: what images are made from: super-resolution from small ones, colorization from grey
+            ones; without it from noise alone.
+        factor: of super-resolution, by how much the small images are smaller.
         split: what to train on and what to keep for validation. Of TFDS two splits, such as
             train[:90%],test; of a folder two subfolders, such as train,dev, or a fraction, such as
             0.1. Without it the data set's own, or 0.2.
@@ -79,6 +88,9 @@ class RunConfig:
     steps: int = 5000
     image_size: int | list[int] = 32
     channels: int | None = None
+    labels: bool = False
+    task: str | None = None
+    factor: int = 4
     split: Any = None
     fit: str = "crop"
     background: str | list[int] = "white"
@@ -115,7 +127,7 @@ class RunConfig:
         self.recipe()
 
     def _check_numbers(self) -> None:
-        for name in ("steps", "checkpoint_every", "keep", "samples_every"):
+        for name in ("steps", "checkpoint_every", "keep", "samples_every", "factor"):
             positive_int(name, getattr(self, name))
         integer("samples", self.samples, minimum=0)
         integer("seed", self.seed, minimum=0, below=2**32)
@@ -133,8 +145,11 @@ class RunConfig:
                 raise ValueError(f"{name} must be a name or a folder, got {getattr(self, name)!r}")
         if not isinstance(self.cache, (bool, str)):
             raise ValueError(f"cache must be true, false or a folder, got {self.cache!r}")
-        if not isinstance(self.tensorboard, bool):
-            raise ValueError(f"tensorboard must be true or false, got {self.tensorboard!r}")
+        for name in ("tensorboard", "labels"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.task not in (None, *TASKS):
+            raise ValueError(f"task must be one of {list(TASKS)}, or None, got {self.task!r}")
         if self.jit not in (True, False, "auto"):
             raise ValueError(f"jit must be true, false or auto, got {self.jit!r}")
         for name, choices in (("fit", FITS), ("unreadable", UNREADABLE)):
@@ -209,7 +224,7 @@ def check_model_settings(settings: dict[str, Any], parameters: set[str]) -> None
 
 def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
     """Settings as version 0.1 wrote them, all of them, meaning what they meant there."""
-    newer = {"background", "bits"}
+    newer = {"background", "bits", "labels", "task", "factor"}
     written_by_0_1 = set(values) == {field.name for field in dataclasses.fields(RunConfig)} - newer
     if (
         written_by_0_1

@@ -21,6 +21,9 @@ from ddim_keras import plotting
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
 from ddim_keras.sampling.choices import sampler_and_spacing
+from ddim_keras.sampling.conditioning import Conditioning, conditioning
+from ddim_keras.sampling.generate import plan_walk
+from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
 from ddim_keras.support import backend, files
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import ImageArray
@@ -28,6 +31,7 @@ from ddim_keras.support.version import __version__
 
 _CONTACT_SHEET = 64  # images
 _OF_COLOURS = ("png", "tfrecord")  # what writes PNGs
+_TOLD_BESIDE = ("versions", "network_evaluations")  # what does not fix the images by itself
 
 
 def export_images(
@@ -63,7 +67,8 @@ def export_images(
         seed: integer in [0, 2**32).
         batch_size: images made at a time, as for `generate`.
         tell: called with a line for each shard.
-        **sampling: as for `DiffusionModel.generate`: diffusion_steps, sampler, eta, ...
+        **sampling: as for `DiffusionModel.generate`: diffusion_steps, sampler, eta, labels,
+            condition, guidance, ...
 
     Returns:
         How many shards were made now.
@@ -87,8 +92,15 @@ def export_images(
             f"there are only {len(starts)} shards of {shard_size} images for {machines} machines: "
             "lower the shard size"
         )
-    options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **sampling}
-    model.generate(0, **options)  # refuses what cannot work before anything is written
+    # Refuses what cannot work before anything is written.
+    told = conditioning(
+        model.engine,
+        num_images,
+        *(sampling.get(name) for name in ("labels", "condition", "guidance")),
+    )
+    plain = {name: sampling[name] for name in sampling if name not in ("labels", "condition")}
+    options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **plain}
+    model.generate(0, **{**options, "guidance": None})
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder for the images")
@@ -100,6 +112,7 @@ def export_images(
         "shard_size": shard_size,
         "seed": seed,
         "sampling": _described_sampling(sampling),
+        "network_evaluations": _evaluations(model, sampling, told),
         "versions": _versions(),
     }
     _describe(folder, description)
@@ -110,7 +123,8 @@ def export_images(
         count = min(shard_size, num_images - starts[index])
         if path.exists() and _is_whole(path, format, count):
             continue
-        images = model.generate(count, first_image=starts[index], **options)
+        these = told.arguments(np.arange(starts[index], starts[index] + count))
+        images = model.generate(count, first_image=starts[index], **these, **options)
         if index == 0:
             plotting.save_images(folder / "contact_sheet.png", images[:_CONTACT_SHEET])
         _write_shard(path, format, images, starts[index])
@@ -150,13 +164,23 @@ def model_hash(model: DiffusionModel) -> str:
     config = {
         name: value
         for name, value in model.get_config().items()
-        if name not in ("seed", "name", "ema_decay")
+        if name not in ("seed", "name", "ema_decay", "class_names", *_told_in_training(model))
     }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     normalizer = model.normalizer
     for weight in (normalizer.mean, normalizer.variance, *model.ema_network.weights):
         digest.update(keras.ops.convert_to_numpy(weight).astype("float32").tobytes())
     return digest.hexdigest()
+
+
+def _told_in_training(model: DiffusionModel) -> list[str]:
+    """Settings of conditions, which older versions did not know, where the model has none."""
+    names = {
+        "num_classes": model.num_classes,
+        "condition_shape": model.condition_shape,
+    }
+    training = ["label_dropout", "condition_dropout", "condition_noise"]
+    return [*training, *(name for name, value in names.items() if value is None)]
 
 
 def _described_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
@@ -168,11 +192,29 @@ def _described_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
     )
     given = {name: value for name, value in sampling.items() if name not in ("sampler", "eta")}
     described = {"diffusion_steps": 20, **given, "sampler": repr(sampler), "spacing": spacing}
-    plain = (bool, int, float, str, type(None))
-    return {
-        name: value if isinstance(value, plain) else repr(value)
-        for name, value in sorted(described.items())
-    }
+    return {name: _plain(value) for name, value in sorted(described.items())}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it: what is long by its hash."""
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, np.ndarray) and value.ndim > 1:
+        data = np.ascontiguousarray(value)
+        return f"sha256 {hashlib.sha256(data.tobytes()).hexdigest()} of {data.shape}"
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(part.item() if isinstance(part, np.generic) else part) for part in value]
+    if isinstance(value, Autoguidance):
+        return f"{value!r} of {model_hash(value.model)}"
+    return repr(value)
+
+
+def _evaluations(model: DiffusionModel, sampling: dict[str, Any], told: Conditioning) -> int:
+    """How often networks are called for an image."""
+    names = ("diffusion_steps", "sampler", "eta", "spacing", "schedule", "network_evaluations")
+    chosen = {name: sampling[name] for name in names if name in sampling}
+    _, planned = plan_walk(model.engine, **chosen, guidance=told.guidance)
+    return count_evaluations(planned, told.guidance)
 
 
 def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
@@ -189,7 +231,9 @@ def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): choose another folder") from error
     different = [
-        name for name in description if name != "versions" and found.get(name) != description[name]
+        name
+        for name in description
+        if name not in _TOLD_BESIDE and found.get(name) != description[name]
     ]
     if different:
         changes = ", ".join(

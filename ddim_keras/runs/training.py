@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import keras
 
 from ddim_keras import data, metrics, presets
+from ddim_keras.data.batches import taken_apart
 from ddim_keras.model import DiffusionModel
-from ddim_keras.runs import callbacks, watching
+from ddim_keras.runs import callbacks, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
@@ -134,11 +135,15 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:
         background=config.background,
         bits=config.bits,
         unreadable=config.unreadable,
+        labels=config.labels,
         flip=recipe.flip,
         seed=config.seed,
         data_dir=config.data_dir,
         cache=config.cache,
     )
+    if config.task:
+        training_data = validating.for_task(training_data, config.task, config.factor)
+        validation = validation and validating.for_task(validation, config.task, config.factor)
     validation = _spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
@@ -244,7 +249,10 @@ def _spread_over(validation: Any, number: int | None, batch_size: int) -> Any:
 
 def _features_for(validation: Any, tell: Tell) -> str | None:
     """Choose the features of the validation's KID; None where there are too few images for one."""
-    if validation is None or len(first := next(iter(validation))) < 2:
+    if validation is None:
+        return None
+    first = taken_apart(next(iter(validation))).images
+    if len(first) < 2:
         return None
     if first.shape[-1] != 1:
         try:
@@ -256,7 +264,8 @@ def _features_for(validation: Any, tell: Tell) -> str | None:
 
 
 def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any) -> DiffusionModel:
-    shape = training_data.element_spec.shape
+    spec = taken_apart(training_data.element_spec)
+    shape = spec.images.shape
     precision = backend.fastest_precision() if config.precision == "auto" else config.precision
     settings = {
         "image_size": tuple(shape[1:3]),
@@ -264,6 +273,10 @@ def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any)
         "dtype": precision,
         "seed": config.seed,
     }
+    if config.labels:
+        settings["class_names"] = training_data.class_names
+    if spec.condition is not None:
+        settings["condition_shape"] = tuple(spec.condition.shape[1:])
     model = DiffusionModel.from_preset(
         config.preset, load_weights=False, **{**settings, **config.model}
     )
@@ -294,6 +307,10 @@ def _watchers(
     ]
     if config.samples:
         to_log = place.tensorboard / "samples" if config.tensorboard else None
+        told: dict[str, Any] = {}
+        if config.task:  # the first of what is kept for validation, or else of the training
+            shown = validating.conditions_of(training.validation or training.data, config.samples)
+            told = {"condition": shown}
         chosen.append(
             callbacks.SampleImages(
                 place.samples,
@@ -301,6 +318,7 @@ def _watchers(
                 config.samples,
                 seed=config.seed,
                 tensorboard=to_log,
+                **told,
             )
         )
     if config.tensorboard:

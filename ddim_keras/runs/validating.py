@@ -6,7 +6,10 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ddim_keras import data as datasets
+from ddim_keras.data.batches import taken_apart
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.support.types import ImageShape
 
@@ -24,6 +27,7 @@ def held_out_images(
     split: Any = None,
     data_dir: str | None = None,
     fit: str | None = None,
+    labels: bool = False,
 ) -> tf.data.Dataset:
     """Return the validation part of a data set, of a run's own if nothing else is said.
 
@@ -32,9 +36,10 @@ def held_out_images(
         run: the folder of a run, whose settings count where others are not given. Anything else is
             no run, and the embedded images are taken.
         data, split, data_dir, fit: as for `load_dataset`; None for the run's.
+        labels: likewise.
 
     Returns:
-        Batches of images.
+        Batches of images, or of what the run's task makes of them.
 
     Raises:
         ValueError: the data set has no validation part, or cannot be read.
@@ -49,6 +54,7 @@ def held_out_images(
         size,
         _BATCH_SIZE,
         channels=channels,
+        labels=labels,
         fit=fit or config.fit,
         background=config.background,
         bits=config.bits,
@@ -59,4 +65,28 @@ def held_out_images(
     )
     if validation is None:
         raise ValueError(f"{data or config.data} has no images kept for validation")
-    return validation
+    return for_task(validation, config.task, config.factor) if config.task else validation
+
+
+def for_task(dataset: Any, task: str, factor: int) -> Any:
+    """Return a data set with what its images are to be made from.
+
+    Args:
+        dataset: as `load_dataset` makes it.
+        task, factor: as in `RunConfig`.
+    """
+    if task == "colorization":
+        return datasets.pairs.colorization(dataset)
+    return datasets.pairs.super_resolution(dataset, factor)
+
+
+def conditions_of(dataset: Any, number: int) -> np.ndarray:
+    """Return the conditions of the first `number` images of a data set, or of as many as there
+    are.
+    """
+    found: list[np.ndarray] = []
+    for batch in dataset:
+        found.append(np.asarray(taken_apart(batch).condition))
+        if sum(map(len, found)) >= number:
+            break
+    return np.concatenate(found)[:number]

@@ -18,10 +18,15 @@ class Conditions(NamedTuple):
         noise_level: what the network is told of the noise: `Schedule.conditions` of the rates, a
             number or broadcasting against (batch, 1, 1, 1).
         evaluation: how many evaluations of the walk came before, an int32 scalar.
+        labels: class numbers, int32 (batch,), the null class among them; None says nothing.
+        condition: images or vectors to condition on, (batch, ...), scaled as the network takes
+            them; None says nothing.
     """
 
     noise_level: Tensor
     evaluation: Tensor = 0
+    labels: Tensor | None = None
+    condition: Tensor | None = None
 
 
 # (noisy images, noise rates, signal rates, conditions) -> (predicted noises, predicted images)

@@ -2,6 +2,7 @@
 methods.
 """
 
+from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.edit import inpaint, variations
 from ddim_keras.sampling.encode import encode, reconstruct
 from ddim_keras.sampling.engine import Engine
@@ -14,6 +15,7 @@ __all__ = [
     "Engine",
     "InversionReport",
     "Trajectory",
+    "conditioning",
     "decode",
     "encode",
     "generate",

@@ -11,11 +11,14 @@ import abc
 from collections.abc import Callable, Hashable, Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
+from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.diffusion.parameterizations import Parameterization
-from ddim_keras.samplers import Denoiser
-from ddim_keras.support.types import ImageArray, Images, Tensor
+from ddim_keras.networks.unet import CONDITION, LABELS
+from ddim_keras.samplers import Conditions, Denoiser
+from ddim_keras.support.types import Images, Tensor, Variable
 
 
 class Wrapper(abc.ABC):
@@ -26,10 +29,14 @@ class Wrapper(abc.ABC):
             one serves the other.
         arrays: what changes from walk to walk without compiling anew; the first axis is the
             batch's, or all images share it.
+        variables: what it reads besides, such as another network's weights.
+        values: theirs, from `backend.values_of`.
     """
 
     key: Hashable
-    arrays: Sequence[ImageArray] = ()
+    arrays: Sequence[np.ndarray] = ()
+    variables: Sequence[Variable] = ()
+    values: Sequence[Tensor] = ()
 
     @abc.abstractmethod
     def wrap(
@@ -47,22 +54,53 @@ class Wrapper(abc.ABC):
 
 
 def network_denoiser(
-    network: keras.Model, parameterization: Parameterization, training: bool = False
+    network: keras.Model,
+    parameterization: Parameterization,
+    spec: ConditionSpec,
+    training: bool = False,
 ) -> Denoiser:
-    """Return the denoiser that a network of [noisy images, noise levels] is."""
+    """Return the denoiser that a network is; `spec` says which conditions it takes."""
 
     def denoise(noisy_images, noise_rates, signal_rates, conditions):
-        prediction = predict(network, noisy_images, conditions.noise_level, training)
+        prediction = predict(network, noisy_images, conditions, spec, training)
         return parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
 
     return denoise
 
 
 def predict(
-    network: keras.Model, noisy_images: Images, noise_levels: Tensor, training: bool
+    network: keras.Model,
+    noisy_images: Images,
+    conditions: Conditions,
+    spec: ConditionSpec,
+    training: bool,
 ) -> Images:
-    """Return what a network says of noisy images, in float32; `noise_levels` broadcast against
-    (batch, 1, 1, 1).
+    """Return what a network says of noisy images, in float32.
+
+    Args:
+        network: its inputs called "labels" and "condition" get those; of the other two the first
+            gets the noisy images and the second the noise levels.
+        noisy_images: (batch, height, width, channels).
+        conditions: its noise level broadcasts against (batch, 1, 1, 1).
+        spec: which conditions the network takes. Those that are not given say nothing.
+        training: as for `keras.Model.call`.
     """
-    noise_levels = ops.broadcast_to(noise_levels, (ops.shape(noisy_images)[0], 1, 1, 1))
-    return ops.cast(network([noisy_images, noise_levels], training=training), "float32")
+    number = ops.shape(noisy_images)[0]
+    unnamed = [noisy_images, ops.broadcast_to(conditions.noise_level, (number, 1, 1, 1))]
+    named = {}
+    if spec.takes_labels:
+        labels = conditions.labels
+        named[LABELS] = spec.null_labels(number) if labels is None else labels
+    if spec.takes_condition:
+        condition = conditions.condition
+        named[CONDITION] = spec.null_condition(number) if condition is None else condition
+    inputs = [
+        _shaped(named[tensor.name], tensor) if tensor.name in named else unnamed.pop(0)
+        for tensor in network.inputs
+    ]
+    return ops.cast(network(inputs, training=training), "float32")
+
+
+def _shaped(values: Tensor, wanted: keras.KerasTensor) -> Tensor:
+    """Labels as the network's input has them: (batch,), or (batch, 1)."""
+    return ops.reshape(values, (-1, 1)) if len(wanted.shape) == len(values.shape) + 1 else values

@@ -21,6 +21,7 @@ from ddim_keras.sampling.choices import (
     schedule_of_walk,
 )
 from ddim_keras.sampling.clipping import Clipping, clipped
+from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.arguments import integer, positive_int
@@ -42,6 +43,9 @@ def variations(
     spacing: str | Spacing | None = None,
     schedule: str | Schedule | None = None,
     clipping: str | Clipping = "none",
+    labels: Any = None,
+    condition: Any = None,
+    guidance: Any = None,
     seed: int | None = None,
     batch_size: int | None = None,
     verbose: str | int = "auto",
@@ -56,6 +60,7 @@ def variations(
         diffusion_steps: S, the steps of the way back; fewer if the schedule has not as many times
             there.
         eta, sampler, spacing, schedule, clipping, seed, batch_size, verbose: as for `generate`.
+        labels, condition, guidance: likewise.
 
     Returns:
         float32 array (num_images, height, width, channels) in [0, 1].
@@ -73,11 +78,12 @@ def variations(
         raise ValueError(
             f"strength must lie in [0, 1], got {strength}: 0 keeps the image, 1 nearly forgets it"
         )
+    told = conditioning(engine, num_images, labels, condition, guidance)
     images = np.empty((num_images, *engine.image_shape), "float32")
     if strength == 0.0:
         images[:] = ops.convert_to_numpy(engine.denormalize(normalized))
         return images
-    wrappers = clipped(clipping, engine.normalizer)
+    around = clipped(clipping, engine.normalizer)
     chosen, spacing = sampler_and_spacing(sampler, eta, spacing)
     along = schedule_of_walk(schedule, engine.schedule, engine.parameterization)
     if along.num_times is not None:  # no more than there are times on the way
@@ -88,6 +94,7 @@ def variations(
     for batch in engine.batches(num_images, batch_size, verbose):
         noises = ops.convert_to_numpy(engine.draw(seed, batch.indices))
         noisy_images = (signal_rates[0] * normalized + noise_rates[0] * noises).astype("float32")
+        wrappers = [*told.of(batch), *around]
         noisy_images = engine.walk(noisy_images, planned, seed, batch.indices, wrappers)
         batch.store(images, engine.denormalize(noisy_images))
     return images
@@ -104,6 +111,9 @@ def inpaint(
     spacing: str | Spacing = EVEN_TIMES,
     schedule: str | Schedule | None = None,
     clipping: str | Clipping = "none",
+    labels: Any = None,
+    condition: Any = None,
+    guidance: Any = None,
     seed: int | None = None,
     batch_size: int | None = None,
     verbose: str | int = "auto",
@@ -123,6 +133,7 @@ def inpaint(
         resampling: how many times each step is walked; network evaluations are `resampling` S.
         eta: stochasticity of the steps (eq. 16), 1 in RePaint.
         spacing, schedule, clipping, seed, batch_size, verbose: as for `generate`.
+        labels, condition, guidance: likewise.
 
     Returns:
         float32 array (batch, height, width, channels) in [0, 1], equal to the input where it is
@@ -144,12 +155,14 @@ def inpaint(
     showings = np.concatenate([showings, np.zeros((len(table) - len(showings), 4), "float32")])
     planned = Plan(table, np.arange(resampling, len(evaluations) + 1, resampling))
     outside = clipped(clipping, engine.normalizer)
+    told = conditioning(engine, len(normalized), labels, condition, guidance)
     seed = engine.seed(seed)
     result = np.empty_like(normalized)
     for batch in engine.batches(len(normalized), batch_size, verbose):
         known_part = KnownPart(batch.of(normalized), batch.of(known), showings)
         noises = engine.draw(seed, batch.indices)
-        painted = engine.walk(noises, planned, seed, batch.indices, [*outside, known_part])
+        wrappers = [*told.of(batch), *outside, known_part]
+        painted = engine.walk(noises, planned, seed, batch.indices, wrappers)
         batch.store(result, engine.denormalize(painted))
     # Back to the pixels as they came, without the rounding of normalisation.
     return np.where(

@@ -13,6 +13,8 @@ from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
 from ddim_keras.samplers import DDIM, SAMPLERS, Evaluation, Plan, Sampler, plan, table_of
 from ddim_keras.sampling.choices import ENCODING_SAMPLER, EVEN_TIMES, schedule_of_walk
+from ddim_keras.sampling.conditioning import Conditioning, conditioning
+from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.generate import decode
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport, invert_step
@@ -35,6 +37,9 @@ def encode(
     sampler: str | Sampler = ENCODING_SAMPLER,
     spacing: str | Spacing = EVEN_TIMES,
     schedule: str | Schedule | None = None,
+    labels: Any = None,
+    condition: Any = None,
+    guidance: Any = None,
     batch_size: int | None = None,
     verbose: str | int = "auto",
 ) -> Any:
@@ -57,7 +62,8 @@ def encode(
         max_iterations: with `exact`, network evaluations for each step at most.
         return_report: with `exact`, also return an `InversionReport`.
         sampler: a deterministic sampler that can run backwards: "ddim" or "heun".
-        spacing, schedule, batch_size, verbose: as for `generate`.
+        spacing, schedule, labels, condition, guidance, batch_size, verbose: as for `generate`;
+            decode under the same labels and guidance. Guidance makes the round trip worse.
 
     Returns:
         Latents, float32 (batch, height, width, channels); with `return_report`, a pair of them and
@@ -80,8 +86,11 @@ def encode(
     along = schedule_of_walk(schedule, engine.schedule, engine.parameterization)
     times = diffusion_times(diffusion_steps, spacing, along)
     levels = levels_of(along, times)
+    told = conditioning(engine, len(normalized), labels, condition, guidance)
     if not exact:
-        return _encode_backwards(engine, normalized, chosen, along, levels, batch_size, verbose)
+        return _encode_backwards(
+            engine, normalized, chosen, along, levels, told, batch_size, verbose
+        )
     _check_exact(engine, chosen, along, times, tolerance)
     latents, report = _encode_exactly(
         engine,
@@ -89,6 +98,7 @@ def encode(
         levels,
         tolerance,
         positive_int("max_iterations", max_iterations),
+        told,
         batch_size,
         verbose,
     )
@@ -98,6 +108,9 @@ def encode(
         diffusion_steps,
         spacing=spacing,
         schedule=schedule,
+        labels=labels,
+        condition=condition,
+        guidance=guidance,
         batch_size=batch_size,
         verbose=0,
     )
@@ -134,6 +147,7 @@ def _encode_backwards(
     sampler: Sampler,
     along: Schedule,
     levels: Levels,
+    told: Conditioning,
     batch_size: int | None,
     verbose: str | int,
 ) -> ImageArray:
@@ -146,7 +160,8 @@ def _encode_backwards(
     latents = np.empty_like(normalized)
     for batch in engine.batches(len(normalized), batch_size, verbose):
         start = (lowest_signal * batch.of(normalized)).astype("float32")
-        batch.store(latents, engine.checked(engine.walk(start, planned, 0, batch.indices)))
+        walked = engine.walk(start, planned, 0, batch.indices, told.of(batch))
+        batch.store(latents, engine.checked(walked))
     return latents
 
 
@@ -177,6 +192,7 @@ def _encode_exactly(
     levels: Levels,
     tolerance: float,
     max_iterations: int,
+    told: Conditioning,
     batch_size: int | None,
     verbose: str | int,
 ) -> tuple[ImageArray, InversionReport]:
@@ -198,7 +214,7 @@ def _encode_exactly(
             else:
                 guess = scale * current + (noisier_rates[1] - scale * rates[1]) * guess
             before = current
-            pred_noises = _noises_predicted_at(engine, noisier_rates, batch)
+            pred_noises = _noises_predicted_at(engine, noisier_rates, batch, told.of(batch))
             current, left, used = invert_step(
                 pred_noises, before, rates, noisier_rates, guess, tolerance, max_iterations
             )
@@ -212,14 +228,16 @@ def _encode_exactly(
     return latents, InversionReport(iterations, residuals, np.nan)
 
 
-def _noises_predicted_at(engine: Engine, rates: tuple[float, float], batch: Batch) -> Any:
+def _noises_predicted_at(
+    engine: Engine, rates: tuple[float, float], batch: Batch, wrappers: Sequence[Wrapper]
+) -> Any:
     """Return a function of noisy images at these rates: one evaluation that returns the noises it
     predicts.
     """
     table = table_of([Evaluation(*rates, image=0.0, noise=1.0)], engine.schedule.conditions)
     planned = Plan(table, np.array([1]))
     return lambda noisy_images: ops.convert_to_numpy(
-        engine.walk(noisy_images, planned, 0, batch.indices)
+        engine.walk(noisy_images, planned, 0, batch.indices, wrappers)
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.data import inputs
+from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.diffusion.parameterizations import Parameterization
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
@@ -53,8 +54,10 @@ class Batch(NamedTuple):
     stop: int
     indices: Numbers
 
-    def of(self, images: ImageArray) -> ImageArray:
-        """These of all the images, the last repeated where the batch goes on."""
+    def of(self, images: np.ndarray) -> np.ndarray:
+        """These of all the images, or of what belongs to each, the last repeated where the batch
+        goes on.
+        """
         return images[np.minimum(self.indices, len(images) - 1)]
 
     def store(self, images: ImageArray, values: Images) -> None:
@@ -72,6 +75,7 @@ class Engine:
         image_shape: (height, width, channels).
         schedule: what the network was trained on.
         parameterization: what it predicts.
+        spec: which conditions it takes.
         normalizer: turns images in [0, 1] into zero mean and unit variance, and back by its
             `denormalize`.
         seeds: a `keras.random.SeedGenerator`, whose next seed an unseeded walk takes.
@@ -93,6 +97,7 @@ class Engine:
         image_shape: ImageShape,
         schedule: Schedule,
         parameterization: Parameterization,
+        spec: ConditionSpec,
         normalizer: ImageNormalization,
         seeds: keras.random.SeedGenerator,
         compute_dtype: str,
@@ -102,9 +107,10 @@ class Engine:
         self.image_shape = image_shape
         self.schedule = schedule
         self.parameterization = parameterization
+        self.spec = spec
         self.normalizer = normalizer
         self.compute_dtype = compute_dtype
-        self.denoise: Denoiser = network_denoiser(network, parameterization)
+        self.denoise: Denoiser = network_denoiser(network, parameterization, spec)
         self.variables: list[Variable] = [*network.variables, *normalizer.variables]
         self.lock = FairLock()
         self._weights_of_network = network.weights
@@ -201,7 +207,7 @@ class Engine:
         draw = self._compile(
             "draw", lambda seed, indices: random.normal(seed, 0, indices, self.image_shape)
         )
-        return draw(self._values(), np.uint32(seed), indices)
+        return draw(self.held_values(), np.uint32(seed), indices)
 
     def walk(
         self,
@@ -240,10 +246,15 @@ class Engine:
             wrappers: what is put around the network's denoiser, the innermost first.
         """
         key = ("walk", *(wrapper.key for wrapper in wrappers))
-        compiled = self._compile(key, lambda *arguments: self.walk_on_device(wrappers, *arguments))
+        variables = [variable for wrapper in wrappers for variable in wrapper.variables]
+        values = [value for wrapper in wrappers for value in wrapper.values]
+        compiled = self._compile(
+            key, lambda *arguments: self.walk_on_device(wrappers, *arguments), variables
+        )
         arrays = tuple(wrapper.arrays for wrapper in wrappers)
         numbers = (np.int32(first), np.int32(last), np.uint32(seed), indices)
-        return compiled(self._values(), noisy_images, memory, planned.table, *numbers, arrays)
+        values = [*self.held_values(), *values]
+        return compiled(values, noisy_images, memory, planned.table, *numbers, arrays)
 
     def walk_on_device(
         self,
@@ -278,17 +289,18 @@ class Engine:
         """What a walk remembers at its start."""
         return ops.stack([ops.zeros_like(noisy_images, dtype="float32")] * MEMORY)
 
-    def _values(self) -> list[Tensor]:
+    def held_values(self) -> list[Tensor]:
+        """Return the values of `variables` within `weights_held`, for a compiled function."""
         if getattr(self._held, "values", None) is None:
             raise RuntimeError("a walk needs `with engine.weights_held():` around it")
         return self._held.values
 
-    def _compile(self, key: Any, function: Callable) -> Callable:
+    def _compile(self, key: Any, function: Callable, variables: Sequence = ()) -> Callable:
         jit_compile = self._jit_compile()
         with self.lock:
             if (key, jit_compile) not in self._compiled:
                 self._compiled[key, jit_compile] = backend.compile_function(
-                    function, self.variables, jit_compile
+                    function, [*self.variables, *variables], jit_compile
                 )
             return self._compiled[key, jit_compile]
 

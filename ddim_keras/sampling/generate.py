@@ -14,8 +14,10 @@ from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.samplers import DDIM, Plan, Sampler
 from ddim_keras.sampling.choices import ENCODING_SAMPLER, EVEN_TIMES, sampler_and_spacing
 from ddim_keras.sampling.clipping import Clipping, clipped
+from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
+from ddim_keras.sampling.guidance import Guidance, count_evaluations
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import Array, Images
 
@@ -37,12 +39,19 @@ class Trajectory(NamedTuple):
     pred_images: np.ndarray
 
 
-def reverse_diffusion(engine: Engine, initial_noise: Images, diffusion_steps: int) -> Images:
+def reverse_diffusion(
+    engine: Engine,
+    initial_noise: Images,
+    diffusion_steps: int,
+    labels: Any = None,
+    condition: Any = None,
+) -> Images:
     """Walk from noise to images with deterministic DDIM.
 
     Args:
         initial_noise: (batch, height, width, channels), standard normal.
         diffusion_steps: number of network evaluations, at least 1.
+        labels, condition: as for `generate`.
 
     Returns:
         The predicted images, normalised: give them to `denormalize`.
@@ -51,10 +60,11 @@ def reverse_diffusion(engine: Engine, initial_noise: Images, diffusion_steps: in
     _, planned = engine.plan(
         DDIM(), positive_int("diffusion_steps", diffusion_steps), EVEN_TIMES, None
     )
-    indices = np.arange(initial_noise.shape[0], dtype="int32")
-    return engine.checked(
-        engine.walk(ops.convert_to_tensor(initial_noise, dtype="float32"), planned, 0, indices)
-    )
+    number = initial_noise.shape[0]
+    batch = Batch(0, number, np.arange(number, dtype="int32"))
+    noise = ops.convert_to_tensor(initial_noise, dtype="float32")
+    wrappers = conditioning(engine, number, labels, condition).of(batch)
+    return engine.checked(engine.walk(noise, planned, 0, batch.indices, wrappers))
 
 
 def generate(
@@ -72,6 +82,9 @@ def generate(
     batch_size: int | None = None,
     first_image: int = 0,
     initial_noise: Any = None,
+    labels: Any = None,
+    condition: Any = None,
+    guidance: Any = None,
     return_trajectory: bool = False,
     verbose: str | int = "auto",
 ) -> Any:
@@ -92,7 +105,7 @@ def generate(
             deterministic DDIM.
         network_evaluations: as many steps as this number of network evaluations for each image
             allows, instead of `diffusion_steps`. Samplers that ask twice a step take half the steps
-            then.
+            then, and so does guidance.
         spacing: how the steps are spaced: "linear", "quadratic", "quadratic_0.8", "trailing",
             "leading", "karras", "log_snr", or a `Spacing`. None is "linear", but for the default
             sampler.
@@ -107,6 +120,14 @@ def generate(
         first_image: i of the first image, to make more images of a seed, or a part of them.
         initial_noise: (num_images, height, width, channels) to start from; None draws it from
             `seed`.
+        labels: of a model with classes, what the images are to show: a class number or name, for
+            all images, or a list with one for each, in which None says nothing; or one-hot
+            (num_images, K). None for images without a label.
+        condition: of a model with a `condition_shape`, what the images are conditioned on:
+            (num_images, *condition_shape), or one for all images.
+        guidance: how strongly the images follow labels and conditions: a weight, of which 1 is
+            none, or a `ddim_keras.guidance.Guidance`, such as `ClassifierFreeGuidance(2.0)` or
+            `Autoguidance(weaker_model, 2.0)`; or a list of those.
         return_trajectory: also return every step on the way.
         verbose: 1 shows a progress bar, 0 does not, "auto" does for more than one batch.
 
@@ -122,15 +143,18 @@ def generate(
     Source: Song, Meng & Ermon (2021), eq. 12 and 16.
     """
     num_images = integer("num_images", num_images, minimum=0)
-    chosen, spacing = sampler_and_spacing(sampler, eta, spacing)
-    if network_evaluations is not None:
-        if isinstance(diffusion_steps, (Sequence, np.ndarray)):
-            raise ValueError(
-                "give either network_evaluations or a list of times as diffusion_steps, not both"
-            )
-        diffusion_steps = chosen.steps_for(positive_int("network_evaluations", network_evaluations))
-    times, planned = engine.plan(chosen, diffusion_steps, spacing, schedule)
-    wrappers = clipped(clipping, engine.normalizer)
+    told = conditioning(engine, num_images, labels, condition, guidance)
+    times, planned = plan_walk(
+        engine,
+        diffusion_steps,
+        sampler=sampler,
+        eta=eta,
+        spacing=spacing,
+        schedule=schedule,
+        network_evaluations=network_evaluations,
+        guidance=told.guidance,
+    )
+    around = clipped(clipping, engine.normalizer)
     if initial_noise is not None:
         initial_noise = engine.latents(initial_noise, "initial_noise")
         if len(initial_noise) != num_images:
@@ -152,6 +176,7 @@ def generate(
         noisy_images = (
             engine.draw(seed, indices) if initial_noise is None else batch.of(initial_noise)
         )
+        wrappers = [*told.of(batch), *around]
         if trajectory is None:
             noisy_images = engine.walk(noisy_images, planned, seed, indices, wrappers)
         else:
@@ -160,6 +185,60 @@ def generate(
             )
         batch.store(images, engine.denormalize(noisy_images))
     return images if trajectory is None else (images, trajectory)
+
+
+def plan_walk(
+    engine: Engine,
+    diffusion_steps: int | Sequence[float] = 20,
+    *,
+    sampler: str | Sampler | None = None,
+    eta: float | None = None,
+    spacing: str | Spacing | None = None,
+    schedule: str | Schedule | None = None,
+    network_evaluations: int | None = None,
+    guidance: Sequence[Guidance] = (),
+) -> tuple[Array, Plan]:
+    """Return the times and the plan of the walk that `generate` takes; the arguments are its own.
+
+    Raises:
+        ValueError: as for `generate`.
+    """
+    chosen, spacing = sampler_and_spacing(sampler, eta, spacing)
+    if network_evaluations is None:
+        return engine.plan(chosen, diffusion_steps, spacing, schedule)
+    if isinstance(diffusion_steps, (Sequence, np.ndarray)):
+        raise ValueError(
+            "give either network_evaluations or a list of times as diffusion_steps, not both"
+        )
+    return _within_budget(engine, chosen, network_evaluations, spacing, schedule, guidance)
+
+
+def _within_budget(
+    engine: Engine,
+    sampler: Sampler,
+    budget: int,
+    spacing: str | Spacing,
+    schedule: str | Schedule | None,
+    guidance: Sequence[Guidance],
+) -> tuple[Array, Plan]:
+    """Return times and plan of the most steps that a number of network evaluations allows."""
+    budget = positive_int("network_evaluations", budget)
+    most = sampler.steps_for(budget)
+    each = 1 + sum(part.further_evaluations for part in guidance)
+    # What surely fits; how much more does depends on where guidance acts.
+    steps = most if each == 1 else sampler.steps_for(max(budget // each, sampler.evaluations(1)))
+    times, planned = engine.plan(sampler, steps, spacing, schedule)
+    if (needed := count_evaluations(planned, guidance)) > budget:
+        raise ValueError(
+            f"network_evaluations must be at least {needed} for {sampler!r} with this guidance, "
+            f"got {budget}"
+        )
+    while steps < most:
+        more = engine.plan(sampler, steps + 1, spacing, schedule)
+        if count_evaluations(more[1], guidance) > budget:
+            break
+        steps, (times, planned) = steps + 1, more
+    return times, planned
 
 
 def _record(

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.data import inputs
+from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.encode import encode
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import decode
@@ -115,15 +116,18 @@ def interpolate(
         diffusion_steps: S, or the times to walk over, as for `generate`.
         from_images: `start` and `end` are images, in [0, 1] or uint8, that are encoded first, by as
             many steps.
-        **options: as for `decode`.
+        **options: as for `decode`. Of a list of labels or conditions the first and the last are
+            those of the ends.
 
     Returns:
         float32 array (num_images, height, width, channels) in [0, 1].
 
     Source: Song, Meng & Ermon (2021), appendix D.5.
     """
-    ends = _latents_of([start, end], engine, from_images, diffusion_steps, options)
-    weights = np.linspace(0.0, 1.0, positive_int("num_images", num_images))
+    num_images = positive_int("num_images", num_images)
+    places = [0, num_images - 1]
+    ends = _latents_of([start, end], engine, from_images, diffusion_steps, options, places)
+    weights = np.linspace(0.0, 1.0, num_images)
     return decode(engine, slerp(ends[0], ends[1], weights), diffusion_steps, **options)
 
 
@@ -145,16 +149,17 @@ def interpolate_grid(
         rows, cols: size of the grid, at least 1.
         diffusion_steps: S, or the times to walk over, as for `generate`.
         from_images: the corners are images that are encoded first.
-        **options: as for `decode`.
+        **options: as for `decode`. Labels and conditions of all images, if they differ, come row
+            by row; those at the corners are the corners'.
 
     Returns:
         float32 array (rows, cols, height, width, channels) in [0, 1].
     """
     rows, cols = positive_int("rows", rows), positive_int("cols", cols)
     _check_corners(corners)
-    latents = slerp_grid(
-        _latents_of(list(corners), engine, from_images, diffusion_steps, options), rows, cols
-    )
+    places = [0, cols - 1, (rows - 1) * cols, rows * cols - 1]
+    ends = _latents_of(list(corners), engine, from_images, diffusion_steps, options, places)
+    latents = slerp_grid(ends, rows, cols)
     images = decode(engine, latents.reshape(-1, *engine.image_shape), diffusion_steps, **options)
     return images.reshape(rows, cols, *engine.image_shape)
 
@@ -165,9 +170,10 @@ def _latents_of(
     from_images: bool,
     diffusion_steps: int | Sequence[float],
     options: dict[str, Any],
+    places: Sequence[int],
 ) -> ImageArray:
     """Return the latents to interpolate between, encoded by as many steps as they will be decoded
-    if they are images.
+    if they are images; `places` are theirs among the images to be made.
     """
     if options.get("return_trajectory"):
         raise ValueError(
@@ -183,8 +189,11 @@ def _latents_of(
         return engine.latents(np.stack(ends), "latents")
     if options.get("network_evaluations") is not None:
         raise ValueError("network_evaluations does not say how to encode: give diffusion_steps")
-    names = ("sampler", "spacing", "schedule", "batch_size", "verbose")
+    names = ("sampler", "spacing", "schedule", "guidance", "batch_size", "verbose")
     chosen = {name: options[name] for name in names if options.get(name) is not None}
+    number = places[-1] + 1
+    told = conditioning(engine, number, options.get("labels"), options.get("condition"))
+    chosen |= told.arguments(places)
     images = [ops.convert_to_numpy(inputs.as_unit_range(np.asarray(end))) for end in ends]
     return encode(engine, np.stack(images), diffusion_steps, **chosen)
 

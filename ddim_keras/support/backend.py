@@ -122,6 +122,8 @@ def train_step(model: Any, *arguments: Any) -> Any:
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             variables = model.network.trainable_variables
             gradients = tape.gradient(scaled_loss, variables)
+            # An embedding's are sparse.
+            gradients = [part if part is None else tf.convert_to_tensor(part) for part in gradients]
             model.track_gradients(
                 gradients, model.optimizer.scale_loss(tf.constant(1.0 / replicas))
             )

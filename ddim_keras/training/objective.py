@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
+from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.diffusion.parameterizations import Parameterization
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.weightings import Weighting
+from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.denoisers import predict
 from ddim_keras.support.types import Images, Rates, Tensor
 
@@ -39,6 +41,7 @@ class Objective:
         schedule: what the network is told of the noise.
         parameterization: what it predicts.
         loss_weighting: how much each noise level counts.
+        spec: which conditions the network takes.
 
     Attributes:
         loss: a Keras loss, or a function (true, predicted) -> values.
@@ -46,11 +49,16 @@ class Objective:
     """
 
     def __init__(
-        self, schedule: Schedule, parameterization: Parameterization, loss_weighting: Weighting
+        self,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        loss_weighting: Weighting,
+        spec: ConditionSpec,
     ):
         self.schedule = schedule
         self.parameterization = parameterization
         self.loss_weighting = loss_weighting
+        self.spec = spec
         self.loss: Callable[[Images, Images], Tensor] = keras.losses.get("mean_absolute_error")
         # Whatever Keras's floatx is: 16 bits could not count the images.
         self.noise_losses = keras.metrics.Mean(name="n_loss", dtype="float32")
@@ -73,6 +81,7 @@ class Objective:
         noise_rates: Rates,
         sample_weight: Tensor | None,
         training: bool,
+        told: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
         """Ask a network for the images and noises of a batch, and take their losses into the
         running ones.
@@ -84,6 +93,7 @@ class Objective:
             sample_weight: (batch,), by which the losses are multiplied; negative for what only
                 fills the batch up. Or None.
             training: as for `keras.Model.call`.
+            told: labels and condition of the batch, as in `Conditions`; empty if there are none.
 
         Returns:
             (each image's loss, weighted, (batch,); 1 where the image counts and 0 where it only
@@ -91,7 +101,8 @@ class Objective:
         """
         noisy_images = signal_rates * images + noise_rates * noises
         noise_levels = self.schedule.conditions(signal_rates, noise_rates)
-        prediction = predict(network, noisy_images, noise_levels, training)
+        conditions = Conditions(noise_levels, **told)
+        prediction = predict(network, noisy_images, conditions, self.spec, training)
         pred_noises, pred_images = self.parameterization.components(
             prediction, noisy_images, signal_rates, noise_rates
         )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import keras
 
 from ddim_keras.data import inputs
+from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.support.types import ImageShape
 
@@ -35,6 +36,7 @@ def fit_data(
     sample_weight: Any,
     image_shape: ImageShape,
     *,
+    spec: ConditionSpec,
     validation_data: Any,
     validation_split: float,
     class_weight: dict[int, float] | None,
@@ -48,6 +50,7 @@ def fit_data(
     """Bring what a user gave to `fit` into the form in which Keras gets it.
 
     Args:
+        spec: what the model is told beside the images.
         metrics: those that were compiled.
         devices: among how many devices each batch is divided; the other arguments are those of
             `fit`.
@@ -59,12 +62,17 @@ def fit_data(
     if x is None:
         raise ValueError("fit needs images: got None for x")
     if validation_split and validation_data is None:
-        (x, y, sample_weight), validation_data = inputs.split(x, y, sample_weight, validation_split)
+        (x, y, sample_weight), validation_data = inputs.split(
+            x, y, sample_weight, validation_split, spec
+        )
+    spec.learn_names(getattr(x, "class_names", None))
     x, y, sample_weight = inputs.for_keras(
         x,
         y,
         sample_weight,
         image_shape,
+        spec=spec,
+        labels_needed=True,
         class_weight=class_weight,
         batch_size=batch_size,
         shuffle=shuffle,
@@ -72,8 +80,16 @@ def fit_data(
     )
     if validation_data is not None:
         size = validation_batch_size or batch_size
+        spec.learn_names(getattr(validation_data, "class_names", None))
         parts = inputs.parts_of(validation_data)
-        validation_data = inputs.for_keras(*parts, image_shape, batch_size=size, multiple=devices)
+        validation_data = inputs.for_keras(
+            *parts,
+            image_shape,
+            spec=spec,
+            labels_needed=not spec.label_dropout,
+            batch_size=size,
+            multiple=devices,
+        )
         names = ("validation_data", "validation_steps")
         check_validation(validation_data[0], validation_steps, metrics, *names, size)
     return FitData(x, y, sample_weight, validation_data)

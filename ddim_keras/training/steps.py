@@ -11,6 +11,7 @@ from ddim_keras.data import inputs
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.samplers import DDIM
 from ddim_keras.sampling.choices import EVEN_TIMES
+from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, random
 from ddim_keras.support.keras_files import WholeFiles
@@ -30,6 +31,8 @@ class EMASteps(WholeFiles):
         image_shape: (height, width, channels).
         objective: what is minimised.
         ema_decay: how much of the averaged weights each step keeps, at most.
+        condition_noise: the largest standard deviation of the noise that is put on conditions in
+            training; each image's is drawn between 0 and this.
         seed: of the random numbers, or None.
         **kwargs: as for `keras.Model`.
 
@@ -46,6 +49,7 @@ class EMASteps(WholeFiles):
         image_shape: ImageShape,
         objective: Objective,
         ema_decay: float,
+        condition_noise: float,
         seed: int | None,
         **kwargs: Any,
     ):
@@ -58,6 +62,7 @@ class EMASteps(WholeFiles):
             )
         self.image_shape = image_shape
         self.ema_decay = float(ema_decay)
+        self.condition_noise = float(condition_noise)
         self.seed = seed
         self.network: Any = network
         self.ema_network: Any = ema_network
@@ -86,6 +91,7 @@ class EMASteps(WholeFiles):
             image_shape=image_shape,
             schedule=objective.schedule,
             parameterization=objective.parameterization,
+            spec=objective.spec,
             normalizer=self.normalizer,
             seeds=self.sampling_seed_generator,
             compute_dtype=self.compute_dtype,
@@ -141,11 +147,46 @@ class EMASteps(WholeFiles):
             noise_rates,
             batch.sample_weight,
             training=True,
+            told=self._told_in_training(batch),
         )
         if counted is None and backend.replica()[1] == 1:
             return ops.mean(losses)
         number = ops.sum(ops.ones_like(losses) if counted is None else counted)
         return ops.sum(losses) / ops.maximum(backend.sum_over_replicas(number), 1.0)
+
+    def _told(self, batch: inputs.Batch) -> dict[str, Tensor]:
+        """What the network is told of a batch besides the noise level, as it takes it."""
+        told: dict[str, Tensor] = {}
+        if batch.labels is not None and self.objective.spec.takes_labels:
+            told["labels"] = ops.cast(batch.labels, "int32")
+        if batch.condition is not None:
+            told["condition"] = self.objective.spec.scaled(batch.condition)
+        return told
+
+    def _told_in_training(self, batch: inputs.Batch) -> dict[str, Tensor]:
+        """As `_told`, now and then without, and with noise on the condition where asked for."""
+        spec, told = self.objective.spec, self._told(batch)
+        number = ops.shape(batch.images)[0]
+
+        def without(share: float) -> Tensor:
+            chances = keras.random.uniform((number,), dtype="float32", seed=self.seed_generator)
+            return chances < share
+
+        if "condition" in told and self.condition_noise:
+            shape = ops.shape(told["condition"])
+            levels = keras.random.uniform(
+                (number, *(1,) * (len(shape) - 1)), dtype="float32", seed=self.seed_generator
+            )
+            noises = keras.random.normal(shape, dtype="float32", seed=self.seed_generator)
+            told["condition"] = told["condition"] + self.condition_noise * levels * noises
+        if "labels" in told and spec.label_dropout:
+            nothing = spec.null_labels(number)
+            told["labels"] = ops.where(without(spec.label_dropout), nothing, told["labels"])
+        if "condition" in told and spec.condition_dropout:
+            keep = ops.logical_not(without(spec.condition_dropout))
+            keep = ops.reshape(keep, (-1, *(1,) * (len(told["condition"].shape) - 1)))
+            told["condition"] = told["condition"] * ops.cast(keep, "float32")
+        return told
 
     def track_gradients(self, gradients: list, scale: Any) -> None:
         """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if
@@ -196,13 +237,16 @@ class EMASteps(WholeFiles):
             noise_rates,
             batch.sample_weight,
             training=False,
+            told=self._told(batch),
         )
         if self.image_metrics:
             noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
             steps, memory = self.metric_diffusion_steps, self.engine.no_memory(noises)
             _, planned = self.engine.plan(DDIM(), steps, EVEN_TIMES, None)
+            wrappers = [Told(self.engine, batch.labels, batch.condition)]
+            numbers = (planned.table, 0, steps, self._evaluation_seed, places)
             generated, _, _ = self.engine.walk_on_device(
-                (), noises, memory, planned.table, 0, steps, self._evaluation_seed, places
+                wrappers, noises, memory, *numbers, [wrapper.arrays for wrapper in wrappers]
             )
             generated = self.normalizer.denormalize(generated)
             # Only filled batches say which images count: a metric of the user's need not take

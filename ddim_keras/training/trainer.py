@@ -139,16 +139,18 @@ class EMATrainer(EMASteps):
                 batches, a generator, a `keras.utils.PyDataset`, or another iterable of a known
                 number of batches, such as PyTorch's DataLoader. Batches are images, (images,
                 labels), (images, labels, sample_weight), or dictionaries with "image" (or "images",
-                "img", "pixel_values") and perhaps "label" (or "labels"). Images are float in [0, 1]
-                or uint8, of the model's shape; what resizing overshot, by at most 0.02, is cut off.
-                Labels serve `class_weight` alone.
-            y: labels, if `x` is an array.
+                "img", "pixel_values") and perhaps "label" (or "labels") and "condition". Images are
+                float in [0, 1] or uint8, of the model's shape; what resizing overshot, by at most
+                0.02, is cut off. Labels are integers, one-hot, or names in `class_names`; a model
+                without classes ignores them, with a warning. A model with a `condition_shape` and
+                no classes also takes pairs (images, condition).
+            y: labels, if `x` is an array; or the condition; or {"labels": ..., "condition": ...}.
             batch_size, epochs, verbose, callbacks, validation_split, shuffle, initial_epoch,
                 validation_batch_size: as in `keras.Model.fit`, and so are **kwargs. A callback of
                 mode "auto" knows which way each logged figure is better.
             validation_data: like `x`, or (images, labels), or (images, labels, sample_weight).
-            class_weight: how much images of a class count, {class: weight}; others count 1. Labels
-                are integers or one-hot.
+            class_weight: how much images of a class count, {class: weight}; others count 1. A model
+                without classes needs labels that are integers or one-hot.
             sample_weight: (images,), how much each image counts, if `x` is an array: each image's
                 loss is multiplied by it.
             steps_per_epoch, validation_steps: batches in an epoch and in its validation; needed for
@@ -169,6 +171,7 @@ class EMATrainer(EMASteps):
             y,
             sample_weight,
             self.image_shape,
+            spec=self.objective.spec,
             validation_data=validation_data,
             validation_split=validation_split,
             class_weight=class_weight,
@@ -244,6 +247,8 @@ class EMATrainer(EMASteps):
                 y,
                 sample_weight,
                 self.image_shape,
+                spec=self.objective.spec,
+                labels_needed=not self.objective.spec.label_dropout,
                 batch_size=batch_size,
                 multiple=backend.devices_of_a_batch(self),
             )
@@ -283,7 +288,15 @@ class EMATrainer(EMASteps):
         """Take one gradient step on a batch of images, which are checked as by `fit`; as
         `keras.Model.train_on_batch`.
         """
-        batch = inputs.for_keras(x, y, sample_weight, self.image_shape, class_weight=class_weight)
+        batch = inputs.for_keras(
+            x,
+            y,
+            sample_weight,
+            self.image_shape,
+            spec=self.objective.spec,
+            labels_needed=True,
+            class_weight=class_weight,
+        )
         return super().train_on_batch(*batch, return_dict=return_dict)
 
     def test_on_batch(
@@ -292,5 +305,13 @@ class EMATrainer(EMASteps):
         """Evaluate one batch of images, which are checked as by `fit`; as
         `keras.Model.test_on_batch`.
         """
-        batch = inputs.for_keras(x, y, sample_weight, self.image_shape)
+        spec = self.objective.spec
+        batch = inputs.for_keras(
+            x,
+            y,
+            sample_weight,
+            self.image_shape,
+            spec=spec,
+            labels_needed=not spec.label_dropout,
+        )
         return super().test_on_batch(*batch, return_dict=return_dict)

@@ -1,0 +1,396 @@
+"""Guidance: how predictions with and without a condition, or of a weaker model, are combined.
+
+    pred = pred_without + weight (pred_with - pred_without)
+
+for noises and images alike: both are linear in what the network predicts. A weight of 1 is no
+guidance; above it samples follow the condition more closely, and vary less.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from ddim_keras.samplers import Denoiser, Plan
+from ddim_keras.sampling.denoisers import Wrapper
+from ddim_keras.sampling.engine import Engine
+from ddim_keras.support.configurable import Configurable
+from ddim_keras.support.types import Config, Images, Rates, Tensor
+
+Interval = Sequence[float]
+# Noise rates from 0 to 1 lie inside, whatever their rounding.
+_EVERYWHERE = (-1.0, 2.0)
+_SAME_SCALE = 1e-3
+
+
+class Guidance(Configurable, abc.ABC):
+    """Base class.
+
+    Args:
+        weight: 1 is none.
+        interval: (lowest, highest) noise rate at which it acts, in [0, 1], both included; None for
+            all of them. Source: Kynkäänniemi et al. 2024.
+
+    Attributes:
+        further_evaluations: of a network, at each noise level where it acts.
+
+    Raises:
+        ValueError: a weight that is not finite, or an interval outside [0, 1].
+    """
+
+    further_evaluations: int = 1
+
+    def __init__(self, weight: float = 1.0, interval: Interval | None = None):
+        is_number = isinstance(weight, (int, float, np.integer, np.floating))
+        if not is_number or isinstance(weight, bool) or not np.isfinite(weight):
+            raise ValueError(f"the weight of guidance must be a finite number, got {weight!r}")
+        self.weight = float(weight)
+        self.interval = None if interval is None else _checked_interval(interval)
+
+    def get_config(self) -> Config:
+        return {"weight": self.weight, "interval": self.interval}
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it changes nothing."""
+        return self.weight == 1.0
+
+    def acts_at(self, noise_rates: npt.ArrayLike) -> np.ndarray:
+        """Return whether it acts at noise rates, as the compiled walk finds it."""
+        low, high = (np.float32(end) for end in self.interval or _EVERYWHERE)
+        rates = np.asarray(noise_rates, "float32")
+        return (rates >= low) & (rates <= high)
+
+    @abc.abstractmethod
+    def wrapper(self, engine: Engine) -> Wrapper:
+        """Return what puts it around the denoiser of an engine.
+
+        Raises:
+            ValueError: the engine's model was not trained for it.
+        """
+
+    def needs_condition(self) -> bool:
+        """Whether it changes nothing where no label and no condition is given."""
+        return False
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class ClassifierFreeGuidance(Guidance):
+    """Away from what the network predicts without label and condition.
+
+    Args:
+        weight: 1 is none; 1.5 to 4 are usual.
+        interval: (lowest, highest) noise rate at which it acts, in [0, 1]; None for all of them.
+        rescale: in [0, 1], how far each image of the guided prediction is brought back to the
+            standard deviation of the unguided one; 0.7 tames large weights. It applies to what the
+            network predicts. Source: Lin et al. 2024, section 3.4.
+
+    Source: Ho & Salimans 2022, with their w + 1 as the weight.
+
+    Examples:
+
+    >>> ClassifierFreeGuidance(3.0, interval=(0.2, 0.8)).acts_at([0.1, 0.5]).tolist()
+    [False, True]
+    """
+
+    def __init__(self, weight: float, interval: Interval | None = None, rescale: float = 0.0):
+        super().__init__(weight, interval)
+        if not 0.0 <= rescale <= 1.0:
+            raise ValueError(f"rescale must lie in [0, 1], got {rescale}")
+        self.rescale = float(rescale)
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "rescale": self.rescale}
+
+    def wrapper(self, engine: Engine) -> Wrapper:
+        spec = engine.spec
+        if not (spec.takes_labels or spec.takes_condition):
+            raise ValueError(
+                "guidance by label needs a model with labels: build it with num_classes=, and fit "
+                "it on (images, labels); Autoguidance(weaker_model, weight) works without"
+            )
+        if not (spec.label_dropout or spec.condition_dropout):
+            what = "label_dropout" if spec.takes_labels else "condition_dropout"
+            raise ValueError(
+                "guidance needs a model that was trained without its condition now and then, "
+                f"but its {what} is 0: train with {what}=0.1, say"
+            )
+        return _ClassifierFree(self, engine)
+
+    def needs_condition(self) -> bool:
+        return True
+
+
+class Autoguidance(Guidance):
+    """Away from what a weaker model of the same images predicts. Works without labels too.
+
+    Args:
+        model: the weaker model: smaller, or trained for a shorter time. Labels and conditions reach
+            it too, if it takes them.
+        weight: 1 is none; 1.5 to 3 are usual.
+        interval: (lowest, highest) noise rate at which it acts, in [0, 1]; None for all of them.
+
+    It holds a model, so it is not written to files.
+
+    Source: Karras et al. 2024, "Guiding a diffusion model with a bad version of itself".
+    """
+
+    def __init__(self, model: Any, weight: float, interval: Interval | None = None):
+        super().__init__(weight, interval)
+        if not isinstance(getattr(model, "engine", None), Engine):
+            raise ValueError(
+                f"the weaker model must be a DiffusionModel, got {model!r} of type "
+                f"{type(model).__name__}"
+            )
+        self.model = model
+
+    def __repr__(self) -> str:
+        return f"Autoguidance(model, weight={self.weight}, interval={self.interval})"
+
+    def wrapper(self, engine: Engine) -> Wrapper:
+        weaker: Engine = self.model.engine
+        if weaker.image_shape != engine.image_shape:
+            raise ValueError(
+                f"the weaker model makes images of shape {weaker.image_shape}, the model of "
+                f"{engine.image_shape}: they must be equal"
+            )
+        ours, theirs = engine.spec, weaker.spec
+        for what in ("num_classes", "condition_shape"):
+            wanted, found = getattr(ours, what), getattr(theirs, what)
+            if found not in (None, wanted):
+                raise ValueError(
+                    f"the weaker model has {what}={found}, the model {wanted}: they must be equal, "
+                    "or the weaker model's None"
+                )
+        scales = (each.normalizer.scales() for each in (engine, weaker))
+        if np.abs(np.subtract(*scales)).max() > _SAME_SCALE:
+            raise ValueError(
+                "the weaker model's normalizer has another mean or variance than the model's: both "
+                "must be trained on the same images (weaker.normalizer.set_weights("
+                "model.normalizer.get_weights()) before it is)"
+            )
+        return _Weaker(self, weaker)
+
+
+class GuidanceFunction(Guidance):
+    """A function of your own that changes the predicted images: a gradient, or a projection.
+
+    Args:
+        function: (noisy_images, pred_images, noise_rate, signal_rate) -> predicted images, in
+            `keras.ops` or the backend's functions; images are (batch, height, width, channels) of
+            zero mean and unit variance, the rates scalars. The predicted noises follow from what it
+            returns. For a classifier's gradient g of log p(label | noisy image), return
+            `pred_images + weight * noise_rate**2 / signal_rate * g`. It is compiled into the walk,
+            once for a function.
+        interval: (lowest, highest) noise rate at which it acts, in [0, 1]; None for all of them.
+
+    It holds a function, so it is not written to files. What the function costs is not counted among
+    the network's evaluations.
+
+    Source: Dhariwal & Nichol 2021, section 4 (the gradient of a classifier).
+
+    Examples:
+
+    >>> dark_left = GuidanceFunction(lambda noisy, images, noise_rate, signal_rate: images * 0.9)
+    >>> dark_left.further_evaluations
+    0
+    """
+
+    further_evaluations = 0
+
+    def __init__(
+        self,
+        function: Callable[[Images, Images, Rates, Rates], Images],
+        interval: Interval | None = None,
+    ):
+        super().__init__(1.0, interval)
+        if not callable(function):
+            raise ValueError(
+                "expected a function (noisy_images, pred_images, noise_rate, signal_rate) -> "
+                f"images, got {function!r}"
+            )
+        self.function = function
+
+    def __repr__(self) -> str:
+        return f"GuidanceFunction({self.function!r}, interval={self.interval})"
+
+    @property
+    def is_none(self) -> bool:
+        return False
+
+    def wrapper(self, engine: Engine) -> Wrapper:
+        return _ByFunction(self)
+
+
+def guidances(guidance: Any) -> list[Guidance]:
+    """Return the guidances that a user's argument stands for, without those that do nothing.
+
+    Args:
+        guidance: a weight for `ClassifierFreeGuidance`, a `Guidance`, a list of those, each around
+            the one before, or None.
+
+    Raises:
+        ValueError: something else.
+    """
+    if guidance is None:
+        return []
+    parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
+    found = []
+    for part in parts:
+        if isinstance(part, (int, float, np.integer, np.floating)) and not isinstance(part, bool):
+            part = ClassifierFreeGuidance(float(part))
+        if not isinstance(part, Guidance):
+            raise ValueError(
+                "guidance must be a number, such as 2.0, a Guidance, such as "
+                f"ClassifierFreeGuidance(2.0), or a list of those, got {part!r}"
+            )
+        found.append(part)
+    return [part for part in found if not part.is_none]
+
+
+def count_evaluations(planned: Plan, chosen: Sequence[Guidance] = ()) -> int:
+    """Return how often networks are called in a walk, those for guidance included."""
+    number = int(planned.ends[-1])
+    noise_rates = planned.table[:number, 1]
+    return number + sum(
+        part.further_evaluations * int(part.acts_at(noise_rates).sum()) for part in chosen
+    )
+
+
+class _Within(Wrapper):
+    """A wrapper that acts within an interval of noise rates; elsewhere the denoiser is as it was.
+
+    Args:
+        guidance: whose interval and weight are arrays, so that other ones need no compiling.
+        kind: what else the compiled code depends on.
+        numbers: further arrays.
+    """
+
+    def __init__(self, guidance: Guidance, *kind: Hashable, numbers: Sequence[float] = ()):
+        self.key = (type(self).__name__, *kind)
+        interval = guidance.interval or _EVERYWHERE
+        self.arrays = (np.array([*interval, guidance.weight, *numbers], "float32"),)
+
+    def wrap(self, denoise, arrays, draw_noises):
+        low, high, *numbers = ops.unstack(ops.convert_to_tensor(arrays[0]), num=len(self.arrays[0]))
+
+        def guided(noisy_images, noise_rates, signal_rates, conditions):
+            def plain():
+                return denoise(noisy_images, noise_rates, signal_rates, conditions)
+
+            def steered():
+                return self.steered(
+                    denoise, numbers, noisy_images, noise_rates, signal_rates, conditions
+                )
+
+            # A walk's rates are scalars.
+            acts = ops.logical_and(noise_rates >= low, noise_rates <= high)
+            return ops.cond(acts, steered, plain)
+
+        return guided
+
+    @abc.abstractmethod
+    def steered(
+        self,
+        denoise: Denoiser,
+        numbers: Sequence[Tensor],
+        noisy_images: Images,
+        noise_rates: Rates,
+        signal_rates: Rates,
+        conditions: Any,
+    ) -> tuple[Images, Images]:
+        """Return (pred_noises, pred_images) with guidance; `numbers` are the weight and more."""
+
+
+class _ClassifierFree(_Within):
+    def __init__(self, guidance: ClassifierFreeGuidance, engine: Engine):
+        self._rescales, self._parameterization = guidance.rescale > 0.0, engine.parameterization
+        self._spec = engine.spec
+        super().__init__(guidance, self._rescales, numbers=[guidance.rescale])
+
+    def steered(self, denoise, numbers, noisy_images, noise_rates, signal_rates, conditions):
+        weight, rescale = numbers
+        # Both in one batch of twice the size. What the network was never without stays.
+        spec = self._spec
+        twice = conditions._replace(
+            labels=_twice(conditions.labels, spec.num_classes if spec.label_dropout else None),
+            condition=_twice(conditions.condition, 0.0 if spec.condition_dropout else None),
+        )
+        both = denoise(ops.concatenate([noisy_images] * 2), noise_rates, signal_rates, twice)
+        (with_noises, without_noises), (with_images, without_images) = (
+            ops.split(part, 2) for part in both
+        )
+        noises = without_noises + weight * (with_noises - without_noises)
+        images = without_images + weight * (with_images - without_images)
+        if not self._rescales:
+            return noises, images
+        rates = (signal_rates, noise_rates)
+        told = self._parameterization.target(with_images, with_noises, *rates)
+        guided = self._parameterization.target(images, noises, *rates)
+        ratio = _deviation(told) / ops.maximum(_deviation(guided), 1e-6)
+        guided = guided * (rescale * ratio + (1.0 - rescale))
+        return self._parameterization.components(guided, noisy_images, *rates)
+
+
+class _Weaker(_Within):
+    def __init__(self, guidance: Autoguidance, weaker: Engine):
+        super().__init__(guidance, id(weaker))
+        self._weaker = weaker  # kept, so that no other takes its place under this key
+        self.variables = weaker.variables
+        with weaker.weights_held():
+            self.values = weaker.held_values()
+
+    def steered(self, denoise, numbers, noisy_images, noise_rates, signal_rates, conditions):
+        noises, images = denoise(noisy_images, noise_rates, signal_rates, conditions)
+        level = self._weaker.schedule.conditions(signal_rates, noise_rates)
+        weak_noises, weak_images = self._weaker.denoise(
+            noisy_images, noise_rates, signal_rates, conditions._replace(noise_level=level)
+        )
+        weight = numbers[0]
+        return (
+            weak_noises + weight * (noises - weak_noises),
+            weak_images + weight * (images - weak_images),
+        )
+
+
+class _ByFunction(_Within):
+    def __init__(self, guidance: GuidanceFunction):
+        self._function = guidance.function
+        super().__init__(guidance, guidance.function)
+
+    def steered(self, denoise, numbers, noisy_images, noise_rates, signal_rates, conditions):
+        _, images = denoise(noisy_images, noise_rates, signal_rates, conditions)
+        images = self._function(noisy_images, images, noise_rates, signal_rates)
+        images = ops.cast(images, "float32")
+        return (noisy_images - signal_rates * images) / noise_rates, images
+
+
+def _twice(told: Tensor | None, nothing: Any) -> Tensor | None:
+    """What the network is told, and then as much of what says nothing, or of the same."""
+    if told is None:
+        return None
+    second = told if nothing is None else ops.full_like(told, nothing)
+    return ops.concatenate([told, second])
+
+
+def _deviation(values: Images) -> Tensor:
+    return ops.std(values, axis=(1, 2, 3), keepdims=True)
+
+
+def _checked_interval(interval: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(end) for end in interval)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not 0.0 <= low <= high <= 1.0:
+        raise ValueError(
+            "interval must be (lowest, highest) noise rate, in [0, 1] and in this order, got "
+            f"{interval!r}"
+        )
+    return low, high
