@@ -155,7 +155,7 @@ class Slow(keras.callbacks.Callback):
 model = make_small_model()
 model.compile(keras.optimizers.AdamW(1e-2), "mse")
 backup = keras.callbacks.BackupAndRestore({backup!r}, double_checkpoint=True)
-options = {"batch_size": 8, "epochs": 4, "shuffle": False, "verbose": 0}
+options = dict(batch_size=8, epochs=4, shuffle=False, verbose=0)
 model.fit(random_images(), callbacks=[backup, Slow()], **options)
 model.save({out!r})
 """
