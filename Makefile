@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := examples tests benchmarks scripts experiments ddim_keras
+# Half of the tests each, in their order, so that what a file shares is mostly made once.
+SHARED := -n 2 --dist worksteal
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export NO_MKDOCS_2_WARNING ?= 1
 
@@ -33,12 +35,12 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 -m "not slow"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m "not slow"
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m "not slow"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m "not slow"
 
 test-slow: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 -m slow
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m slow
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m slow
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m slow
 
 test-all: test test-slow
 

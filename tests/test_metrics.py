@@ -224,6 +224,7 @@ def fill(metric, real, generated, batch_size):
     return flat(metric.result())
 
 
+@slow_on_jax
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics_do_not_depend_on_the_batches(name):
     real, generated = two_sides()

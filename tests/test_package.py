@@ -301,6 +301,7 @@ def test_the_source_distribution_holds_what_the_tests_need(built):
     ]
 
 
+@pytest.mark.slow
 def test_what_a_wheel_installs_trains_saves_and_reloads(built, tmp_path):
     """Not the clone: another folder, in which nothing but the wheel's files is found."""
     zipfile.ZipFile(built[1]).extractall(tmp_path / "installed")
@@ -363,9 +364,11 @@ print(sorted({"keras", "tensorflow", "jax", "numpy", "matplotlib"} & set(sys.mod
     "imports",
     [
         "import ddim_keras, keras",
-        "import keras, ddim_keras",
-        "from ddim_keras.schedules import AngleSchedule; import keras",
-        "import ddim_keras.callbacks, keras",
+        pytest.param("import keras, ddim_keras", marks=pytest.mark.slow),
+        pytest.param(
+            "from ddim_keras.schedules import AngleSchedule; import keras", marks=pytest.mark.slow
+        ),
+        pytest.param("import ddim_keras.callbacks, keras", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_loads_by_keras_whatever_is_imported_first(imports):
