@@ -462,6 +462,7 @@ def test_empty_data_are_refused():
         model.normalizer.adapt(as_dataset(images).take(0))
 
 
+@slow_on_jax
 def test_validation_data_are_checked_too():
     model = make_small_model()
     model.compile("adamw")

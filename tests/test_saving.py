@@ -126,6 +126,7 @@ def test_weights_alone_and_model_checkpoint(tmp_path):
     np.testing.assert_array_equal(again.generate(2, 3, seed=0), model.generate(2, 3, seed=0))
 
 
+@slow_on_jax
 def test_weights_of_one_backend_load_under_the_other(trained_model, saved, tmp_path):
     other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
     if other == "jax":
