@@ -2,15 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := examples tests benchmarks scripts experiments ddim_keras
+# Half of the tests each, in their order, so that what a file shares is mostly made once.
+SHARED := -n 2 --dist worksteal
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: help setup demo test test-all bench lint docs notebook clean
+.PHONY: help setup demo test test-slow test-all bench lint docs notebook clean
 
 help:
 	@echo "make demo      train, generate, and write pictures to outputs/demo (about 6 minutes on 2 cores)"
 	@echo "make test      run the tests on the TensorFlow and the JAX backend"
-	@echo "make test-all  run the slow tests too"
+	@echo "make test-slow run the slow tests, which make test leaves out"
+	@echo "make test-all  run both"
 	@echo "make bench     run the benchmarks"
 	@echo "make lint      check style and types"
 	@echo "make docs      build the documentation site into site/"
@@ -32,12 +35,14 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 -m "not slow"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m "not slow"
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m "not slow"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m "not slow"
 
-test-all: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2
+test-slow: setup
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m slow
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m slow
+
+test-all: test test-slow
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py

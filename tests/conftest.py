@@ -24,8 +24,8 @@ import pytest
 import ddim_keras
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# What hardly depends on the backend, or compiles long under JAX, is tested there by `make test-all`
-# alone.
+# What hardly depends on the backend, or compiles long under JAX, is tested there by
+# `make test-slow` alone.
 slow_on_jax = (
     pytest.mark.slow if keras.backend.backend() == "jax" else pytest.mark.usefixtures("seeded")
 )

@@ -231,15 +231,27 @@ CLASS_WEIGHT = {0: 2.0, 1: 0.0}
 OF_CLASSES = np.array([2.0, 0.0, 1.0, 2.0, 0.0, 1.0, 2.0, 0.0], "float32")
 
 
-@pytest.mark.parametrize("form", FORMS)
+LABELS_OF_EVERY_KIND = {
+    "integers": LABELS,
+    "column": LABELS[:, None],
+    "floats": LABELS.astype("float32"),
+    "one-hot": np.eye(3, dtype="float32")[LABELS],
+}
+
+
 @pytest.mark.parametrize(
-    "labels",
-    [LABELS, LABELS[:, None], LABELS.astype("float32"), np.eye(3, dtype="float32")[LABELS]],
-    ids=["integers", "column", "floats", "one-hot"],
+    ("kind", "form"),
+    [
+        (kind, form)
+        if kind == "integers" or form == "array"
+        else pytest.param(kind, form, marks=pytest.mark.slow)
+        for kind in LABELS_OF_EVERY_KIND
+        for form in FORMS
+    ],
 )
-def test_weights_of_classes_become_weights_of_images(form, labels, step, alone):
+def test_weights_of_classes_become_weights_of_images(kind, form, step, alone):
     moved, _ = step.fit(
-        FORMS[form]((IMAGES, labels)),
+        FORMS[form]((IMAGES, LABELS_OF_EVERY_KIND[kind])),
         class_weight=CLASS_WEIGHT,
         batch_size=8 if form == "array" else None,
     )

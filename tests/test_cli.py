@@ -86,6 +86,7 @@ def in_a_process(*arguments):
     return result.returncode, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_what_tensorflow_says_at_every_start_is_kept_back():
     status, output, errors = in_a_process("info")
     assert (status, errors) == (0, "")

@@ -72,6 +72,7 @@ def make_model(**arguments):
     return model
 
 
+@slow_on_jax
 def test_the_script_runs_with_its_kid(datasets, tmp_path):
     model = make_model(metrics=[KID()])
     run_script(model, datasets, tmp_path / "diffusion_model.weights.h5")
@@ -82,6 +83,7 @@ def test_the_script_runs_with_its_kid(datasets, tmp_path):
     assert set(model.history.history) == training | validation
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_the_script_runs_to_its_end_without_one_and_says_what_it_monitors(datasets, tmp_path):
     with pytest.warns(

@@ -58,6 +58,7 @@ class TinyPreset:
         return ddim_keras.DiffusionModel.from_preset(name, widths=[8], block_depth=1, **options)
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_your_own_network(tmp_path):
     model = load("your_own_network").main(8, width=8, epochs=1, steps=2, out=str(tmp_path))
@@ -98,6 +99,7 @@ def test_few_steps(tmp_path):
     assert colours_in(tmp_path / "few.png") > 2
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_ddim_in_40_lines(tmp_path):
     load("ddim_in_40_lines").main(2, (8, 8, 1), (4, 8), tmp_path / "ddim.png")

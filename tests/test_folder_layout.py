@@ -45,6 +45,7 @@ def loaded(root, **options):
 
 
 class TestWhatIsNoPhoto:
+    @pytest.mark.slow
     def test_a_run_inside_the_data_is_not_read(self, tmp_path):
         from ddim_keras import runs
 

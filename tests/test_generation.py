@@ -198,7 +198,7 @@ def test_samplers_are_given_by_name_or_object_and_eta_is_ddims(trained_model):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("clipping", ["static", "dynamic"])
+@pytest.mark.parametrize("clipping", ["static", pytest.param("dynamic", marks=pytest.mark.slow)])
 def test_clipping_keeps_predictions_within_the_range_of_images(clipping):
     model = make_trained_model()  # of noises, which are off by far at the noise end
     _, free = model.generate(2, 4, seed=0, return_trajectory=True)
@@ -325,7 +325,12 @@ def broken_model():
         lambda model, images: model.interpolate(images[0], images[1], 3, 2),
         lambda model, images: model.variations(images[0], 0.5, 2, 2),
         lambda model, images: model.inpaint(images, np.eye(8), 2),
-        lambda model, images: model.score(images, 4, 2, metrics=["kid"], extractor="fashion_mnist"),
+        pytest.param(
+            lambda model, images: model.score(
+                images, 4, 2, metrics=["kid"], extractor="fashion_mnist"
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_weights_that_are_not_numbers_are_said_to_be(use, broken_model):

@@ -57,6 +57,16 @@ FORMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def grey_model():
+    """Shared by tests whose data are refused before they reach it."""
+    keras.utils.set_random_seed(0)
+    model = make_small_model(widths=[4])
+    model.compile("adamw")
+    model.normalizer.adapt(random_images())
+    return model
+
+
 @slow_on_jax
 @pytest.mark.parametrize("kind", MESSAGES)
 @pytest.mark.parametrize(
@@ -69,11 +79,11 @@ FORMS = {
         if adapted or form != "generator"
     ],
 )
-def test_wrong_values_are_refused_wherever_they_come_from(kind, form, adapted):
-    model = make_small_model()
-    model.compile("adamw")
-    if adapted:
-        model.normalizer.adapt(random_images())
+def test_wrong_values_are_refused_wherever_they_come_from(kind, form, adapted, grey_model):
+    model = grey_model
+    if not adapted:
+        model = make_small_model(widths=[4])
+        model.compile("adamw")
     with pytest.raises(ValueError, match=MESSAGES[kind]):
         model.fit(FORMS[form](wrong(kind)), verbose=0)
 
@@ -101,12 +111,9 @@ def test_wrong_values_are_refused_by_adapt(kind):
     ],
 )
 @pytest.mark.parametrize("form", FORMS)
-def test_wrong_shapes_are_refused_wherever_they_come_from(form, shape, message):
-    model = make_small_model()
-    model.compile("adamw")
-    model.normalizer.adapt(random_images())
+def test_wrong_shapes_are_refused_wherever_they_come_from(form, shape, message, grey_model):
     with pytest.raises(ValueError, match=message):
-        model.fit(FORMS[form](np.zeros(shape, "float32")), verbose=0)
+        grey_model.fit(FORMS[form](np.zeros(shape, "float32")), verbose=0)
 
 
 @pytest.fixture(scope="module")
@@ -455,6 +462,7 @@ def test_empty_data_are_refused():
         model.normalizer.adapt(as_dataset(images).take(0))
 
 
+@slow_on_jax
 def test_validation_data_are_checked_too():
     model = make_small_model()
     model.compile("adamw")

@@ -224,6 +224,7 @@ def fill(metric, real, generated, batch_size):
     return flat(metric.result())
 
 
+@slow_on_jax
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics_do_not_depend_on_the_batches(name):
     real, generated = two_sides()
@@ -436,7 +437,7 @@ class Seen(keras.metrics.Metric):
         return keras.ops.sum(self.sums[1])
 
 
-@pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", [None, pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_validation_compares_the_images_as_given_with_generated_ones(dtype):
     model = make_small_model(seed=3, dtype=dtype)
     metric = Seen()

@@ -71,10 +71,10 @@ def test_an_untrained_network_predicts_zero():
 
 
 OPTIONS = [
-    {"conditioning": "every_block"},
-    {"normalization": "group"},
-    {"attention_levels": [1]},
-    {"patch_size": 2},
+    pytest.param({"conditioning": "every_block"}, marks=pytest.mark.slow),
+    pytest.param({"normalization": "group"}, marks=pytest.mark.slow),
+    pytest.param({"attention_levels": [1]}, marks=pytest.mark.slow),
+    pytest.param({"patch_size": 2}, marks=pytest.mark.slow),
     {
         "conditioning": "every_block",
         "normalization": "group",

@@ -7,6 +7,7 @@ from conftest import ROOT
 NOTEBOOK = ROOT / "notebooks" / "ddim_walkthrough.ipynb"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="once is enough: it runs on the default backend"
 )

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 import ddim_keras
 
 
+@slow_on_jax
 def test_importing_on_jax_leaves_tensorflow_alone():
     pytest.importorskip("jax")
     code = """
@@ -34,6 +35,7 @@ print(sorted({"tensorflow", "tensorflow_datasets"} & set(sys.modules)))
     assert run_python(code, "jax").split("\n")[-2] == "[]"
 
 
+@slow_on_jax
 def test_an_unknown_backend_is_refused():
     code = """
 import ddim_keras
@@ -301,6 +303,7 @@ def test_the_source_distribution_holds_what_the_tests_need(built):
     ]
 
 
+@pytest.mark.slow
 def test_what_a_wheel_installs_trains_saves_and_reloads(built, tmp_path):
     """Not the clone: another folder, in which nothing but the wheel's files is found."""
     zipfile.ZipFile(built[1]).extractall(tmp_path / "installed")
@@ -363,9 +366,11 @@ print(sorted({"keras", "tensorflow", "jax", "numpy", "matplotlib"} & set(sys.mod
     "imports",
     [
         "import ddim_keras, keras",
-        "import keras, ddim_keras",
-        "from ddim_keras.schedules import AngleSchedule; import keras",
-        "import ddim_keras.callbacks, keras",
+        pytest.param("import keras, ddim_keras", marks=pytest.mark.slow),
+        pytest.param(
+            "from ddim_keras.schedules import AngleSchedule; import keras", marks=pytest.mark.slow
+        ),
+        pytest.param("import ddim_keras.callbacks, keras", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_loads_by_keras_whatever_is_imported_first(imports):

@@ -30,6 +30,7 @@ def test_the_shipped_weights_stay_small():
         assert (weights.parent / "README.md").is_file(), "a model that ships has its card"
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_presets_load_without_their_weights_and_with_changes():
     model = DiffusionModel.from_preset(
@@ -55,7 +56,9 @@ def test_the_example_stays_available_by_name():
 
 
 @slow_on_jax
-@pytest.mark.parametrize(("half", "tolerance"), [(True, 2e-2), (False, 1e-6)])
+@pytest.mark.parametrize(
+    ("half", "tolerance"), [(True, 2e-2), pytest.param(False, 1e-6, marks=pytest.mark.slow)]
+)
 def test_a_model_comes_back_from_its_folder(tmp_path, half, tolerance):
     model = make_trained_model(parameterization="velocity", schedule="cosine_beta")
     training = presets.Training(batch_size=8, learning_rate=3e-4, schedule="cosine", flip=True)
@@ -77,8 +80,8 @@ def test_a_model_comes_back_from_its_folder(tmp_path, half, tolerance):
 
 
 @slow_on_jax
-def test_saving_again_keeps_the_model_card_and_touches_nothing_else(tmp_path):
-    model = make_trained_model()
+def test_saving_again_keeps_the_model_card_and_touches_nothing_else(trained_model, tmp_path):
+    model = trained_model
     model.save_to_preset(tmp_path / "mine")
     (tmp_path / "mine" / "README.md").write_text("my card")
     model.save_to_preset(tmp_path / "mine")
@@ -157,9 +160,9 @@ def test_unknown_and_damaged_presets_are_refused(tmp_path):
 
 
 @slow_on_jax
-def test_a_folder_cannot_take_the_name_of_a_preset_that_ships(tmp_path):
+def test_a_folder_cannot_take_the_name_of_a_preset_that_ships(trained_model, tmp_path):
     with pytest.raises(ValueError, match="'keras_example' is the name of a preset that ships"):
-        make_trained_model().save_to_preset(tmp_path / "keras_example")
+        trained_model.save_to_preset(tmp_path / "keras_example")
 
 
 @slow_on_jax

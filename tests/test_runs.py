@@ -310,6 +310,7 @@ def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(tmp_path, phot
     assert Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()[1] == 4
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, photos, monkeypatch):
     original = keras.Model.save_weights
 
@@ -419,6 +420,7 @@ def test_what_cannot_work_leaves_no_configuration_behind(tmp_path, photos):
     assert not (tmp_path / "run" / ".0123abcd.config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_what_does_not_touch_the_weights_may_change(photos, tmp_path, whole_run):
     shutil.copytree(whole_run, tmp_path / "run")
     assert runs.train(

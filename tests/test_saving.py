@@ -126,6 +126,7 @@ def test_weights_alone_and_model_checkpoint(tmp_path):
     np.testing.assert_array_equal(again.generate(2, 3, seed=0), model.generate(2, 3, seed=0))
 
 
+@slow_on_jax
 def test_weights_of_one_backend_load_under_the_other(trained_model, saved, tmp_path):
     other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
     if other == "jax":
@@ -155,7 +156,7 @@ class Slow(keras.callbacks.Callback):
 model = make_small_model()
 model.compile(keras.optimizers.AdamW(1e-2), "mse")
 backup = keras.callbacks.BackupAndRestore({backup!r}, double_checkpoint=True)
-options = {"batch_size": 8, "epochs": 4, "shuffle": False, "verbose": 0}
+options = dict(batch_size=8, epochs=4, shuffle=False, verbose=0)
 model.fit(random_images(), callbacks=[backup, Slow()], **options)
 model.save({out!r})
 """

@@ -140,7 +140,15 @@ def data_forms():
 @slow_on_jax
 @pytest.mark.parametrize(
     "form",
-    ["array", "uint8", "dataset", "dataset with labels", "PyDataset", "PyDataset with labels"],
+    [
+        "uint8",
+        "dataset with labels",
+        "PyDataset",
+        *(
+            pytest.param(form, marks=pytest.mark.slow)
+            for form in ("array", "dataset", "PyDataset with labels")
+        ),
+    ],
 )
 def test_fit_takes_every_form_of_data_and_adapts_the_normalizer(form, capfd):
     model = compiled(make_small_model())
@@ -204,18 +212,18 @@ def test_compiled_metrics_compare_real_and_generated_images():
     "loss",
     [
         "mse",
-        keras.losses.mean_absolute_error,
-        keras.losses.Huber(),
+        pytest.param(keras.losses.mean_absolute_error, marks=pytest.mark.slow),
+        pytest.param(keras.losses.Huber(), marks=pytest.mark.slow),
         lambda true, predicted: ops.mean(true - predicted),
     ],
 )
 def test_any_keras_loss_will_do(loss):
-    model = compiled(make_small_model(), loss=loss)
+    model = compiled(make_small_model(widths=[4]), loss=loss)
     assert np.isfinite(model.fit(random_images(), batch_size=8, verbose=0).history["n_loss"][0])
 
 
 def test_steps_per_execution_takes_as_many_steps():
-    model = compiled(make_small_model(), steps_per_execution=2)
+    model = compiled(make_small_model(widths=[4]), steps_per_execution=2)
     model.fit(random_images(32), batch_size=8, verbose=0)
     assert int(model.ema_updates) == int(model.optimizer.iterations) == 4
 
@@ -241,7 +249,9 @@ def convolution_dtypes(model):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision_trains_with_float32_arithmetic_around_the_network(policy):
     model = compiled(make_small_model(dtype=policy))
     history = model.fit(random_images(), batch_size=8, epochs=2, verbose=0).history
@@ -259,7 +269,9 @@ def test_mixed_precision_trains_with_float32_arithmetic_around_the_network(polic
     assert model.generate(2, 3, seed=0).dtype == np.float32
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_the_logged_gradient_norm_is_that_of_the_step(policy, tmp_path):
     """Plain gradient descent at a rate of one moves the weights by the gradient; half precision
     scales the loss meanwhile.
@@ -298,7 +310,14 @@ def test_global_policy_is_followed():
     assert model.dtype_policy.name == "mixed_bfloat16" and "bfloat16" in convolution_dtypes(model)
 
 
-@pytest.mark.parametrize(("size", "channels"), [((8, 12), 1), (8, 4), ((4, 8), 6)])
+@pytest.mark.parametrize(
+    ("size", "channels"),
+    [
+        pytest.param((8, 12), 1, marks=pytest.mark.slow),
+        pytest.param(8, 4, marks=pytest.mark.slow),
+        ((4, 8), 6),
+    ],
+)
 def test_any_size_and_channel_count_trains_and_samples(size, channels):
     model = compiled(make_small_model(image_size=size, channels=channels))
     model.fit(random_images(8, model.image_shape), batch_size=8, verbose=0)
