@@ -477,3 +477,38 @@ def test_a_configuration_is_readable(tmp_path):
         image_size=[4, 6], split=["train", "test"]
     )
     assert json.dumps(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+
+
+def settings_of_0_1(**changes):
+    written = yaml.safe_load((ROOT / "tests" / "version_0_1" / "run" / "config.yaml").read_text())
+    return {**written, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "channels"),
+    [
+        ({}, 3),  # as it read every folder
+        ({"channels": 1}, 1),
+        ({"background": "white"}, None),  # written by a later version
+        ({"data": "embedded"}, None),
+        ({"data": "fashion_mnist"}, None),
+    ],
+)
+def test_a_grey_folder_of_a_run_of_version_0_1_keeps_its_three_channels(
+    tmp_path, photos, changes, channels
+):
+    values = settings_of_0_1(**{"data": str(photos), **changes})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert RunConfig.read(tmp_path / "config.yaml").channels == channels
+    del values["keep"]  # not all of them: written by hand
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert RunConfig.read(tmp_path / "config.yaml").channels == changes.get("channels")
+
+
+def test_a_run_of_version_0_1_on_a_grey_folder_goes_on_with_three_channels(tmp_path, photos):
+    values = settings_of_0_1(data=str(photos), steps=1, split=0.0, training={"batch_size": 4})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
+    config = RunConfig.read(tmp_path / "run" / "config.yaml")
+    assert runs.train(config, tmp_path / "run", verbose=0).model.image_shape == (8, 8, 3)
+    assert RunConfig.read(tmp_path / "run" / "config.yaml").channels == 3
