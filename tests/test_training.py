@@ -1,3 +1,5 @@
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -314,13 +316,38 @@ def test_a_network_of_ones_own():
     assert model.generate(2, 2).shape == (2, 8, 8, 1)
 
 
-def test_progress_bar_covers_the_whole_training(capsys):
+class Stop(keras.callbacks.Callback):
+    """Ends a training after an epoch, as early stopping does."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = True
+
+
+def shown_progress(capsys, *others):
     model = compiled(make_small_model())
-    progress = ddim_keras.callbacks.TrainingProgress()
-    model.fit(random_images(), batch_size=8, epochs=2, verbose=0, callbacks=[progress])
-    text = capsys.readouterr().out
+    callbacks = [ddim_keras.callbacks.TrainingProgress(), *others]
+    model.fit(random_images(), batch_size=8, epochs=2, verbose=0, callbacks=callbacks)
+    return capsys.readouterr().out
+
+
+def test_progress_bar_covers_the_whole_training(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    text = shown_progress(capsys)
     assert "6/6" in text and "n_loss" in text
     assert text.count("\n") == 1
+
+
+def test_progress_in_a_file_is_a_line_at_the_end_and_now_and_then(capsys, monkeypatch):
+    text = shown_progress(capsys)
+    assert text.startswith("6 of 6 steps, i_loss ") and text.count("\n") == 1
+    assert "\b" not in text and "\r" not in text and "\x1b" not in text
+    monkeypatch.setattr("ddim_keras.support.progress.SECONDS_BETWEEN_LINES", 0.0)
+    lines = shown_progress(capsys).splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"{n} of 6 steps" for n in range(1, 7)]
+
+
+def test_progress_of_a_training_that_ends_early_says_how_far_it_came(capsys):
+    assert shown_progress(capsys, Stop()).startswith("3 of 6 steps, ")
 
 
 def test_images_can_be_made_in_every_callback():
