@@ -142,6 +142,22 @@ def test_errors_are_one_line_unless_debugged(tmp_path):
     assert isinstance(result.exception, FileNotFoundError)
 
 
+def test_a_file_in_the_way_of_a_folder_is_named_and_stays(tmp_path, model_path):
+    (tmp_path / "file").write_text("in the way")
+    below = tmp_path / "file" / "deep"
+    for arguments in (
+        ["train", "-d", "embedded", "-o", tmp_path / "file"],
+        ["train", "-d", "embedded", "-o", below],
+        ["generate", "-n", 1, "-s", 2, "-m", model_path, "-o", below],
+        ["export", "-m", model_path, below],
+        ["export", "-m", model_path, below / "model.keras"],
+    ):
+        said = run(*arguments, code=1)
+        assert said.startswith("Error: cannot write to") and said.count("\n") == 1, said
+        assert f"{tmp_path}/file is a file, not a folder. Give another folder" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_unknown_models_name_what_there_is(tmp_path):
     assert "fashion_mnist_32" in run("info", "-m", "nothing", code=1)
     (tmp_path / "run").mkdir()

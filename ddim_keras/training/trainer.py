@@ -150,7 +150,10 @@ class EMATrainer(EMASteps):
             class_weight: how much images of a class count, {class: weight}; others count 1. Labels
                 are integers or one-hot.
             sample_weight: (images,), how much each image counts, if `x` is an array: each image's
-                loss is multiplied by it.
+                loss is multiplied by it. Weights count for losses alone: with
+                normalization="batch" images of weight 0, too, are among those whose mean and
+                variance normalise a batch, and they are among those that the normalizer is adapted
+                to. Leave out images that are to have no influence.
             steps_per_epoch, validation_steps: batches in an epoch and in its validation; needed for
                 data that never end.
 
