@@ -439,6 +439,7 @@ def test_a_diverged_model_is_said_to_be_and_makes_nothing(tmp_path, model_path):
         ["generate", "-o", tmp_path / "out"],
         ["export", tmp_path / "out"],
         ["export", tmp_path / "out.keras"],
+        ["evaluate", "-n", 4, "-s", 2],
     ):
         assert "weights hold NaN or infinity" in run(
             *arguments, "-m", tmp_path / "nan.keras", code=1

@@ -1,4 +1,5 @@
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -200,6 +201,54 @@ def test_compiled_metrics_compare_real_and_generated_images():
     assert 0.0 < history["val_mean_difference"][0] < 1.0
     dictionary = model.evaluate(images, verbose=0, return_dict=True)
     assert list(dictionary) == ["n_loss", "i_loss", "mean_difference", "loss"]
+
+
+class SumOfPixels(keras.metrics.Mean):
+    """Gives a figure to any images."""
+
+    def update_state(self, real_images, generated_images, sample_weight=None):
+        super().update_state(ops.where(ops.isnan(generated_images), 0.0, generated_images))
+
+
+def diverged(value=np.nan, **changes):
+    model = make_small_model(**changes)
+    model.normalizer.adapt(random_images())
+    for network in (model.network, model.ema_network):
+        kernel = network.weights[-1]
+        kernel.assign(np.full(kernel.shape, value))
+    return model
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_evaluation_of_diverged_weights_warns_and_gives_nan(value):
+    model = compiled(diverged(value), metrics=[SumOfPixels("pixels")])
+    with pytest.warns(UserWarning, match="the training has diverged. Load the best") as said:
+        figures = model.evaluate(random_images(), verbose=0, return_dict=True)
+    assert len([warning for warning in said if "diverged" in str(warning.message)]) == 1
+    assert list(figures) == ["n_loss", "i_loss", "pixels", "loss"]
+    assert not any(np.isfinite(figure) for figure in figures.values())
+    assert np.isnan(figures["pixels"])
+
+
+def test_a_validation_of_diverged_weights_warns_once():
+    model = compiled(diverged())
+    images = random_images()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        history = model.fit(images, epochs=3, validation_data=images, verbose=0).history
+    assert np.isnan(history["val_loss"]).all() and len(history["val_loss"]) == 3
+    texts = [str(warning.message) for warning in said]
+    assert len([text for text in texts if "the training has diverged" in text]) == 1
+
+
+def test_losses_that_are_not_finite_though_the_weights_are_have_another_reason(shared):
+    model = compiled(make_small_model(), loss=lambda true, predicted: ops.log(-ops.abs(predicted)))
+    model.normalizer.adapt(random_images())
+    with pytest.warns(UserWarning, match="weights and the images are finite: .* in float32"):
+        model.evaluate(random_images(), verbose=0)
+    model.normalizer.variance.assign([np.nan])
+    with pytest.warns(UserWarning, match="the normalizer's mean or variance is NaN"):
+        model.evaluate(random_images(), verbose=0)
 
 
 @pytest.mark.parametrize(

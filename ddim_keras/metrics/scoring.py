@@ -188,6 +188,7 @@ def score_generated(
 
     Raises:
         ValueError: an argument out of its range, or images of a wrong shape or range.
+        FloatingPointError: the model's weights or images are not finite.
 
     Examples:
 
@@ -205,6 +206,8 @@ def score_generated(
             )
     if extractor is None:
         extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
+    if broken := engine.broken_weights():  # not after a pass over the real images
+        raise FloatingPointError(broken)
     generated = _generated_in_batches(engine, num_images, batch_size, **options)
     names = getattr(dataset, "class_names", None)
     return score(

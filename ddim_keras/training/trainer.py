@@ -233,7 +233,8 @@ class EMATrainer(EMASteps):
             return_dict: whether to return the figures by name instead of a list.
 
         Returns:
-            [n_loss, i_loss, figures of `metrics` ..., loss], or a dictionary of them.
+            [n_loss, i_loss, figures of `metrics` ..., loss], or a dictionary of them. They are NaN,
+            with a warning, if the weights are.
 
         Raises:
             ValueError: as for `fit`, or the normalizer was not adapted.
@@ -268,10 +269,10 @@ class EMATrainer(EMASteps):
         # numbers of images.
         found = self.evaluation_losses()
         losses = {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
+        broken = preparing.warn_of_broken_losses(losses, self.engine)
         logs: Logs = {name: losses[name] for name in ("n_loss", "i_loss")}
         for metric in self.image_metrics:
-            result = metric.result()
-            logs |= result if isinstance(result, dict) else {metric.name: float(result)}
+            logs |= preparing.figures_of(metric, broken)
         logs["loss"] = losses["loss"]
         return logs if return_dict else list(logs.values())
 
