@@ -230,6 +230,66 @@ def test_a_file_with_a_flipped_byte_is_refused(saved, tmp_path):
         ddim_keras.load_model(path)
 
 
+def changed(source, target, change):
+    """Write a .keras file like another, with its config.json changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                change(config)
+                content = json.dumps(config)
+            new.writestr(name, content)
+    return target
+
+
+@pytest.mark.parametrize("part", ["model", "schedule", "parameterization", "compiled", "optimizer"])
+def test_settings_of_a_later_version_are_named_with_the_file(part, saved, tmp_path):
+    def change(config):
+        place = {
+            "model": config["config"],
+            "schedule": config["config"]["schedule"]["config"],
+            "parameterization": config["config"]["parameterization"]["config"],
+            "compiled": config["compile_config"],
+            "optimizer": config["compile_config"]["optimizer"]["config"],
+        }[part]
+        place["of_the_future"], place["and_another"] = 3, None
+
+    path = changed(saved, tmp_path / "later.keras", change)
+    words = {
+        "model": r"later.keras cannot be loaded: DiffusionModel has settings that ddim_keras .* "
+        r"does not know, \['and_another', 'of_the_future'\].*Update ddim_keras",
+        "schedule": r"later.keras cannot be loaded: AngleSchedule has settings .*'of_the_future'",
+        "parameterization": r"later.keras .* VelocityParameterization has .*'of_the_future'",
+        "compiled": r"later.keras .* compiled with has .*'of_the_future'.*compile=False",
+        "optimizer": "later.keras cannot be loaded: (.|\n)*of_the_future",  # Keras's own words
+    }[part]
+    with pytest.raises(ValueError, match=words):
+        ddim_keras.load_model(path)
+    if part in ("compiled", "optimizer"):
+        assert ddim_keras.load_model(path, compile=False).normalizer.adapted
+
+
+def test_settings_that_are_missing_have_their_defaults(saved, trained_model, tmp_path):
+    needed = {"image_size", "widths", "block_depth", "channels", "parameterization"}  # not defaults
+
+    def keep_what_is_needed(config):
+        config["config"] = {name: config["config"][name] for name in needed}
+        config["config"]["schedule"] = trained_model.get_config()["schedule"]
+        config["config"]["schedule"]["config"] = {}
+
+    path = changed(saved, tmp_path / "earlier.keras", keep_what_is_needed)
+    again = ddim_keras.load_model(path)
+    np.testing.assert_array_equal(
+        again.generate(2, 3, seed=0), trained_model.generate(2, 3, seed=0)
+    )
+    path = changed(
+        saved, tmp_path / "damaged.keras", lambda config: config["config"].pop("image_size")
+    )
+    with pytest.raises(ValueError, match=r"damaged.keras .*lacks the settings \['image_size'\]"):
+        ddim_keras.load_model(path)
+
+
 def test_foreign_files_are_refused(tmp_path):
     other = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     other.save(tmp_path / "other.keras")

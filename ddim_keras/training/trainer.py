@@ -13,6 +13,7 @@ from ddim_keras.data import inputs
 from ddim_keras.sampling.threads import taking_turns
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
+from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.types import Logs
 from ddim_keras.training import preparing
 from ddim_keras.training.monitoring import watching_what_exists
@@ -92,6 +93,13 @@ class EMATrainer(EMASteps):
         }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
+        check_settings(
+            config,
+            "what the model was compiled with",
+            self.compile,
+            super().compile,  # the last, as its arguments are all there are
+            advice=", or load the model with compile=False and compile it yourself",
+        )
         arguments = {
             name: keras.saving.deserialize_keras_object(value)
             for name, value in config.items()
