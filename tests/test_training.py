@@ -283,6 +283,51 @@ def test_running_eagerly_takes_the_same_step():
     np.testing.assert_allclose(*results, atol=2e-4)
 
 
+@pytest.fixture
+def keras_configuration():
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    yield keras.config
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.mark.parametrize(
+    ("floatx", "dtype"),
+    [
+        ("float16", None),
+        ("bfloat16", None),
+        ("float64", None),
+        ("float32", "float16"),
+        ("float32", "bfloat16"),
+        ("float32", "mixed_float16"),
+        ("float32", "mixed_bfloat16"),
+        pytest.param("float32", "float64", marks=pytest.mark.slow),
+        pytest.param("float16", "mixed_float16", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_every_precision_trains_generates_and_loads(floatx, dtype, keras_configuration, tmp_path):
+    keras_configuration.set_floatx(floatx)
+    keras_configuration.set_dtype_policy(floatx)
+    options = {"dtype": dtype, "attention_levels": [1], "parameterization": "velocity"}
+    model = compiled(make_small_model(**options))
+    assert model.compute_dtype == (dtype or floatx).removeprefix("mixed_")
+    images = random_images(8)
+    history = model.fit(images, batch_size=8, validation_data=images, verbose=0).history
+    assert np.isfinite(list(history.values())).all()
+    made = model.generate(2, 2, seed=0)
+    assert np.isfinite(made).all() and made.dtype == np.float32
+    assert np.isfinite(model.encode(images[:2], 2)).all()
+    model.save(tmp_path / "model.keras")
+    again = ddim_keras.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.generate(2, 2, seed=0), made)
+    model.save_weights(tmp_path / "model.weights.h5")
+    again = compiled(make_small_model(**options))
+    again.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(again.generate(2, 2, seed=0), made)
+    assert np.isfinite(again.fit(images, batch_size=8, verbose=0).history["loss"]).all()
+
+
 def convolution_dtypes(model):
     return {
         layer.compute_dtype
