@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddim_keras.data import colours, decoding, depth, folder, resizing, seeded, tfds_source
-from ddim_keras.data.source import Source
+from ddim_keras.data.source import EMBEDDED, Source
 from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-EMBEDDED = "embedded"
 # Shuffling holds up to this many bytes of images; data sets below it are shuffled as a whole.
 _SHUFFLE_BYTES = 512 * 2**20
 _EPOCH_STRIDE = (
