@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -156,6 +157,17 @@ def test_a_file_in_the_way_of_a_folder_is_named_and_stays(tmp_path, model_path):
         assert said.startswith("Error: cannot write to") and said.count("\n") == 1, said
         assert f"{tmp_path}/file is a file, not a folder. Give another folder" in said
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, monkeypatch, number):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        "ddim_keras.runs.training._prepare", lambda *_: os.kill(os.getpid(), number)
+    )
+    said = run("train", "-d", "embedded", "-o", tmp_path / "run", code=130)
+    assert said == "Interrupted.\n" and not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_unknown_models_name_what_there_is(tmp_path):
