@@ -75,7 +75,8 @@ def check_shape(shape: Any, image_shape: tuple[int, ...], what: str = "images") 
     if _agree(shape[1:], (channels, height, width)) or (shape[1] in (1, 3, 4) and larger):
         raise ValueError(
             f"{what} have their channels first: {expected}: put them last with "
-            "images.transpose(0, 2, 3, 1) (in TensorFlow tf.transpose(images, [0, 2, 3, 1]))"
+            "images.transpose(0, 2, 3, 1) (in TensorFlow tf.transpose(images, [0, 2, 3, 1]), in "
+            "PyTorch images.permute(0, 2, 3, 1))"
         )
     if not _agree(shape[3:], (channels,)):
         raise ValueError(

@@ -138,7 +138,7 @@ class Engine:
         Raises:
             ValueError: images of a wrong shape or range.
         """
-        images = np.asarray(images)
+        images = inputs.as_array(images)
         inputs.check_images(images, self.image_shape)
         with backend.values_used(self.variables, self._held.values):
             return ops.convert_to_numpy(self.normalizer(images))

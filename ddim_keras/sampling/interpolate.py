@@ -185,7 +185,7 @@ def _latents_of(
         raise ValueError("network_evaluations does not say how to encode: give diffusion_steps")
     names = ("sampler", "spacing", "schedule", "batch_size", "verbose")
     chosen = {name: options[name] for name in names if options.get(name) is not None}
-    images = [ops.convert_to_numpy(inputs.as_unit_range(np.asarray(end))) for end in ends]
+    images = [ops.convert_to_numpy(inputs.as_unit_range(inputs.as_array(end))) for end in ends]
     return encode(engine, np.stack(images), diffusion_steps, **chosen)
 
 
