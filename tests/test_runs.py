@@ -311,6 +311,13 @@ def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(tmp_path, phot
     assert Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()[1] == 4
 
 
+def test_a_loss_that_is_not_finite_at_an_epochs_end_stops_before_images_are_made(tmp_path):
+    keeper = watching.KeepCheckpoints(Checkpoints(tmp_path, 3), RunConfig(), 7, None)
+    keeper.on_epoch_end(0, {"loss": 1.0, "n_loss": 1.0, "val_kid": np.nan})
+    with pytest.raises(DivergedError, match="the loss is not finite at step 7. There is no checkp"):
+        keeper.on_epoch_end(1, {"loss": np.nan, "n_loss": 1.0})
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, photos, monkeypatch):
     original = keras.Model.save_weights
 
