@@ -24,7 +24,7 @@ from ddim_keras.sampling.choices import check_noise_end
 from ddim_keras.sampling.denoisers import network_denoiser
 from ddim_keras.sampling.verbs import verb
 from ddim_keras.support.arguments import height_and_width, integer, not_negative, positive_int
-from ddim_keras.support.configurable import resolve
+from ddim_keras.support.configurable import check_settings, resolve
 from ddim_keras.support.keras_files import check_model_file
 from ddim_keras.support.types import Config, Images, Rates, Tensor, Variable
 from ddim_keras.training.objective import Objective
@@ -460,6 +460,7 @@ class DiffusionModel(EMATrainer):
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict | None = None
     ) -> DiffusionModel:
+        check_settings(config, cls.__name__, cls)
         with keras.saving.custom_object_scope(custom_objects or {}):
             dtype = config.get("dtype")
             if isinstance(dtype, dict):
@@ -477,9 +478,16 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds something other than a `DiffusionModel`.
+        ValueError: the file is damaged, holds something other than a `DiffusionModel`, or was
+            written by a later version with settings that this one does not know; names the file.
+            What is missing among the settings has its default.
     """
-    return keras.models.load_model(check_model_file(filepath, _REGISTERED_NAME), **kwargs)
+    path = check_model_file(filepath, _REGISTERED_NAME)
+    try:
+        return keras.models.load_model(path, **kwargs)
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{path} cannot be loaded: {error}") from error
 
 
 def _networks(

@@ -55,6 +55,57 @@ def test_sampled_images_reach_tensorboard(tmp_path):
     assert events.stat().st_size > 500
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+def test_of_other_channels_the_first_is_shown(tmp_path, channels):
+    model = make_small_model(channels=channels)
+    model.compile()
+    sample = SampleImages(
+        tmp_path / "pictures",
+        num_images=4,
+        diffusion_steps=2,
+        scale=1,
+        tensorboard=tmp_path / "log",
+    )
+    images = random_images(8, (8, 8, channels))
+    model.fit(images, batch_size=8, verbose=0, callbacks=[sample])
+    first = model.generate(4, 2, seed=0)[..., :1]
+    with PIL.Image.open(tmp_path / "pictures" / "samples_0001.png") as picture:
+        np.testing.assert_allclose(
+            np.asarray(picture).astype(int),
+            ddim_keras.plotting.image_grid(first).astype(int),
+            atol=1,
+        )
+    with PIL.Image.open(tmp_path / "pictures" / "trajectory_0001.png") as picture:
+        assert picture.mode == "RGB"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below/it", "link"])
+def test_a_file_in_the_way_is_named_before_the_first_step(tmp_path, place):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    way = {"link": "link is a link to nothing"}.get(place, "file is a file, not a folder")
+    steps = []
+    count = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda *_: steps.append(1))
+    for callback in (
+        SampleImages(tmp_path / place),
+        KeepBest(tmp_path / place / "best.keras", "n_loss"),
+    ):
+        with pytest.raises(NotADirectoryError, match=f"cannot write to .*{place}: .*{way}") as said:
+            fit(make_small_model(), [callback, count])
+        assert "Give another folder" in str(said.value) and not steps
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # not so for an administrator
+    with pytest.raises(
+        PermissionError, match=f"cannot write to {tmp_path}/new: {tmp_path} may not"
+    ):
+        fit(make_small_model(), [SampleImages(tmp_path / "new")])
+    with pytest.raises(PermissionError, match="change who may write there"):
+        ddim_keras.plotting.save_images(tmp_path / "a.png", np.zeros((1, 2, 2, 1)))
+    assert not list(tmp_path.iterdir())
+
+
 class Figures(keras.callbacks.Callback):
     """Gives each epoch the next of the figures."""
 

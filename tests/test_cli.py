@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -141,6 +142,33 @@ def test_errors_are_one_line_unless_debugged(tmp_path):
     assert said.startswith("Error: no model file at") and said.count("\n") == 1
     result = CliRunner().invoke(main, ["--debug", "info", "-m", str(tmp_path / "no.keras")])
     assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_a_file_in_the_way_of_a_folder_is_named_and_stays(tmp_path, model_path):
+    (tmp_path / "file").write_text("in the way")
+    below = tmp_path / "file" / "deep"
+    for arguments in (
+        ["train", "-d", "embedded", "-o", tmp_path / "file"],
+        ["train", "-d", "embedded", "-o", below],
+        ["generate", "-n", 1, "-s", 2, "-m", model_path, "-o", below],
+        ["export", "-m", model_path, below],
+        ["export", "-m", model_path, below / "model.keras"],
+    ):
+        said = run(*arguments, code=1)
+        assert said.startswith("Error: cannot write to") and said.count("\n") == 1, said
+        assert f"{tmp_path}/file is a file, not a folder. Give another folder" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, monkeypatch, number):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        "ddim_keras.runs.training._prepare", lambda *_: os.kill(os.getpid(), number)
+    )
+    said = run("train", "-d", "embedded", "-o", tmp_path / "run", code=130)
+    assert said == "Interrupted.\n" and not (tmp_path / "run").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_unknown_models_name_what_there_is(tmp_path):
@@ -424,6 +452,7 @@ def test_a_diverged_model_is_said_to_be_and_makes_nothing(tmp_path, model_path):
         ["generate", "-o", tmp_path / "out"],
         ["export", tmp_path / "out"],
         ["export", tmp_path / "out.keras"],
+        ["evaluate", "-n", 4, "-s", 2],
     ):
         assert "weights hold NaN or infinity" in run(
             *arguments, "-m", tmp_path / "nan.keras", code=1

@@ -535,3 +535,97 @@ def test_the_package_knows_its_names():
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         ddim_keras.nothing  # noqa: B018
     assert {"DiffusionModel", "data", "schedules"} <= set(dir(ddim_keras))
+
+
+class Tensor:
+    """Refuses what a tensor of PyTorch refuses NumPy: gradients, a GPU, bfloat16."""
+
+    def __init__(self, values, dtype="torch.float32", troubles=()):
+        self.values, self.dtype, self.troubles = values, dtype, set(troubles)
+        self.shape = values.shape
+
+    def __array__(self, dtype=None, copy=None):
+        if self.troubles or self.dtype == "torch.bfloat16":
+            raise TypeError(f"no NumPy array of {self.troubles} {self.dtype}")
+        return self.values if dtype is None else self.values.astype(dtype)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, where):
+        return Tensor(self.values[where], self.dtype, self.troubles)
+
+    def _without(self, trouble):
+        return Tensor(self.values, self.dtype, self.troubles - {trouble})
+
+    def detach(self):
+        return self._without("gradient")
+
+    def cpu(self):
+        return self._without("gpu")
+
+    def float(self):
+        return Tensor(self.values, "torch.float32", self.troubles)
+
+
+class Loader:
+    """Batches, as PyTorch's DataLoader gives them; of an iterable it knows no length."""
+
+    def __init__(self, batches, length=None):
+        self.batches, self.length = batches, length
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        if self.length is None:
+            raise TypeError("object of type 'Iterable' has no len()")
+        return self.length
+
+
+@pytest.mark.parametrize("form", ["loader", "labels", "dictionaries", "singles", "whole"])
+@pytest.mark.parametrize("trouble", ["gradient", "gpu", "bfloat16"])
+def test_tensors_that_numpy_does_not_take_are_taken(form, trouble, model):
+    dtype = "torch.bfloat16" if trouble == "bfloat16" else "torch.float32"
+    images = Tensor(random_images(8, (8, 8, 3)), dtype, {trouble} - {"bfloat16"})
+    halves = [images[:4], images[4:]]
+    labels = Tensor(np.arange(4), "torch.int64")
+    data = {
+        "loader": Loader(halves, 2),
+        "labels": Loader([[half, labels] for half in halves], 2),
+        "dictionaries": Loader([{"image": half, "label": labels} for half in halves], 2),
+        "singles": Loader([[half[index] for index in range(4)] for half in halves], 2),
+        "whole": images,
+    }[form]
+    model.normalizer.adapt(data)
+    assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
+    assert np.isfinite(model.evaluate(data, verbose=0)).all()
+    if form == "whole":
+        assert model.encode(images[:2], 2).shape == (2, 8, 8, 3)
+        assert model.inpaint(images[:2], np.eye(8), 2).shape == (2, 8, 8, 3)
+
+
+def test_a_loader_of_unknown_length_says_what_to_do(model):
+    loader = Loader([random_images(4, (8, 8, 3))] * 2)
+    with pytest.raises(ValueError, match=r"Loader does not say how many .*iter\(...\) of it with"):
+        model.fit(loader, verbose=0)
+    model.normalizer.adapt(loader)
+    model.fit(iter(loader), steps_per_epoch=2, verbose=0)
+
+
+def test_what_has_no_batches_yet_is_told_of_the_loader(model):
+    class Pictures:
+        def __getitem__(self, index):
+            return np.zeros((8, 8, 3), "float32")
+
+    with pytest.raises(ValueError, match=r"got .*Pictures.* with PyTorch by DataLoader\(dataset"):
+        model.fit(Pictures(), verbose=0)
+
+
+def test_a_loader_of_pytorch_itself_is_taken(model):
+    torch = pytest.importorskip("torch")
+    images = torch.as_tensor(random_images(8, (8, 8, 3))).requires_grad_()
+    pairs = torch.utils.data.TensorDataset(images, torch.arange(8) % 2)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=4, shuffle=True)
+    history = model.fit(loader, class_weight={1: 2.0}, validation_data=loader, verbose=0).history
+    assert np.isfinite(list(history.values())).all()

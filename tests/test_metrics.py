@@ -339,6 +339,30 @@ def test_images_out_of_range_or_not_finite_are_refused(bad):
         metrics.fid(real, generated, small_extractor())
 
 
+@pytest.mark.parametrize(
+    ("side", "advice"),
+    [
+        ("real", "real images contain NaN or infinity: remove or repair those images$"),
+        ("generated", "generated images contain NaN or infinity: what made them has diverged"),
+    ],
+)
+def test_what_is_not_finite_is_repaired_where_it_is_broken(side, advice):
+    real, generated = two_sides(8)
+    {"real": real, "generated": generated}[side][3] = np.inf
+    with pytest.raises(ValueError, match=advice):
+        metrics.fid(real, generated, small_extractor())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_diverged_model_is_not_scored(value):
+    model = make_small_model()
+    model.normalizer.adapt(random_images())
+    kernel = model.ema_network.weights[0]
+    kernel.assign(np.full(kernel.shape, value))
+    with pytest.raises(FloatingPointError, match="hold NaN or infinity: the training has diverged"):
+        model.score(iter([]), 4, 2, metrics=["kid"], extractor=small_extractor())
+
+
 def test_a_diverged_model_logs_nan_instead_of_failing():
     for name in ("fid", "kid", "precision_recall", "density_coverage"):
         metric = METRICS[name]()

@@ -14,6 +14,13 @@ def test_a_grid_holds_each_image_in_its_place():
     assert (grid[7:11, 9:15] == 255).all() and (grid[0] == 255).all()
 
 
+@pytest.mark.parametrize("channels", [2, 5, 6])
+def test_of_images_of_other_channels_the_first_is_drawn(channels):
+    images = np.random.default_rng(0).uniform(size=(3, 4, 4, channels))
+    np.testing.assert_array_equal(plotting.image_grid(images), plotting.image_grid(images[..., :1]))
+    assert plotting.image_grid(images[..., :4]).shape[-1] == (4 if channels > 2 else 3)
+
+
 def test_pngs_are_written_pixel_for_pixel(tmp_path):
     images = np.random.default_rng(0).uniform(size=(4, 5, 5, 3))
     plotting.save_images(tmp_path / "sub" / "grid.png", images, columns=2, scale=2)

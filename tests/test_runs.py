@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -310,6 +311,13 @@ def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(tmp_path, phot
     assert Checkpoints(tmp_path / "run" / "checkpoints", 3).newest_whole()[1] == 4
 
 
+def test_a_loss_that_is_not_finite_at_an_epochs_end_stops_before_images_are_made(tmp_path):
+    keeper = watching.KeepCheckpoints(Checkpoints(tmp_path, 3), RunConfig(), 7, None)
+    keeper.on_epoch_end(0, {"loss": 1.0, "n_loss": 1.0, "val_kid": np.nan})
+    with pytest.raises(DivergedError, match="the loss is not finite at step 7. There is no checkp"):
+        keeper.on_epoch_end(1, {"loss": np.nan, "n_loss": 1.0})
+
+
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, photos, monkeypatch):
     original = keras.Model.save_weights
@@ -401,6 +409,77 @@ def test_moved_images_are_taken_where_they_are_the_same(tmp_path, photos, whole_
         place.reconcile(config, said.append)
 
 
+def prepare_tfds(data_dir, seed=0, release="first"):
+    """Prepare a small data set of TFDS, `tiny_pictures`, in a folder."""
+    import tensorflow_datasets as tfds
+
+    class TinyPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        RELEASE_NOTES = {"1.0.0": release}
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(
+                    {"image": tfds.features.Image(shape=(8, 8, 1))}
+                ),
+            )
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            draws = np.random.default_rng(seed)
+            for index in range(20):
+                yield index, {"image": draws.integers(0, 255, (8, 8, 1), dtype="uint8")}
+
+    TinyPictures(data_dir=data_dir).download_and_prepare()
+    return str(data_dir)
+
+
+def test_a_data_set_of_tfds_may_move_if_its_images_are_the_same(tmp_path):
+    here, there = prepare_tfds(tmp_path / "here"), str(tmp_path / "there")
+    config = small_config("tiny_pictures", data_dir=here, split=["train", None], steps=4)
+    runs.train(config, tmp_path / "run", verbose=0)
+    shutil.move(here, there)
+    said = []
+    moved = dataclasses.replace(config, data_dir=there, steps=5)
+    runs.train(moved, tmp_path / "run", tell=said.append, verbose=0)
+    assert f"at tiny_pictures in {there} now, where they were at tiny_pictures in {here}" in said[0]
+    assert RunConfig.read(tmp_path / "run" / "config.yaml").data_dir == there
+
+    place = RunFolder(tmp_path / "run")
+    again = prepare_tfds(tmp_path / "again", release="other words")
+    as_folder = dataclasses.replace(moved, data=f"{again}/tiny_pictures/1.0.0", data_dir=None)
+    for same in (dataclasses.replace(moved, data_dir=again), as_folder):
+        place.reconcile(same, said.append)
+    others = dataclasses.replace(moved, data_dir=prepare_tfds(tmp_path / "others", seed=1))
+    with pytest.raises(ValueError, match=r"tiny_pictures in .*others holds other images"):
+        place.reconcile(others, said.append)
+    # Nothing is there yet: what TFDS then prepares is compared.
+    shutil.move(others.data_dir, tmp_path / "away")
+    place.reconcile(others, said.append)
+    shutil.move(tmp_path / "away", others.data_dir)
+    with pytest.raises(ValueError, match=r"tiny_pictures in .*others holds other images"):
+        place.write(others)
+    assert RunConfig.read(place.config).data_dir == there
+
+
+def test_images_of_tfds_that_changed_in_their_place_are_said_to_have(tmp_path):
+    here = prepare_tfds(tmp_path / "here")
+    config = small_config("tiny_pictures", data_dir=here, split=["train", None], steps=1)
+    place = RunFolder(tmp_path / "run")
+    place.write(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        place.reconcile(config, print)
+        shutil.rmtree(here)  # loading says so
+        place.reconcile(config, print)
+    prepare_tfds(tmp_path / "here", seed=1)
+    with pytest.warns(UserWarning, match="are not those that the run .* began with"):
+        place.reconcile(config, print)
+
+
 def test_a_log_begun_with_other_figures_keeps_every_figure_in_its_column(tmp_path):
     (tmp_path / "log.csv").write_text("epoch,i_loss,n_loss\n0,0.5,0.25\n1,0.4,0.2\n")
     log = watching.Log(tmp_path / "log.csv")
@@ -479,3 +558,38 @@ def test_a_configuration_is_readable(tmp_path):
         image_size=[4, 6], split=["train", "test"]
     )
     assert json.dumps(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+
+
+def settings_of_0_1(**changes):
+    written = yaml.safe_load((ROOT / "tests" / "version_0_1" / "run" / "config.yaml").read_text())
+    return {**written, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "channels"),
+    [
+        ({}, 3),  # as it read every folder
+        ({"channels": 1}, 1),
+        ({"background": "white"}, None),  # written by a later version
+        ({"data": "embedded"}, None),
+        ({"data": "fashion_mnist"}, None),
+    ],
+)
+def test_a_grey_folder_of_a_run_of_version_0_1_keeps_its_three_channels(
+    tmp_path, photos, changes, channels
+):
+    values = settings_of_0_1(**{"data": str(photos), **changes})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert RunConfig.read(tmp_path / "config.yaml").channels == channels
+    del values["keep"]  # not all of them: written by hand
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert RunConfig.read(tmp_path / "config.yaml").channels == changes.get("channels")
+
+
+def test_a_run_of_version_0_1_on_a_grey_folder_goes_on_with_three_channels(tmp_path, photos):
+    values = settings_of_0_1(data=str(photos), steps=1, split=0.0, training={"batch_size": 4})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
+    config = RunConfig.read(tmp_path / "run" / "config.yaml")
+    assert runs.train(config, tmp_path / "run", verbose=0).model.image_shape == (8, 8, 3)
+    assert RunConfig.read(tmp_path / "run" / "config.yaml").channels == 3

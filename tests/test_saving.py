@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -6,6 +7,7 @@ import sys
 import time
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -231,6 +233,66 @@ def test_a_file_with_a_flipped_byte_is_refused(saved, tmp_path):
         ddim_keras.load_model(path)
 
 
+def changed(source, target, change):
+    """Write a .keras file like another, with its config.json changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                change(config)
+                content = json.dumps(config)
+            new.writestr(name, content)
+    return target
+
+
+@pytest.mark.parametrize("part", ["model", "schedule", "parameterization", "compiled", "optimizer"])
+def test_settings_of_a_later_version_are_named_with_the_file(part, saved, tmp_path):
+    def change(config):
+        place = {
+            "model": config["config"],
+            "schedule": config["config"]["schedule"]["config"],
+            "parameterization": config["config"]["parameterization"]["config"],
+            "compiled": config["compile_config"],
+            "optimizer": config["compile_config"]["optimizer"]["config"],
+        }[part]
+        place["of_the_future"], place["and_another"] = 3, None
+
+    path = changed(saved, tmp_path / "later.keras", change)
+    words = {
+        "model": r"later.keras cannot be loaded: DiffusionModel has settings that ddim_keras .* "
+        r"does not know, \['and_another', 'of_the_future'\].*Update ddim_keras",
+        "schedule": r"later.keras cannot be loaded: AngleSchedule has settings .*'of_the_future'",
+        "parameterization": r"later.keras .* VelocityParameterization has .*'of_the_future'",
+        "compiled": r"later.keras .* compiled with has .*'of_the_future'.*compile=False",
+        "optimizer": "later.keras cannot be loaded: (.|\n)*of_the_future",  # Keras's own words
+    }[part]
+    with pytest.raises(ValueError, match=words):
+        ddim_keras.load_model(path)
+    if part in ("compiled", "optimizer"):
+        assert ddim_keras.load_model(path, compile=False).normalizer.adapted
+
+
+def test_settings_that_are_missing_have_their_defaults(saved, trained_model, tmp_path):
+    needed = {"image_size", "widths", "block_depth", "channels", "parameterization"}  # not defaults
+
+    def keep_what_is_needed(config):
+        config["config"] = {name: config["config"][name] for name in needed}
+        config["config"]["schedule"] = trained_model.get_config()["schedule"]
+        config["config"]["schedule"]["config"] = {}
+
+    path = changed(saved, tmp_path / "earlier.keras", keep_what_is_needed)
+    again = ddim_keras.load_model(path)
+    np.testing.assert_array_equal(
+        again.generate(2, 3, seed=0), trained_model.generate(2, 3, seed=0)
+    )
+    path = changed(
+        saved, tmp_path / "damaged.keras", lambda config: config["config"].pop("image_size")
+    )
+    with pytest.raises(ValueError, match=r"damaged.keras .*lacks the settings \['image_size'\]"):
+        ddim_keras.load_model(path)
+
+
 def test_foreign_files_are_refused(tmp_path):
     other = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     other.save(tmp_path / "other.keras")
@@ -307,6 +369,76 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(kind, small, tmp
         small.load_weights(path)
     for value, now in zip(before, state_of(small), strict=True):
         np.testing.assert_array_equal(value, now)
+
+
+def zeroed(path, start, number=64):
+    content = bytearray(path.read_bytes())
+    content[start : start + number] = bytes(number)
+    path.write_bytes(content)
+
+
+def test_weights_with_zeroed_bytes_are_refused_wherever_numbers_stand(small, tmp_path):
+    path, places = tmp_path / "zeroed.weights.h5", {}
+    small.save_weights(path)
+    whole, before = path.read_bytes(), state_of(small)
+    with h5py.File(path) as file:
+
+        def note(name, item):
+            if isinstance(item, h5py.Dataset) and np.any(item[()]):
+                places[name] = item.id.get_offset(), item.nbytes
+
+        file.visititems(note)
+    assert len(places) > 20  # of networks, normalizer and optimizer
+    for offset, number in list(places.values())[::6]:
+        path.write_bytes(whole)
+        zeroed(path, offset, number)
+        with pytest.raises(
+            ValueError, match="zeroed.weights.h5 is damaged, its numbers fail their"
+        ):
+            small.load_weights(path)
+    for start in range(0, len(whole), len(whole) // 12):  # anywhere: refused, or nothing is lost
+        path.write_bytes(whole)
+        zeroed(path, start)
+        with contextlib.suppress(ValueError):
+            small.load_weights(path)
+        for value, now in zip(before, state_of(small), strict=True):
+            np.testing.assert_array_equal(value, now)
+
+
+def test_weights_without_a_checksum_still_load(small, tmp_path):
+    keras.Model.save_weights(small, tmp_path / "keras.weights.h5")
+    small.load_weights(tmp_path / "keras.weights.h5")
+    small.save_weights(tmp_path / "ours.weights.h5")
+    keras.Model.load_weights(small, tmp_path / "ours.weights.h5")
+
+
+def test_shards_of_weights_have_checksums_too(small, tmp_path):
+    small.save_weights(tmp_path / "parts.weights.json", max_shard_size=1e-5)
+    shards = sorted(tmp_path.glob("parts_*.weights.h5"))
+    assert len(shards) > 1 and len(list(tmp_path.iterdir())) == len(shards) + 1
+    before = state_of(small)
+    small.load_weights(tmp_path / "parts.weights.json")
+    for value, now in zip(before, state_of(small), strict=True):
+        np.testing.assert_array_equal(value, now)
+    with h5py.File(shards[0], "r+") as file:
+        found = []
+        file.visititems(lambda _, item: found.append(item) if hasattr(item, "nbytes") else None)
+        found[0][...] = 7
+    with pytest.raises(ValueError, match="weights.h5 is damaged, its numbers fail their checksum"):
+        small.load_weights(tmp_path / "parts.weights.json")
+
+
+def test_weights_of_a_damaged_model_file_are_refused(saved, tmp_path, trained_model):
+    path = tmp_path / "zeroed.keras"
+    with zipfile.ZipFile(saved) as archive:
+        start = archive.getinfo("model.weights.h5").header_offset
+    size = saved.stat().st_size
+    for place in range(start + 4096, size - 2048, (size - start) // 12):
+        path.write_bytes(saved.read_bytes())
+        zeroed(path, place, 256)
+        if path.read_bytes() != saved.read_bytes():
+            with pytest.raises(ValueError, match="zeroed.keras is damaged"):
+                trained_model.load_weights(path)
 
 
 def test_missing_weights_are_named(small, tmp_path):

@@ -1,3 +1,6 @@
+import sys
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -208,6 +211,54 @@ def test_compiled_metrics_compare_real_and_generated_images():
     assert list(dictionary) == ["n_loss", "i_loss", "mean_difference", "loss"]
 
 
+class SumOfPixels(keras.metrics.Mean):
+    """Gives a figure to any images."""
+
+    def update_state(self, real_images, generated_images, sample_weight=None):
+        super().update_state(ops.where(ops.isnan(generated_images), 0.0, generated_images))
+
+
+def diverged(value=np.nan, **changes):
+    model = make_small_model(**changes)
+    model.normalizer.adapt(random_images())
+    for network in (model.network, model.ema_network):
+        kernel = network.weights[-1]
+        kernel.assign(np.full(kernel.shape, value))
+    return model
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_evaluation_of_diverged_weights_warns_and_gives_nan(value):
+    model = compiled(diverged(value), metrics=[SumOfPixels("pixels")])
+    with pytest.warns(UserWarning, match="the training has diverged. Load the best") as said:
+        figures = model.evaluate(random_images(), verbose=0, return_dict=True)
+    assert len([warning for warning in said if "diverged" in str(warning.message)]) == 1
+    assert list(figures) == ["n_loss", "i_loss", "pixels", "loss"]
+    assert not any(np.isfinite(figure) for figure in figures.values())
+    assert np.isnan(figures["pixels"])
+
+
+def test_a_validation_of_diverged_weights_warns_once():
+    model = compiled(diverged())
+    images = random_images()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        history = model.fit(images, epochs=3, validation_data=images, verbose=0).history
+    assert np.isnan(history["val_loss"]).all() and len(history["val_loss"]) == 3
+    texts = [str(warning.message) for warning in said]
+    assert len([text for text in texts if "the training has diverged" in text]) == 1
+
+
+def test_losses_that_are_not_finite_though_the_weights_are_have_another_reason(shared):
+    model = compiled(make_small_model(), loss=lambda true, predicted: ops.log(-ops.abs(predicted)))
+    model.normalizer.adapt(random_images())
+    with pytest.warns(UserWarning, match="weights and the images are finite: .* in float32"):
+        model.evaluate(random_images(), verbose=0)
+    model.normalizer.variance.assign([np.nan])
+    with pytest.warns(UserWarning, match="the normalizer's mean or variance is NaN"):
+        model.evaluate(random_images(), verbose=0)
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -238,6 +289,51 @@ def test_running_eagerly_takes_the_same_step():
         model.fit(images, batch_size=8, verbose=0)
         results.append(flat(model.network))
     np.testing.assert_allclose(*results, atol=2e-4)
+
+
+@pytest.fixture
+def keras_configuration():
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    yield keras.config
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.mark.parametrize(
+    ("floatx", "dtype"),
+    [
+        ("float16", None),
+        ("bfloat16", None),
+        ("float64", None),
+        ("float32", "float16"),
+        ("float32", "bfloat16"),
+        ("float32", "mixed_float16"),
+        ("float32", "mixed_bfloat16"),
+        pytest.param("float32", "float64", marks=pytest.mark.slow),
+        pytest.param("float16", "mixed_float16", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_every_precision_trains_generates_and_loads(floatx, dtype, keras_configuration, tmp_path):
+    keras_configuration.set_floatx(floatx)
+    keras_configuration.set_dtype_policy(floatx)
+    options = {"dtype": dtype, "attention_levels": [1], "parameterization": "velocity"}
+    model = compiled(make_small_model(**options))
+    assert model.compute_dtype == (dtype or floatx).removeprefix("mixed_")
+    images = random_images(8)
+    history = model.fit(images, batch_size=8, validation_data=images, verbose=0).history
+    assert np.isfinite(list(history.values())).all()
+    made = model.generate(2, 2, seed=0)
+    assert np.isfinite(made).all() and made.dtype == np.float32
+    assert np.isfinite(model.encode(images[:2], 2)).all()
+    model.save(tmp_path / "model.keras")
+    again = ddim_keras.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.generate(2, 2, seed=0), made)
+    model.save_weights(tmp_path / "model.weights.h5")
+    again = compiled(make_small_model(**options))
+    again.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(again.generate(2, 2, seed=0), made)
+    assert np.isfinite(again.fit(images, batch_size=8, verbose=0).history["loss"]).all()
 
 
 def convolution_dtypes(model):
@@ -333,13 +429,38 @@ def test_a_network_of_ones_own():
     assert model.generate(2, 2).shape == (2, 8, 8, 1)
 
 
-def test_progress_bar_covers_the_whole_training(capsys):
+class Stop(keras.callbacks.Callback):
+    """Ends a training after an epoch, as early stopping does."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = True
+
+
+def shown_progress(capsys, *others):
     model = compiled(make_small_model())
-    progress = ddim_keras.callbacks.TrainingProgress()
-    model.fit(random_images(), batch_size=8, epochs=2, verbose=0, callbacks=[progress])
-    text = capsys.readouterr().out
+    callbacks = [ddim_keras.callbacks.TrainingProgress(), *others]
+    model.fit(random_images(), batch_size=8, epochs=2, verbose=0, callbacks=callbacks)
+    return capsys.readouterr().out
+
+
+def test_progress_bar_covers_the_whole_training(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    text = shown_progress(capsys)
     assert "6/6" in text and "n_loss" in text
     assert text.count("\n") == 1
+
+
+def test_progress_in_a_file_is_a_line_at_the_end_and_now_and_then(capsys, monkeypatch):
+    text = shown_progress(capsys)
+    assert text.startswith("6 of 6 steps, i_loss ") and text.count("\n") == 1
+    assert "\b" not in text and "\r" not in text and "\x1b" not in text
+    monkeypatch.setattr("ddim_keras.support.progress.SECONDS_BETWEEN_LINES", 0.0)
+    lines = shown_progress(capsys).splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"{n} of 6 steps" for n in range(1, 7)]
+
+
+def test_progress_of_a_training_that_ends_early_says_how_far_it_came(capsys):
+    assert shown_progress(capsys, Stop()).startswith("3 of 6 steps, ")
 
 
 def test_images_can_be_made_in_every_callback():

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ddim_keras.cli.startup import quiet_start
+from ddim_keras.runs.signals import terminated_like_interrupted
 from ddim_keras.support.version import __version__
 
 INTERRUPTED = 130
@@ -19,7 +20,8 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with terminated_like_interrupted():
+                return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:

@@ -215,7 +215,19 @@ def as_array(values: Any) -> np.ndarray:
         raise ValueError(
             f"images must all be of one size to make a batch, got {shapes[:4]}: resize them first"
         )
-    return np.asarray(values)
+    if isinstance(values, (tuple, list)):
+        return np.asarray([_of_torch(value) for value in values])
+    return np.asarray(_of_torch(values))
+
+
+def _of_torch(values: Any) -> Any:
+    """A tensor of PyTorch in a form that NumPy takes: without its gradient, not on a GPU, in a type
+    that NumPy knows. Anything else as it is.
+    """
+    if not (hasattr(values, "detach") and hasattr(values, "cpu")):
+        return values
+    values = values.detach().cpu()
+    return values.float() if str(values.dtype) == "torch.bfloat16" else values
 
 
 def check_sample_weight(weights: np.ndarray, number: int) -> np.ndarray:
@@ -338,14 +350,14 @@ def _stacked(examples: list) -> Batch:
     if isinstance(examples[0], Mapping):
         parts = [_of_dictionary(example) for example in examples]
         columns: list[list[Any]] = [
-            [None if value is None else np.asarray(value) for value in column]
+            [None if value is None else as_array(value) for value in column]
             for column in zip(*parts)
         ]
         join: Any = (
             np.concatenate if columns[0][0].ndim == 4 else as_array
         )  # of batches, or of single images
         return Batch(*(None if column[0] is None else join(column) for column in columns))
-    return Batch(as_array([np.asarray(example) for example in examples]))
+    return Batch(as_array([as_array(example) for example in examples]))
 
 
 def _described(parts: Any) -> str:

@@ -9,7 +9,8 @@ import warnings
 from collections import defaultdict
 from typing import NamedTuple
 
-from ddim_keras.data import decoding
+from ddim_keras.data import decoding, tfds_source
+from ddim_keras.data.source import EMBEDDED
 
 # As parts below the data set's folder: ("train", "cat", "1.jpg").
 Parts = tuple[str, ...]
@@ -83,6 +84,7 @@ _NO_PICTURE_NAMES = {
     "dockerfile",
 }
 _FIRST_BYTES = 4096
+_PLACES = 64  # looked at in each file of TFDS, which holds many images
 _NAMED = 3  # files named in a message; the rest are counted
 _NO_SUFFIX, _BROKEN_LINK, _CLOSED = (
     "without a suffix",
@@ -138,29 +140,40 @@ def find_images(root: pathlib.Path) -> Found:
     return found
 
 
-def fingerprint(source: str) -> str | None:
-    """Return by what the images of a folder are known wherever it stands: names, sizes and first
-    bytes.
+def fingerprint(source: str, data_dir: str | None = None) -> str | None:
+    """Return by what images are known wherever they stand: names, sizes and first bytes of their
+    files.
 
     Args:
-        source: as for `load_dataset`.
+        source: as for `load_dataset`: a folder, or the name of a TFDS data set.
+        data_dir: where TFDS keeps its data; None for ~/tensorflow_datasets.
 
     Returns:
-        A SHA-256; or None if `source` is no folder, but the name of a data set.
+        A SHA-256; or None for the embedded images, and for a data set that is not on disk.
     """
+    if source == EMBEDDED:
+        return None
     root = pathlib.Path(source).expanduser()
+    if not root.is_dir():
+        prepared = tfds_source.prepared_folder(source, data_dir)
+        if prepared is None:
+            return None
+        root = prepared
     digest = hashlib.sha256()
     if (root / "dataset_info.json").is_file():  # a prepared TFDS data set
-        digest.update((root / "dataset_info.json").read_bytes())
-        return digest.hexdigest()
-    if not root.is_dir():
-        return None
-    for parts in find_images(root).images:
-        path = root.joinpath(*parts)
+        # Not its descriptions: to prepare the same images anew changes their words.
+        paths = sorted(path for path in root.iterdir() if path.suffix not in (".json", ".txt"))
+        named = [(path.name, path, _PLACES) for path in paths if path.is_file()]
+    else:
+        found = find_images(root).images
+        named = [("/".join(parts), root.joinpath(*parts), 1) for parts in found]
+    for name, path, places in named:
+        size = path.stat().st_size
+        digest.update(f"{name} {size} ".encode())
         with open(path, "rb") as file:
-            digest.update(
-                f"{'/'.join(parts)} {path.stat().st_size} ".encode() + file.read(_FIRST_BYTES)
-            )
+            for place in range(places):
+                file.seek(size * place // places)
+                digest.update(file.read(_FIRST_BYTES))
     return digest.hexdigest()
 
 

@@ -12,6 +12,11 @@ from keras import ops
 # another range.
 RANGE_TOLERANCE = 0.02
 NOT_FINITE = "{what} contain NaN or infinity: remove or repair those images before training"
+_NOT_FINITE_OF_SCORES = {
+    "real images": "remove or repair those images",
+    "generated images": "what made them has diverged, or computes in too few digits: repair that, "
+    "not the real images",
+}
 OUT_OF_RANGE = (
     "{what} are out of range: got values from {smallest} to {largest}, expected floats in [0, 1] "
     "or uint8: divide by 255 if "
@@ -70,7 +75,8 @@ def check_shape(shape: Any, image_shape: tuple[int, ...], what: str = "images") 
     if _agree(shape[1:], (channels, height, width)) or (shape[1] in (1, 3, 4) and larger):
         raise ValueError(
             f"{what} have their channels first: {expected}: put them last with "
-            "images.transpose(0, 2, 3, 1) (in TensorFlow tf.transpose(images, [0, 2, 3, 1]))"
+            "images.transpose(0, 2, 3, 1) (in TensorFlow tf.transpose(images, [0, 2, 3, 1]), in "
+            "PyTorch images.permute(0, 2, 3, 1))"
         )
     if not _agree(shape[3:], (channels,)):
         raise ValueError(
@@ -108,6 +114,8 @@ def check_dtype(dtype: Any, what: str = "images", values: Any = None) -> None:
 def check_range(smallest: float, largest: float, what: str = "images") -> None:
     """Raise ValueError unless both ends are finite and, but for an overshoot, inside [0, 1]."""
     if not (np.isfinite(smallest) and np.isfinite(largest)):
+        if what in _NOT_FINITE_OF_SCORES:
+            raise ValueError(f"{what} contain NaN or infinity: {_NOT_FINITE_OF_SCORES[what]}")
         raise ValueError(NOT_FINITE.format(what=what))
     if smallest < -RANGE_TOLERANCE or largest > 1.0 + RANGE_TOLERANCE:
         raise ValueError(

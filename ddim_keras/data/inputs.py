@@ -28,6 +28,7 @@ from ddim_keras.data.image_checks import as_unit_range, check_images, check_rang
 
 __all__ = [
     "Batch",
+    "as_array",
     "as_unit_range",
     "can_be_read_again",
     "check_images",
@@ -88,7 +89,10 @@ def number_of_batches(data: Any) -> int | None:
         return data.num_batches if data.num_batches is not None else -1
     if isinstance(data, (itertools.count, itertools.cycle, itertools.repeat)):
         return -1
-    return len(data) if hasattr(data, "__len__") else None
+    try:
+        return len(data) if hasattr(data, "__len__") else None
+    except TypeError:  # PyTorch's DataLoader of a data set that does not know its length
+        return None
 
 
 def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | None]:
@@ -234,6 +238,11 @@ def _checked(data: Any, checks: _Checks) -> Any:
         raise ValueError(
             f"images must be an array, a data set of batches or a generator, got {data!r} of type "
             f"{type(data).__name__}"
+            + (
+                ": make batches of it, with PyTorch by DataLoader(dataset, batch_size=32)"
+                if hasattr(data, "__getitem__")
+                else ""
+            )
         )
     if iter(data) is data:
         return _checked_generator(data, checks)

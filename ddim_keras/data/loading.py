@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddim_keras.data import colours, decoding, depth, folder, pipelines, resizing, tfds_source
-from ddim_keras.data.source import Source
+from ddim_keras.data.source import EMBEDDED, Source
 from ddim_keras.support.arguments import height_and_width
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-EMBEDDED = "embedded"
 
 
 def load_dataset(

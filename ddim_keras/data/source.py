@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
+EMBEDDED = "embedded"  # the name of the images that ship with the package
+
+
 class Source(NamedTuple):
     """Decoded but not yet resized examples, as a folder or TFDS gives them.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import pathlib
 import urllib.parse
 import warnings
 from typing import Any, NamedTuple
@@ -75,6 +76,17 @@ def from_name(name: str, reading: Reading, data_dir: Any, download: bool) -> Sou
             )
         builder.download_and_prepare(download_dir=download_dir)
     return from_builder(builder, reading)
+
+
+def prepared_folder(name: str, data_dir: Any) -> pathlib.Path | None:
+    """Return the folder in which a TFDS data set is prepared, or None if it is not on disk."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        return pathlib.Path(builder.data_dir) if builder.is_prepared() else None
+    except Exception:  # no data set of TFDS, or one whose code fails: loading it will say why
+        return None
 
 
 def from_folder(path: os.PathLike, reading: Reading) -> Source:

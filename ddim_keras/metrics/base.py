@@ -169,9 +169,9 @@ def checked_batches(data: Data, side: str) -> Iterator[tuple[np.ndarray, np.ndar
     if not inputs.is_one_piece(data) and inputs.number_of_batches(data) == -1:
         raise ValueError(f"the {side} images never end: give a data set without repeat()")
     for batch in inputs.iterate_batches(data, _BATCH)[0]:
-        images, labels = np.asarray(batch.images), batch.labels
+        images, labels = inputs.as_array(batch.images), batch.labels
         inputs.check_images(images, images.shape[1:], f"{side} images")
-        labels = None if labels is None else np.asarray(labels)
+        labels = None if labels is None else inputs.as_array(labels)
         if labels is not None and len(labels) != len(images):
             raise ValueError(
                 f"expected a label for each of {len(images)} images, got {len(labels)}"

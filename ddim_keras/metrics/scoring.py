@@ -194,6 +194,7 @@ def score_generated(
 
     Raises:
         ValueError: an argument out of its range, or images of a wrong shape or range.
+        FloatingPointError: the model's weights or images are not finite.
 
     Examples:
 
@@ -211,6 +212,8 @@ def score_generated(
             )
     if extractor is None:
         extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
+    if broken := engine.broken_weights():  # not after a pass over the real images
+        raise FloatingPointError(broken)
     told: dict[str, Any] = {"labels": labels, "condition": condition}
     wanted = [name for name, value in told.items() if value is True]
     if wanted:

@@ -235,7 +235,7 @@ class ImageNormalization(keras.layers.Layer):
         for index, batch in enumerate(batches):
             if steps is not None and index >= steps:
                 break
-            images = np.asarray(batch.images)
+            images = inputs.as_array(batch.images)
             if not self.built:
                 self.build((None, *images.shape[1:]))
             inputs.check_images(images, self.image_shape)

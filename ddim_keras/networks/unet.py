@@ -15,6 +15,7 @@ from ddim_keras.networks.layers import (
     GroupNormalization,
     SinusoidalEmbedding,
 )
+from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.types import Tensor
 
@@ -247,9 +248,8 @@ class _Blocks:
         height, width, channels = x.shape[1:]
         tokens = layers.Reshape((height * width, channels), dtype=self.dtype)(self.normalize(x))
         heads = max(1, channels // 32)
-        tokens = layers.MultiHeadAttention(heads, channels // heads, dtype=self.dtype)(
-            tokens, tokens
-        )
+        policy = backend.attention_policy(keras.dtype_policies.get(self.dtype))
+        tokens = layers.MultiHeadAttention(heads, channels // heads, dtype=policy)(tokens, tokens)
         tokens = layers.Reshape((height, width, channels), dtype=self.dtype)(tokens)
         return layers.Add(dtype=self.dtype)([x, tokens])
 

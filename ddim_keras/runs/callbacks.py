@@ -17,12 +17,13 @@ from ddim_keras.data.image_checks import as_unit_range
 from ddim_keras.runs.checkpoints import weights_are_finite
 from ddim_keras.support import files
 from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.progress import progress
 from ddim_keras.support.types import Logs
 
 
 class TrainingProgress(keras.callbacks.Callback):
     """One progress bar for the whole training: steps, losses and the time left until the last epoch
-    ends.
+    ends. In a file or a pipe it is a line now and then.
 
     Keras's own bar starts anew each epoch and shows only that epoch's time. Use it with `fit(...,
     verbose=0)`.
@@ -38,23 +39,23 @@ class TrainingProgress(keras.callbacks.Callback):
                 "own bar"
             )
         self._steps = self.params["steps"]
-        self._bar = keras.utils.Progbar(
-            self._steps * self.params["epochs"],
-            stateful_metrics=[metric.name for metric in self.model.metrics],
-        )
-        self._epoch = 0
+        self._target = self._steps * self.params["epochs"]
+        names = [metric.name for metric in self.model.metrics]
+        self._bar = progress(self._target, "steps", stateful_metrics=names)
+        self._epoch = self._done = 0
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        done = self._epoch * self._steps + batch + 1
-        if done < self._bar.target:  # the last update belongs to on_train_end, which ends the line
-            self._bar.update(done, list((logs or {}).items()))
+        self._done = self._epoch * self._steps + batch + 1
+        if self._done < self._target:  # the last update belongs to on_train_end: it ends the line
+            self._bar.update(self._done, list((logs or {}).items()))
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         shown = {name: value for name, value in (logs or {}).items() if not name.startswith("val_")}
-        self._bar.update(self._bar.target, list(shown.items()), finalize=True)
+        # A training may end before its last epoch.
+        self._bar.update(self._done, list(shown.items()), finalize=True)
 
 
 class Throughput(keras.callbacks.Callback):
@@ -97,7 +98,8 @@ class SampleImages(keras.callbacks.Callback):
     Args:
         folder: gets `samples_0001.png`, ..., a grid of images, and with `trajectory` also
             `trajectory_0001.png`, ..., two noises on their way. A model with classes has a row for
-            each; above images made from other images stand those.
+            each; above images made from other images stand those. Of images that have neither 1, 3
+            nor 4 channels, the first channel is shown.
         every: epochs between them.
         num_images: images in a grid, at most; of more classes than this, the first are shown.
         diffusion_steps: S, as for `DiffusionModel.generate`.
@@ -110,6 +112,8 @@ class SampleImages(keras.callbacks.Callback):
 
     Raises:
         ValueError: a number that is not a positive integer.
+        NotADirectoryError, PermissionError: when training starts, a folder that cannot be written
+            to.
     """
 
     def __init__(
@@ -133,6 +137,9 @@ class SampleImages(keras.callbacks.Callback):
         self.tensorboard = None if tensorboard is None else os.fspath(tensorboard)
         self.sampling = {"diffusion_steps": diffusion_steps, "seed": seed, "verbose": 0, **sampling}
         self._writer: Any = None
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        files.check_folder(self.folder)  # not after the first epoch
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if (epoch + 1) % self.every:
@@ -222,6 +229,8 @@ class KeepBest(keras.callbacks.Callback):
     Raises:
         ValueError: another suffix or mode; at the first epoch's end, a figure that is not in the
             logs.
+        NotADirectoryError, PermissionError: when training starts, a folder that cannot be written
+            to.
     """
 
     def __init__(self, path: str | os.PathLike, monitor: str = "val_kid", mode: str = "min"):
@@ -236,6 +245,7 @@ class KeepBest(keras.callbacks.Callback):
         self._older_note = self.path.with_suffix(".best.json")  # as version 0.1 called it
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
+        files.check_folder(self.path.parent)
         self.best = math.inf if self.mode == "min" else -math.inf
         found = [note for note in (self._note, self._older_note) if note.is_file()]
         if self.path.is_file() and found:

@@ -27,6 +27,12 @@ FEATURES = ("inception_v3", "fashion_mnist")  # what can run within a compiled s
 FITS = ("crop", "pad")
 UNREADABLE = ("refuse", "skip")
 TASKS = ("super-resolution", "colorization")
+# The settings of which version 0.1 wrote all, and no others.
+_SETTINGS_OF_0_1 = frozenset(
+    "data steps image_size channels split fit unreadable data_dir cache preset model training "
+    "precision jit seed validate_every validation_images kid samples samples_every tensorboard "
+    "checkpoint_every checkpoint_minutes keep".split()
+)
 # Not settings of a run's `model`: it has its own for these, or a file cannot hold them.
 _NOT_SET_BY_MODEL = {
     *("self", "name", "network", "seed", "dtype"),
@@ -224,10 +230,8 @@ def check_model_settings(settings: dict[str, Any], parameters: set[str]) -> None
 
 def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
     """Settings as version 0.1 wrote them, all of them, meaning what they meant there."""
-    newer = {"background", "bits", "labels", "task", "factor"}
-    written_by_0_1 = set(values) == {field.name for field in dataclasses.fields(RunConfig)} - newer
     if (
-        written_by_0_1
+        set(values) == _SETTINGS_OF_0_1
         and values["channels"] is None
         and pathlib.Path(str(values["data"])).expanduser().is_dir()
     ):

@@ -76,6 +76,7 @@ def export_images(
     Raises:
         ValueError: an argument out of its range, or a folder that holds other images.
         DivergedError: a weight of the model is NaN or infinite; nothing is written.
+        NotADirectoryError, PermissionError: the folder cannot be written to.
     """
     num_images, shard_size = (
         positive_int("num_images", num_images),
@@ -104,6 +105,7 @@ def export_images(
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder for the images")
+    files.check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     description = {
         "model_sha256": model_hash(model),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ddim_keras.data import fingerprint
+from ddim_keras.data.source import EMBEDDED
 from ddim_keras.runs.config import MAY_CHANGE, RunConfig
 from ddim_keras.support import files
 
@@ -34,6 +35,7 @@ class RunFolder:
         self.best = path / "best.keras"
         self.model = path / "model.keras"
         self._fingerprint = path / "data.json"
+        self._moved_from: str | None = None
 
     def reconcile(self, config: RunConfig, tell: Callable[[str], None]) -> RunConfig:
         """Return the configuration to train with: the one given, with what an earlier run in the
@@ -59,10 +61,12 @@ class RunFolder:
             config = dataclasses.replace(config, kid=found.kid)
         if config.channels is None:
             config = dataclasses.replace(config, channels=found.channels)
-        if config.data != found.data:
-            self._check_moved_data(found.data, config.data)
-            tell(f"The images are at {config.data} now, where they were at {found.data}")
-        elif self._known() not in (None, fingerprint(config.data)):
+        before, now = _place(found), _place(config)
+        self._moved_from = before if before != now else None
+        if before != now:
+            self._check_moved_data(found, config)
+            tell(f"The images are at {now} now, where they were at {before}")
+        elif self._holds_others(config):
             warnings.warn(
                 f"the images in {config.data} are not those that the run in {self.path} began "
                 "with: some were added, removed or "
@@ -75,18 +79,28 @@ class RunFolder:
         return config
 
     def write(self, config: RunConfig) -> None:
-        """Write the configuration, and by what the images are known if they move."""
+        """Write the configuration, and by what the images are known if they move.
+
+        Raises:
+            ValueError: TFDS has now prepared other images than those of the run.
+        """
+        known = fingerprint(config.data, config.data_dir)
+        if self._moved_from is not None and self._known() not in (None, known):
+            raise ValueError(self._of_other_images(self._moved_from, _place(config)))
         config.write(self.config)
-        known = fingerprint(config.data)
         if known is not None:
             with files.written_beside(self._fingerprint) as temporary:
                 temporary.write_text(json.dumps({"images": known}) + "\n")
 
-    def _check_moved_data(self, before: str, now: str) -> None:
+    def _check_moved_data(self, found: RunConfig, config: RunConfig) -> None:
         """Raise ValueError unless the images of a run are the same in another place."""
-        known = fingerprint(now)
+        before, now = _place(found), _place(config)
+        known = fingerprint(config.data, config.data_dir)
         expected = self._known()
-        if known is None or (expected is None and pathlib.Path(before).is_dir()):
+        by_name = config.data == found.data  # the data set of TFDS in another data_dir
+        if known is None and by_name and not pathlib.Path(config.data).is_dir():
+            return  # TFDS may prepare it there; `write` compares it then
+        if known is None or (expected is None and pathlib.Path(found.data).is_dir()):
             raise ValueError(
                 f"{self.path} was trained on {before}, not on {now}: choose another folder for "
                 "another data set"
@@ -98,11 +112,22 @@ class RunFolder:
                 stacklevel=2,
             )
         elif known != expected:
-            raise ValueError(
-                f"{self.path} was trained on {before}, and {now} holds other images (by their "
-                "names, sizes and first bytes): a "
-                "run can only be resumed on the same ones"
-            )
+            raise ValueError(self._of_other_images(before, now))
+
+    def _holds_others(self, config: RunConfig) -> bool:
+        """Whether the place that was not moved holds other images than when the run began."""
+        expected = self._known()
+        if expected is None:
+            return False
+        known = fingerprint(config.data, config.data_dir)
+        return known is not None and known != expected  # what is not there, loading says
+
+    def _of_other_images(self, before: str, now: str) -> str:
+        return (
+            f"{self.path} was trained on {before}, and {now} holds other images (by the "
+            "names, sizes and first bytes of their files): a "
+            "run can only be resumed on the same ones"
+        )
 
     def _known(self) -> str | None:
         """By what the images of the run are known; None if it does not say."""
@@ -128,6 +153,13 @@ class RunFolder:
                 f"its own, {self.config}, or "
                 "choose another folder"
             )
+
+
+def _place(config: RunConfig) -> str:
+    """Where the images are: a folder, or a name and where TFDS keeps its data."""
+    if config.data_dir is None or config.data == EMBEDDED or pathlib.Path(config.data).is_dir():
+        return config.data
+    return f"{config.data} in {config.data_dir}"
 
 
 def _changed_length(config: RunConfig, before: int) -> str:

@@ -1,4 +1,4 @@
-"""Stopping a training after its step when a signal asks for it."""
+"""What signals do: stop a training after its step, or end a command."""
 
 from __future__ import annotations
 
@@ -40,3 +40,23 @@ def stopping_after_the_step() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Within, a request to terminate raises KeyboardInterrupt, as Ctrl-C does, so that what was
+    half written is removed.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, where signals arrive
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -80,9 +80,11 @@ def train(
         ValueError: the folder holds a run with another configuration; or data or settings that
             cannot be used.
         DivergedError: the loss or the weights are not finite any more.
+        NotADirectoryError, PermissionError: the folder cannot be written to.
     """
     check_model_settings(config.model, set(inspect.signature(DiffusionModel).parameters))
     place = RunFolder(pathlib.Path(folder))
+    files.check_folder(place.path)
     config = place.reconcile(config, tell)
     training = _prepare(config, place, tell)
     checkpoints = Checkpoints(place.checkpoints, config.keep)

@@ -46,6 +46,12 @@ class KeepCheckpoints(keras.callbacks.Callback):
         if self.request.asked:
             raise Stopped
 
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        # Before images are made of weights that are not finite. A metric may be NaN by itself.
+        self._check(
+            {name: (logs or {})[name] for name in ("n_loss", "loss") if name in (logs or {})}
+        )
+
     def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         if self.request.asked:
             self.save(None)

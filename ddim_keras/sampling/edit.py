@@ -72,7 +72,7 @@ def variations(
         raise ValueError(
             f"variations takes one image, {engine.image_shape}, got shape {np.shape(image)}"
         )
-    normalized = engine.normalize(np.asarray(image)[None])
+    normalized = engine.normalize(inputs.as_array(image)[None])
     num_images = integer("num_images", num_images, minimum=0)
     if not 0.0 <= strength <= 1.0:
         raise ValueError(
@@ -166,7 +166,7 @@ def inpaint(
         batch.store(result, engine.denormalize(painted))
     # Back to the pixels as they came, without the rounding of normalisation.
     return np.where(
-        known == 1.0, ops.convert_to_numpy(inputs.as_unit_range(np.asarray(images))), result
+        known == 1.0, ops.convert_to_numpy(inputs.as_unit_range(inputs.as_array(images))), result
     )
 
 

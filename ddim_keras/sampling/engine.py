@@ -144,7 +144,7 @@ class Engine:
         Raises:
             ValueError: images of a wrong shape or range.
         """
-        images = np.asarray(images)
+        images = inputs.as_array(images)
         inputs.check_images(images, self.image_shape)
         with backend.values_used(self.variables, self._held.values):
             return ops.convert_to_numpy(self.normalizer(images))
@@ -165,21 +165,31 @@ class Engine:
             raise FloatingPointError(self._why_not_finite())
         return images
 
-    def _why_not_finite(self) -> str:
-        with backend.values_used(self.variables, self._held.values):
-            weights = [
-                ops.convert_to_numpy(ops.cast(weight, "float32"))
-                for weight in self._weights_of_network
-            ]
-        broken = sum(not np.isfinite(weight).all() for weight in weights)
-        if broken:
+    def broken_weights(self) -> str | None:
+        """Say what of the model is NaN or infinite, and what to do about it; None if nothing is."""
+        with self.weights_held(), backend.values_used(self.variables, self._held.values):
+            weights, statistics = (
+                [ops.convert_to_numpy(ops.cast(variable, "float32")) for variable in variables]
+                for variables in (
+                    self._weights_of_network,
+                    (self.normalizer.mean, self.normalizer.variance),
+                )
+            )
+        if not all(np.isfinite(weight).all() for weight in weights):
             return (
-                f"the network's weights hold NaN or infinity, {broken} of its {len(weights)} "
-                "arrays: the training has diverged. "
+                "the network's weights hold NaN or infinity: the training has diverged. "
                 "Load the best or an earlier checkpoint, and train with a lower learning rate or "
                 "clipped gradients"
             )
-        return (
+        if not all(np.isfinite(statistic).all() for statistic in statistics):
+            return (
+                "the normalizer's mean or variance is NaN or infinite: adapt it anew, "
+                "model.normalizer.adapt(images), or load the model again"
+            )
+        return None
+
+    def _why_not_finite(self) -> str:
+        return self.broken_weights() or (
             "the walk led to NaN or infinity, though the weights are finite: the network computes "
             f"in {self.compute_dtype}. Give "
             "its weights to a model with dtype='float32', take more steps, or clipping='static'"

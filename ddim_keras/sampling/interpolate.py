@@ -194,7 +194,7 @@ def _latents_of(
     number = places[-1] + 1
     told = conditioning(engine, number, options.get("labels"), options.get("condition"))
     chosen |= told.arguments(places)
-    images = [ops.convert_to_numpy(inputs.as_unit_range(np.asarray(end))) for end in ends]
+    images = [ops.convert_to_numpy(inputs.as_unit_range(inputs.as_array(end))) for end in ends]
     return encode(engine, np.stack(images), diffusion_steps, **chosen)
 
 

@@ -54,6 +54,17 @@ def on_accelerator() -> bool:
     return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
 
 
+def attention_policy(policy: keras.DTypePolicy) -> keras.DTypePolicy:
+    """Return the dtype policy of self-attention in a network of the given one.
+
+    On a CPU, JAX has no product of float16 matrices that is summed in float32, as attention needs
+    it: there it computes in float32.
+    """
+    if BACKEND == "jax" and policy.compute_dtype == "float16" and not on_accelerator():
+        return keras.DTypePolicy("float32")
+    return policy
+
+
 def compile_function(function: Callable, variables: list, jit_compile: bool) -> Callable:
     """Return `function` compiled for the backend, as a function of (values of the variables,
     *arguments).

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import keras
+
+from ddim_keras.support.version import __version__
 
 T = TypeVar("T", bound="Configurable")
 
@@ -18,11 +21,42 @@ class Configurable:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Configurable:
+        check_settings(config, cls.__name__, cls)
         return cls(**config)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
+
+
+def check_settings(
+    settings: Collection[str], what: str, *takers: Callable, advice: str = ""
+) -> None:
+    """Raise ValueError unless stored settings are arguments that this version knows, and what it
+    needs is among them.
+
+    Args:
+        settings: their names.
+        what: what they make, for the message.
+        *takers: functions or classes that take them; what any of them takes is known.
+        advice: what else to do, for the message.
+    """
+    parameters = [
+        parameter for taker in takers for parameter in inspect.signature(taker).parameters.values()
+    ]
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        return  # a class of the user's own, which takes whatever it is given
+    fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = [parameter for parameter in parameters if parameter.kind not in fixed]
+    known = {parameter.name for parameter in named}
+    if unknown := sorted(set(settings) - known):
+        raise ValueError(
+            f"{what} has settings that ddim_keras {__version__} does not know, {unknown}: it was "
+            f"written by a later version. Update ddim_keras{advice}; known are {sorted(known)}"
+        )
+    needed = {parameter.name for parameter in named if parameter.default is parameter.empty}
+    if missing := sorted(needed - set(settings)):
+        raise ValueError(f"{what} lacks the settings {missing}: it is damaged, save it again")
 
 
 def resolve(

@@ -21,6 +21,30 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
             path.unlink()
 
 
+def check_folder(folder: str | os.PathLike) -> None:
+    """Find out before any work is done whether files can be written in a folder, which need not
+    exist yet.
+
+    Raises:
+        NotADirectoryError: it, or what is above it, is no folder.
+        PermissionError: it, or the folder in which it would be made, may not be written to.
+    """
+    there = pathlib.Path(folder).absolute()
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        kind = "a link to nothing" if there.is_symlink() and not there.exists() else "a file"
+        raise NotADirectoryError(
+            f"cannot write to {folder}: {there} is {kind}, not a folder. Give another folder, or "
+            "move that away"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"cannot write to {folder}: {there} may not be written to. Give another folder, or "
+            "change who may write there"
+        )
+
+
 @contextlib.contextmanager
 def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed
@@ -29,8 +53,12 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     The block may make a file or a folder there. The folder around it is made if need be. What stood
     at `path` is replaced. When the block raises, what it made is removed and `path` stays as it
     was.
+
+    Raises:
+        NotADirectoryError, PermissionError: nothing can be written there.
     """
     path = pathlib.Path(path)
+    check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:

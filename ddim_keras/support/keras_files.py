@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from ddim_keras.support import files
+from ddim_keras.support import checksums, files
 
 
 class WholeFiles(keras.Model):
@@ -36,14 +37,22 @@ class WholeFiles(keras.Model):
         self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any
     ) -> None:
         """Write all weights (EMA, optimizer and random state included) to a `.weights.h5` file,
-        whole or not at all.
+        whole or not at all, with a checksum that `load_weights` compares.
 
         Raises:
             ValueError: another suffix.
         """
         suffix = ".weights.json" if kwargs.get("max_shard_size") else ".weights.h5"
         _refuse_other_suffixes(filepath, [suffix], "weights")
-        _save_whole(super().save_weights, filepath, overwrite, **kwargs)
+        write = super().save_weights
+
+        def write_signed(path: str | os.PathLike, overwrite: bool, **kwargs: Any) -> None:
+            keep = os.path.exists(path)  # Keras may ask, and be told to leave it as it is
+            write(path, overwrite=overwrite, **kwargs)
+            if "://" not in str(path) and (overwrite or not keep):
+                checksums.sign_weights(path)
+
+        _save_whole(write_signed, filepath, overwrite, **kwargs)
 
     def load_weights(
         self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any
@@ -62,6 +71,7 @@ class WholeFiles(keras.Model):
                     f"no weights at {filepath}: expected a file that save_weights wrote"
                 )
             _refuse_other_suffixes(filepath, [".weights.h5", ".weights.json", ".keras"], "weights")
+            checksums.check_weights(filepath)
         variables = [*self.variables, *(self.optimizer.variables if self.compiled else [])]
         before = [ops.convert_to_numpy(variable) for variable in variables]
         try:
@@ -136,5 +146,20 @@ def _save_whole(
     if "://" in str(filepath) or not overwrite:
         save(filepath, overwrite=overwrite, **kwargs)
         return
+    if kwargs.get("max_shard_size"):
+        _save_shards(save, pathlib.Path(filepath), **kwargs)
+        return
     with files.written_beside(filepath) as temporary:
         save(str(temporary), overwrite=True, **kwargs)
+
+
+def _save_shards(save: Callable, path: pathlib.Path, **kwargs: Any) -> None:
+    """Save to several files, which name each other; the one that names all of them comes last."""
+    files.check_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        whole = pathlib.Path(folder, path.name)
+        save(str(whole), overwrite=True, **kwargs)
+        for shard in whole.parent.glob("*.weights.h5"):
+            os.replace(shard, path.with_name(shard.name))
+        os.replace(whole, path)

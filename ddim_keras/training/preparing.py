@@ -1,11 +1,13 @@
 """What is settled before a training or an evaluation starts: its data, metrics, optimizer and
-normalizer.
+normalizer; and what is said of its figures.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -13,6 +15,7 @@ import keras
 from ddim_keras.data import inputs
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.networks.layers import ImageNormalization
+from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.types import ImageShape
 
 
@@ -184,6 +187,33 @@ def require_adapted(normalizer: ImageNormalization, method: str) -> None:
             f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or "
             "model.fit first"
         )
+
+
+def warn_of_broken_losses(losses: Mapping[str, float], engine: Engine) -> bool:
+    """Warn if the losses of an evaluation are not finite, and say why.
+
+    Returns:
+        Whether the weights are at fault, so that no other figure means anything.
+    """
+    if all(math.isfinite(value) for value in losses.values()):
+        return False
+    broken = engine.broken_weights()
+    advice = (
+        f"the weights and the images are finite: the network computes in {engine.compute_dtype}. "
+        "Give its weights to a model with dtype='float32', or look at what was compiled as loss"
+    )
+    warnings.warn(f"the evaluation's losses are NaN or infinite: {broken or advice}", stacklevel=3)
+    return broken is not None
+
+
+def figures_of(metric: keras.metrics.Metric, broken: bool) -> dict[str, float]:
+    """Return a metric's figures by name; NaN for weights that are `broken`, whose images a metric
+    may give any figure.
+    """
+    if broken:
+        return dict.fromkeys(getattr(metric, "result_names", [metric.name]), math.nan)
+    result = metric.result()
+    return result if isinstance(result, dict) else {metric.name: float(result)}
 
 
 def as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:

@@ -13,6 +13,7 @@ from ddim_keras.data import inputs
 from ddim_keras.sampling.threads import taking_turns
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
+from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.types import Logs
 from ddim_keras.training import preparing
 from ddim_keras.training.monitoring import watching_what_exists
@@ -92,6 +93,13 @@ class EMATrainer(EMASteps):
         }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
+        check_settings(
+            config,
+            "what the model was compiled with",
+            self.compile,
+            super().compile,  # the last, as its arguments are all there are
+            advice=", or load the model with compile=False and compile it yourself",
+        )
         arguments = {
             name: keras.saving.deserialize_keras_object(value)
             for name, value in config.items()
@@ -152,7 +160,10 @@ class EMATrainer(EMASteps):
             class_weight: how much images of a class count, {class: weight}; others count 1. A model
                 without classes needs labels that are integers or one-hot.
             sample_weight: (images,), how much each image counts, if `x` is an array: each image's
-                loss is multiplied by it.
+                loss is multiplied by it. Weights count for losses alone: with
+                normalization="batch" images of weight 0, too, are among those whose mean and
+                variance normalise a batch, and they are among those that the normalizer is adapted
+                to. Leave out images that are to have no influence.
             steps_per_epoch, validation_steps: batches in an epoch and in its validation; needed for
                 data that never end.
 
@@ -233,7 +244,8 @@ class EMATrainer(EMASteps):
             return_dict: whether to return the figures by name instead of a list.
 
         Returns:
-            [n_loss, i_loss, figures of `metrics` ..., loss], or a dictionary of them.
+            [n_loss, i_loss, figures of `metrics` ..., loss], or a dictionary of them. They are NaN,
+            with a warning, if the weights are.
 
         Raises:
             ValueError: as for `fit`, or the normalizer was not adapted.
@@ -270,10 +282,10 @@ class EMATrainer(EMASteps):
         # numbers of images.
         found = self.evaluation_losses()
         losses = {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
+        broken = preparing.warn_of_broken_losses(losses, self.engine)
         logs: Logs = {name: losses[name] for name in ("n_loss", "i_loss")}
         for metric in self.image_metrics:
-            result = metric.result()
-            logs |= result if isinstance(result, dict) else {metric.name: float(result)}
+            logs |= preparing.figures_of(metric, broken)
         logs["loss"] = losses["loss"]
         return logs if return_dict else list(logs.values())
 
