@@ -38,6 +38,7 @@ import ddim_keras
 from ddim_keras import metrics, plotting, presets
 from ddim_keras.data import pairs
 from ddim_keras.guidance import Autoguidance, ClassifierFreeGuidance
+from ddim_keras.metrics.scoring import score
 from ddim_keras.support import backend
 
 EVALUATIONS = 20
@@ -113,9 +114,7 @@ def scores_of(
 ) -> dict[str, float]:
     """Return FID, precision and recall of a way to sample, and with labels their agreement."""
     images = model.generate(num_images, network_evaluations=EVALUATIONS, seed=1, **sampling)
-    found: dict[str, float] = metrics.score(
-        [images], test, ["fid", "precision_recall"], "fashion_mnist"
-    )
+    found: dict[str, float] = score([images], test, ["fid", "precision_recall"], "fashion_mnist")
     if sampling.get("labels") is not None:
         found["agreement"] = agreement(images, np.asarray(sampling["labels"]))
     return {name: round(float(value), 4) for name, value in found.items()}
@@ -201,7 +200,7 @@ def super_resolution_part(arguments: argparse.Namespace) -> dict[str, Any]:
         figures[name] = {
             "psnr": float(np.mean(tf.image.psnr(large, images, 1.0))),
             "ssim": float(np.mean(tf.image.ssim(large, images, 1.0))),
-            "fid": float(metrics.score([images], large, ["fid"], "fashion_mnist")["fid"]),
+            "fid": float(score([images], large, ["fid"], "fashion_mnist")["fid"]),
             "error of the small image": float(np.sqrt(np.mean((again - small) ** 2))),
         }
         print(name, figures[name], flush=True)

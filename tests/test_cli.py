@@ -10,12 +10,21 @@ import PIL.Image
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import ROOT, make_small_model, make_trained_model, run_python, slow_on_jax
+from conftest import (
+    ROOT,
+    make_small_model,
+    make_trained_model,
+    random_images,
+    run_python,
+    slow_on_jax,
+)
 
 import ddim_keras
 from ddim_keras import exporting
 from ddim_keras.cli import main
 from ddim_keras.cli.options import SIZE
+from ddim_keras.data import pairs
+from ddim_keras.guidance import ClassifierFreeGuidance
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
 from ddim_keras.support.docstrings import attributes
@@ -624,6 +633,92 @@ def test_evaluate_prints_the_figures(model_path, photos):
     )
     assert "\nkid: " in said and said.startswith("Warning: KID of 6 images in subsets of 1000")
     assert "kid_standard_deviation: " in said
+
+
+@pytest.fixture(scope="module")
+def labelled_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("labelled") / "model.keras"
+    model = make_small_model(class_names=["rose", "tulip", "3"], parameterization="velocity")
+    model.compile()
+    model.fit(random_images(), np.arange(24) % 3, verbose=0)
+    model.save(path)
+    return path
+
+
+def made_in(folder):
+    paths = sorted(folder.glob("shard_00000/*.png"))
+    return np.stack([np.asarray(PIL.Image.open(path)) for path in paths]) / 255.0
+
+
+def test_generate_by_label_is_generate_by_label(tmp_path, labelled_path):
+    model = ddim_keras.load_model(labelled_path)
+    common = ("generate", "-m", labelled_path, "-n", 4, "-s", 4)
+    guidance = ClassifierFreeGuidance(2.0, (0.2, 0.9))
+    flags = ("--guidance", 2, "--guidance-interval", "0.2,0.9")
+    for name, options, told in (
+        ("one", ("--label", "tulip", *flags), {"labels": "tulip", "guidance": guidance}),
+        ("in turn", ("--label", "rose", "--label", 1), {"labels": [0, 1, 0, 1]}),
+        ("called 3", ("--label", "3"), {"labels": 2}),
+        ("each", ("--each-label",), {"labels": [0, 1, 2, 0]}),
+    ):
+        run(*common, "--out", tmp_path / name, *options)
+        wanted = model.generate(4, 4, seed=0, **told)[..., 0]
+        np.testing.assert_allclose(made_in(tmp_path / name), wanted, atol=0.003, err_msg=name)
+    facts = json.loads((tmp_path / "one" / "metadata.json").read_text())
+    assert facts["sampling"]["labels"] == ["tulip"] * 4
+    assert facts["network_evaluations"] > 4 and "interval" in facts["sampling"]["guidance"]
+    said = run(*common, "--out", tmp_path / "one", "--label", "rose", *flags, code=1)
+    assert "made otherwise" in said
+    assert "Nothing was left to do" in run(
+        *common, "--out", tmp_path / "one", "--label", "tulip", *flags
+    )
+
+
+def test_info_lists_the_labels(labelled_path, model_path):
+    assert "labels:     rose, tulip, 3" in run("info", "-m", labelled_path)
+    assert "labels:     none" in run("info", "-m", model_path)
+
+
+def test_wrong_labels_are_refused_before_anything_is_written(tmp_path, labelled_path, model_path):
+    common = ("--out", tmp_path / "out", "-n", 2)
+    for options, code, message in (
+        (("-m", labelled_path, "--label", "lily"), 1, "expected one of 'rose'"),
+        (("-m", labelled_path, "--guidance", 2), 1, "none are given"),
+        (("-m", labelled_path, "--label", "rose", "--each-label"), 2, "not both"),
+        (("-m", labelled_path, "--guidance-interval", "0,1"), 2, "give both"),
+        (("-m", labelled_path, "--guidance", 2, "--guidance-interval", "a"), 2, "LOW,HIGH"),
+        (("-m", model_path, "--label", "rose"), 1, "no labels"),
+        (("-m", model_path, "--each-label"), 2, "a model with labels"),
+    ):
+        assert message in run("generate", *options, *common, code=code)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_by_label(labelled_path, tmp_path):
+    draws = np.random.default_rng(0)
+    for name in ("rose", "tulip", "3"):
+        (tmp_path / "flowers" / name).mkdir(parents=True)
+        for index in range(4):
+            image = draws.integers(0, 255, (9, 9), dtype="uint8")
+            PIL.Image.fromarray(image).save(tmp_path / "flowers" / name / f"{index}.png")
+    said = run(
+        *("evaluate", "-m", labelled_path, "-d", tmp_path / "flowers", "--split", "0.5"),
+        *("--features", "fashion_mnist", "-n", 8, "--metric", "precision_recall", "-s", 2),
+        *("--labels", "--guidance", 2),
+    )
+    assert "precision: " in said and "recall: " in said
+
+
+def test_images_are_made_from_images(tmp_path, pictures):
+    path = tmp_path / "model.keras"
+    model = make_small_model(condition_shape=(4, 4, 1))
+    model.compile()
+    model.fit(pairs.super_resolution(random_images(), 2), verbose=0)
+    model.save(path)
+    run("generate", "-m", path, "--condition", pictures[0], "-n", 2, "--out", tmp_path / "out")
+    assert made_in(tmp_path / "out").shape == (2, 8, 8)
+    assert "made from:  images of 4 x 4 x 1" in run("info", "-m", path)
+    assert "give condition=" in run("generate", "-m", path, "--out", tmp_path / "no", code=1)
 
 
 def test_export_turns_a_model_into_a_preset_and_back(tmp_path, model_path):

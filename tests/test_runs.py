@@ -208,6 +208,51 @@ def test_accumulated_and_mirrored_batches_are_gone_on_with_too(tmp_path, photos,
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.fixture
+def flowers(tmp_path):
+    """Photos by class."""
+    draws = np.random.default_rng(0)
+    for name in ("rose", "tulip"):
+        (tmp_path / "flowers" / name).mkdir(parents=True)
+        for index in range(11):
+            image = draws.integers(0, 255, (8, 8), dtype="uint8")
+            PIL.Image.fromarray(image).save(tmp_path / "flowers" / name / f"{index}.png")
+    return tmp_path / "flowers"
+
+
+def test_a_run_by_label_goes_on_and_shows_a_row_for_each_class(tmp_path, flowers, monkeypatch):
+    config = small_config(flowers, split=0.2, labels=True, samples=4, kid=None)
+    interrupt_and_go_on(config, tmp_path / "run", 6, monkeypatch)
+    model = ddim_keras.load_model(tmp_path / "run" / "model.keras")
+    assert model.class_names == ["rose", "tulip"]
+    with PIL.Image.open(tmp_path / "run" / "samples" / "samples_0003.png") as picture:
+        assert picture.size == (2 * (16 + 2), 2 * (16 + 2))
+    changed = dataclasses.replace(config, labels=False)
+    with pytest.raises(ValueError, match="labels: True there, False now"):
+        runs.train(changed, tmp_path / "run", verbose=0)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_by_label_ends_where_a_whole_one_does(tmp_path, flowers, monkeypatch):
+    config = small_config(flowers, labels=True)
+    runs.train(config, tmp_path / "whole", verbose=0)
+    interrupt_and_go_on(config, tmp_path / "cut", 6, monkeypatch)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_task_gives_the_model_something_to_make_images_from(tmp_path, flowers):
+    options = {"split": 0.2, "kid": None, "samples": 3, "steps": 3, "validate_every": 3}
+    config = small_config(flowers, task="super-resolution", factor=2, labels=True, **options)
+    model = runs.train(config, tmp_path / "run", verbose=0).model
+    assert model.condition_shape == (4, 4, 1) and model.num_classes == 2
+    with PIL.Image.open(tmp_path / "run" / "samples" / "samples_0001.png") as picture:
+        assert picture.size == (3 * (16 + 2), 2 * (16 + 2))  # what they are made from, and they
+    config = small_config(flowers, task="colorization", channels=3, **options)
+    assert runs.train(config, tmp_path / "colour", verbose=0).model.condition_shape == (8, 8, 1)
+    with pytest.raises(ValueError, match="task must be one of"):
+        RunConfig(task="painting")
+
+
 @pytest.mark.parametrize("step", [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_where_a_whole_one_does(
     tmp_path, photos, whole_run, monkeypatch, step

@@ -5,6 +5,7 @@ say.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -35,6 +36,9 @@ def quiet_start() -> None:
             importlib.import_module(
                 "ddim_keras.support.backend"
             ).on_accelerator()  # finds the devices
+            # Under JAX, too, it comes with the data, and with Keras's saving.
+            if importlib.util.find_spec("tensorflow") is not None:
+                importlib.import_module("tensorflow").config.list_physical_devices()
         finally:
             os.dup2(kept, 2)
             os.close(kept)

@@ -165,7 +165,7 @@ class SampleImages(keras.callbacks.Callback):
         """How many images, in how many columns, and what else `generate` is given."""
         sampling, columns = dict(self.sampling), None
         classes = self.model.num_classes
-        if classes is not None and "labels" not in sampling:
+        if classes is not None and not {"labels", "condition"} & set(sampling):
             rows = min(classes, self.num_images)
             columns = self.num_images // rows
             sampling["labels"] = [row for row in range(rows) for _ in range(columns)]
