@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, exporting
-    from ddim_keras.sampling import clipping
+    from ddim_keras.sampling import clipping, guidance
+    from ddim_keras.sampling.guidance import (
+        Autoguidance,
+        ClassifierFreeGuidance,
+        GuidanceFunction,
+    )
 
 # Public names that stand elsewhere. The modules can be imported by them too.
 _MOVED = {
@@ -37,8 +42,8 @@ _MOVED = {
     "callbacks": "ddim_keras.runs.callbacks",
     "clipping": "ddim_keras.sampling.clipping",
     "exporting": "ddim_keras.runs.exporting",
-    "guidance": "ddim_keras.sampling.guidance",
     "forward": "ddim_keras.diffusion.forward",
+    "guidance": "ddim_keras.sampling.guidance",
     "interpolation": "ddim_keras.sampling.interpolate",
     "inversion": "ddim_keras.sampling.inversion",
     "parameterizations": "ddim_keras.diffusion.parameterizations",
@@ -95,16 +100,30 @@ _REGISTERED = {
         ),
     ),
     "ddim_keras.sampling.clipping": ("DynamicClipping", "NoClipping", "StaticClipping"),
+    "ddim_keras.sampling.guidance": ("ClassifierFreeGuidance",),
+}
+
+# Public names that are no modules.
+_NAMES = {
+    "Autoguidance": "ddim_keras.sampling.guidance",
+    "ClassifierFreeGuidance": "ddim_keras.sampling.guidance",
+    "DiffusionModel": "ddim_keras.model",
+    "GuidanceFunction": "ddim_keras.sampling.guidance",
+    "load_model": "ddim_keras.model",
 }
 
 __all__ = [
+    "Autoguidance",
+    "ClassifierFreeGuidance",
     "DiffusionModel",
+    "GuidanceFunction",
     "__version__",
     "callbacks",
     "clipping",
     "data",
     "exporting",
     "forward",
+    "guidance",
     "load_model",
     "metrics",
     "networks",
@@ -129,8 +148,8 @@ importing.when_imported(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("DiffusionModel", "load_model"):
-        return getattr(importlib.import_module("ddim_keras.model"), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     if name in __all__ or name in _MOVED:
         return importlib.import_module(f"ddim_keras.{name}")
     raise AttributeError(f"module 'ddim_keras' has no attribute {name!r}")

@@ -92,6 +92,17 @@ def test_edit_an_image(tmp_path):
     assert colours_in(tmp_path / "edited.png") > 2
 
 
+@pytest.mark.slow
+@slow_on_jax
+def test_by_label(tmp_path):
+    small = {"widths": [8], "block_depth": 1}
+    rows, model = load("by_label").main(8, epochs=1, steps=2, out=str(tmp_path), **small)
+    assert rows.shape == (4, 8, 8, 8, 1) and model.class_names[1] == "Trouser"
+    for name in ("plain", "guided", "within"):
+        assert (tmp_path / f"by_label_{name}.png").is_file()
+    assert model.generate(1, 2, labels="Bag").shape == (1, 8, 8, 1)
+
+
 @slow_on_jax
 def test_few_steps(tmp_path):
     rows = load("few_steps").main(2, (2, 3), tmp_path / "few.png")
