@@ -26,7 +26,16 @@ from ddim_keras.sampling.verbs import verb
 from ddim_keras.support.arguments import height_and_width, integer, not_negative, positive_int
 from ddim_keras.support.configurable import check_settings, resolve
 from ddim_keras.support.keras_files import check_model_file
-from ddim_keras.support.types import Config, Images, Rates, Tensor, Variable
+from ddim_keras.support.types import (
+    Condition,
+    Config,
+    DType,
+    Images,
+    Labels,
+    Rates,
+    Tensor,
+    Variable,
+)
 from ddim_keras.training.objective import Objective
 from ddim_keras.training.trainer import EMATrainer
 
@@ -140,7 +149,7 @@ class DiffusionModel(EMATrainer):
         condition_noise: float = 0.0,
         seed: int | None = None,
         network: keras.Model | Config | None = None,
-        dtype: Any = None,
+        dtype: DType = None,
         name: str | None = None,
     ):
         image_shape = (*height_and_width(image_size), positive_int("channels", channels))
@@ -225,8 +234,8 @@ class DiffusionModel(EMATrainer):
         noise_rates: Rates,
         signal_rates: Rates,
         training: bool = False,
-        labels: Any = None,
-        condition: Any = None,
+        labels: Labels = None,
+        condition: Condition = None,
     ) -> tuple[Images, Images]:
         """Split noisy images into the two components the network sees in them (eq. 9).
 
@@ -261,8 +270,8 @@ class DiffusionModel(EMATrainer):
         signal_rates: Rates,
         conditions: Tensor,
         training: bool = False,
-        labels: Any = None,
-        condition: Any = None,
+        labels: Labels = None,
+        condition: Condition = None,
     ) -> tuple[Images, Images]:
         """As `denoise`, for who knows what the network is told: `conditions`, from
         `schedule.conditions`.
@@ -494,7 +503,7 @@ def _networks(
     network: keras.Model | None,
     image_shape: tuple[int, int, int],
     spec: ConditionSpec,
-    dtype: Any,
+    dtype: DType,
     **options: Any,
 ) -> tuple[keras.Model, keras.Model]:
     """Return the network that is trained, and the one that will be its average, with the same

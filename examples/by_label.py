@@ -1,4 +1,4 @@
-"""Images by label: training with classes, asking for one, and making it plainer with guidance."""
+"""Images by label: training with classes, asking for one, plainer with guidance."""
 
 import os
 

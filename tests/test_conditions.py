@@ -208,6 +208,14 @@ def test_without_dropout_a_label_is_needed():
     assert model.generate(1, 2, labels=0).shape == (1, 8, 8, 1)
 
 
+def test_a_recipe_kept_without_labels_leaves_them_out_when_it_is_used_with_them(tmp_path):
+    model = make_small_model()
+    model.normalizer.adapt(IMAGES)
+    model.save_to_preset(tmp_path / "preset")
+    again = DiffusionModel.from_preset(tmp_path / "preset", load_weights=False, num_classes=3)
+    assert again.get_config()["label_dropout"] == 0.1
+
+
 def test_names_come_from_the_data_set_and_stay(tmp_path):
     for name in NAMES:
         (tmp_path / "flowers" / name).mkdir(parents=True)

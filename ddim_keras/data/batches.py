@@ -11,6 +11,7 @@ import numpy as np
 
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import check_images
+from ddim_keras.support.types import BatchLike, Condition, Images, Labels, SampleWeights
 
 IMAGE_KEYS = ("image", "images", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels")
@@ -30,17 +31,17 @@ class Batch(NamedTuple):
         condition: an image or a vector to condition each image on, or None.
     """
 
-    images: Any
-    labels: Any = None
-    sample_weight: Any = None
-    condition: Any = None
+    images: Images
+    labels: Labels = None
+    sample_weight: SampleWeights = None
+    condition: Condition = None
 
     def selected(self, where: Any) -> Batch:
         """Return the batch of some of the images; its parts must be arrays."""
         return Batch(*(None if part is None else part[where] for part in self))
 
 
-def taken_apart(batch: Any) -> Batch:
+def taken_apart(batch: BatchLike) -> Batch:
     """Return a batch by its parts, which are None where there are none.
 
     Args:
@@ -132,7 +133,7 @@ def told_of(batch: Batch) -> Any:
 
 
 def prepared(
-    batch: Any,
+    batch: BatchLike,
     image_shape: tuple[int, ...],
     class_weight: dict | None = None,
     multiple: int = 1,
@@ -179,7 +180,7 @@ def prepared(
     return _filled_up(Batch(images, told, sample_weight, condition), multiple)
 
 
-def _labels_for(spec: ConditionSpec, labels: Any, needed: bool, are_used: bool) -> Any:
+def _labels_for(spec: ConditionSpec, labels: Labels, needed: bool, are_used: bool) -> Any:
     """The class numbers that a model gets for the labels of a batch, or None."""
     if not spec.takes_labels:
         if labels is not None and not are_used:
@@ -250,7 +251,7 @@ def check_sample_weight(weights: np.ndarray, number: int) -> np.ndarray:
     return weights
 
 
-def check_class_weight(class_weight: Any, labels: Any, sample_weight: Any) -> None:
+def check_class_weight(class_weight: Any, labels: Labels, sample_weight: SampleWeights) -> None:
     """Raise ValueError unless weights by class can be used: a dictionary, labels to look up, and no
     other weights.
     """
@@ -283,7 +284,7 @@ def check_class_weight(class_weight: Any, labels: Any, sample_weight: Any) -> No
             )
 
 
-def classes_of(labels: Any) -> np.ndarray:
+def classes_of(labels: Labels) -> np.ndarray:
     """Return integer classes of labels (batch,), (batch, 1) or one-hot (batch, classes)."""
     if labels.ndim == 2:
         labels = labels.argmax(axis=-1) if labels.shape[-1] > 1 else labels[:, 0]
@@ -329,7 +330,7 @@ def _only(batch: Mapping, keys: tuple[str, ...]) -> Any:
     return batch[found[0]] if found else None
 
 
-def _is_list_of_examples(batch: Any) -> bool:
+def _is_list_of_examples(batch: BatchLike) -> bool:
     """Whether it is a list of single images, as arrays of one rank or as dictionaries."""
     if not isinstance(batch, list) or not batch:
         return False

@@ -14,7 +14,7 @@ from keras import ops
 
 from ddim_keras.data.image_checks import as_unit_range, check_dtype, check_range
 from ddim_keras.support.arguments import positive_int
-from ddim_keras.support.types import Numbers, Tensor
+from ddim_keras.support.types import Condition, Labels, Numbers, Shape, Tensor
 
 _NAMES_SHOWN = 20
 
@@ -64,7 +64,7 @@ class ConditionSpec:
                     "condition_shape must be (height, width, channels) of images or (features,) "
                     f"of vectors, got {tuple(sizes)}"
                 )
-        self.label_dropout = _share("label_dropout", label_dropout) if self.takes_labels else 0.0
+        self.label_dropout = _share("label_dropout", label_dropout)
         self.condition_dropout = _share("condition_dropout", condition_dropout)
         self._said = False
 
@@ -75,6 +75,14 @@ class ConditionSpec:
     @property
     def takes_condition(self) -> bool:
         return self.condition_shape is not None
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the model is trained without its label or condition now and then."""
+        return bool(
+            (self.takes_labels and self.label_dropout)
+            or (self.takes_condition and self.condition_dropout)
+        )
 
     @property
     def takes_images(self) -> bool:
@@ -139,7 +147,7 @@ class ConditionSpec:
                 stacklevel=2,
             )
 
-    def class_numbers(self, labels: Any, allow_none: bool = False) -> Numbers:
+    def class_numbers(self, labels: Labels, allow_none: bool = False) -> Numbers:
         """Return labels as class numbers.
 
         Args:
@@ -245,7 +253,7 @@ class ConditionSpec:
 
     # Conditions
 
-    def check_condition(self, condition: Any, number: int | None = None) -> np.ndarray:
+    def check_condition(self, condition: Condition, number: int | None = None) -> np.ndarray:
         """Return conditions as an array, checked.
 
         Args:
@@ -274,7 +282,7 @@ class ConditionSpec:
             )
         return values
 
-    def check_condition_shape(self, shape: Any) -> None:
+    def check_condition_shape(self, shape: Shape) -> None:
         """Raise ValueError unless a shape is (batch, *condition_shape), where None is unknown."""
         wanted = self.condition_shape or ()
         agrees = len(shape) == len(wanted) + 1 and all(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddim_keras.data import depth
+from ddim_keras.support.types import Images
 
 
 def significant_bits(path: str | os.PathLike) -> int | None:
@@ -41,7 +42,7 @@ def read_png(path: str | os.PathLike, key: Any) -> tuple[np.ndarray, np.ndarray 
 
 
 def read_tiff(
-    image: Any, path: str | os.PathLike, layout: str
+    image: Images, path: str | os.PathLike, layout: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """All 16 bits of a TIFF with colours, of which Pillow gives the upper 8: the lower ones it
     gives to who calls their order the other one."""

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from ddim_keras.support.types import DType, Images, Shape
+
 # Resizing with Lanczos or bicubic filters overshoots a little: so much is cut off, and more is
 # another range.
 RANGE_TOLERANCE = 0.02
@@ -28,7 +30,7 @@ OUT_OF_RANGE = (
 ERROR_START, ERROR_END = "<ddim_keras input error>", "</ddim_keras input error>"
 
 
-def as_unit_range(images: Any) -> Any:
+def as_unit_range(images: Images) -> Any:
     """Return images as float32 in [0, 1]: uint8 is divided by 255, what resizing overshot is cut
     off.
 
@@ -43,7 +45,7 @@ def as_unit_range(images: Any) -> Any:
     return ops.where((images > 1.0) & (images <= 1.0 + RANGE_TOLERANCE), 1.0, images)
 
 
-def check_images(images: Any, image_shape: tuple[int, ...], what: str = "images") -> None:
+def check_images(images: Images, image_shape: tuple[int, ...], what: str = "images") -> None:
     """Raise ValueError unless `images` are a batch of the given shape, finite and in [0, 1] (or
     uint8).
 
@@ -58,7 +60,7 @@ def check_images(images: Any, image_shape: tuple[int, ...], what: str = "images"
         check_range(float(np.min(images)), float(np.max(images)), what)
 
 
-def check_shape(shape: Any, image_shape: tuple[int, ...], what: str = "images") -> None:
+def check_shape(shape: Shape, image_shape: tuple[int, ...], what: str = "images") -> None:
     """Raise ValueError unless `shape` is (batch, *image_shape), where None matches anything."""
     shape = tuple(shape)
     expected = (
@@ -93,7 +95,7 @@ def check_shape(shape: Any, image_shape: tuple[int, ...], what: str = "images") 
     raise ValueError(f"{what} have the wrong size: {expected}: {advice}")
 
 
-def check_dtype(dtype: Any, what: str = "images", values: Any = None) -> None:
+def check_dtype(dtype: DType, what: str = "images", values: Any = None) -> None:
     """Raise ValueError unless the dtype is uint8 or a floating type, with what to do about it.
 
     Args:

@@ -25,6 +25,7 @@ from ddim_keras.data.batches import (
 )
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import as_unit_range, check_images, check_range, check_shape
+from ddim_keras.support.types import BatchLike, Data, Dataset, Labels, SampleWeights
 
 __all__ = [
     "Batch",
@@ -52,16 +53,16 @@ _EMPTY = (
 )
 
 
-def is_tf_dataset(data: Any) -> bool:
+def is_tf_dataset(data: Data) -> bool:
     """Whether `data` is a `tf.data.Dataset`, found out without importing TensorFlow."""
     return hasattr(data, "element_spec") and hasattr(data, "map") and hasattr(data, "cardinality")
 
 
-def is_array(data: Any) -> bool:
+def is_array(data: Data) -> bool:
     return hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")
 
 
-def is_one_piece(data: Any) -> bool:
+def is_one_piece(data: Data) -> bool:
     """Whether `data` are arrays of all images, labels and weights, or lists of them, and not a data
     set of batches.
     """
@@ -73,14 +74,14 @@ def is_one_piece(data: Any) -> bool:
     return is_array(data)
 
 
-def can_be_read_again(data: Any) -> bool:
+def can_be_read_again(data: Data) -> bool:
     """Whether a pass over `data` leaves it whole. Generators and other iterators do not survive
     one.
     """
     return is_one_piece(data) or isinstance(data, keras.utils.PyDataset) or iter(data) is not data
 
 
-def number_of_batches(data: Any) -> int | None:
+def number_of_batches(data: Data) -> int | None:
     """Return how many batches a data set has, None if that is unknown, -1 if it never ends."""
     if is_tf_dataset(data):
         cardinality = int(data.cardinality())
@@ -95,7 +96,7 @@ def number_of_batches(data: Any) -> int | None:
         return None
 
 
-def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | None]:
+def iterate_batches(data: Data, batch_size: int) -> tuple[Iterator[Batch], int | None]:
     """Return an iterator over the batches of `data`, taken apart, and their number where it is
     known.
     """
@@ -113,7 +114,7 @@ def iterate_batches(data: Any, batch_size: int) -> tuple[Iterator[Batch], int | 
 
 
 def has_at_least(
-    data: Any, minimum: int, steps: int | None = None, batch_size: int | None = None
+    data: Data, minimum: int, steps: int | None = None, batch_size: int | None = None
 ) -> bool:
     """Whether `data`, or its first `steps` batches, hold as many images; only as many are read.
     True if it cannot be known.
@@ -136,9 +137,9 @@ def has_at_least(
 
 
 def for_keras(
-    x: Any,
-    y: Any,
-    sample_weight: Any,
+    x: Data,
+    y: Labels,
+    sample_weight: SampleWeights,
     image_shape: tuple[int, ...],
     *,
     spec: ConditionSpec,
@@ -190,7 +191,7 @@ def for_keras(
     return _checked(x, checks), None, None
 
 
-def checked(data: Any, image_shape: tuple[int, ...], spec: ConditionSpec | None = None) -> Any:
+def checked(data: Data, image_shape: tuple[int, ...], spec: ConditionSpec | None = None) -> Any:
     """Return `data` with every batch checked before it is used.
 
     Arrays are checked here and now, and returned as they are or as (images, labels, ...); data sets
@@ -223,7 +224,7 @@ class _Checks(NamedTuple):
     labels_needed: bool
 
 
-def _checked(data: Any, checks: _Checks) -> Any:
+def _checked(data: Data, checks: _Checks) -> Any:
     if number_of_batches(data) == 0:
         raise ValueError(_EMPTY)
     if is_tf_dataset(data):
@@ -255,7 +256,7 @@ def _checked(data: Any, checks: _Checks) -> Any:
     return _CheckedIterable(data, checks)
 
 
-def brings_its_own_order(data: Any) -> bool:
+def brings_its_own_order(data: Data) -> bool:
     """Whether the batches of what `checked` returned cannot be asked for in another order."""
     return not is_one_piece(data) and (
         not isinstance(data, keras.utils.PyDataset)
@@ -284,7 +285,7 @@ def input_error(error: Exception) -> ValueError | None:
     return ValueError(message.replace("\\'", "'").replace('\\"', '"'))  # TensorFlow escapes quotes
 
 
-def parts_of(data: Any) -> tuple[Any, Any, Any]:
+def parts_of(data: Data) -> tuple[Any, Any, Any]:
     """Return (images, labels, sample_weight) of what `fit` takes as validation data: images, or a
     tuple that begins with them.
     """
@@ -294,7 +295,7 @@ def parts_of(data: Any) -> tuple[Any, Any, Any]:
 
 
 def split(
-    x: Any, y: Any, sample_weight: Any, share: float, spec: ConditionSpec
+    x: Data, y: Labels, sample_weight: SampleWeights, share: float, spec: ConditionSpec
 ) -> tuple[tuple, tuple]:
     """Return arrays (x, y, sample_weight) for training and for validation, which gets the last
     `share` of them; `spec` is what the model is told beside the images.
@@ -326,7 +327,7 @@ def split(
     return first_part, second_part
 
 
-def _in_one_piece(data: Any, spec: ConditionSpec | None = None) -> Batch:
+def _in_one_piece(data: Data, spec: ConditionSpec | None = None) -> Batch:
     """Arrays in whatever structure, as one batch of NumPy arrays."""
     is_pair = isinstance(data, tuple) and spec is not None and spec.takes_images
     if isinstance(data, (tuple, list)) and not is_pair:
@@ -341,7 +342,7 @@ def _as_arrays(batch: Batch) -> Batch:
     return Batch(*(None if part is None else as_array(part) for part in batch))
 
 
-def _prepared(batch: Any, checks: _Checks) -> tuple:
+def _prepared(batch: BatchLike, checks: _Checks) -> tuple:
     """A batch for Keras. TensorFlow runs this within its pipeline, and buries errors: `input_error`
     finds them.
     """
@@ -359,7 +360,7 @@ def _checked_generator(generator: Iterable, checks: _Checks) -> Iterator:
 class _CheckedPyDataset(keras.utils.PyDataset):
     """A PyDataset that gives what another does, checked and as tuples."""
 
-    def __init__(self, dataset: Any, checks: _Checks):
+    def __init__(self, dataset: Dataset, checks: _Checks):
         super().__init__(
             workers=dataset.workers,
             use_multiprocessing=dataset.use_multiprocessing,
@@ -390,7 +391,7 @@ class _CheckedIterable(keras.utils.PyDataset):
     asked for.
     """
 
-    def __init__(self, data: Any, checks: _Checks):
+    def __init__(self, data: Data, checks: _Checks):
         super().__init__()
         self._data, self._checks = data, checks
         self._next = 0

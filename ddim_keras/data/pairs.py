@@ -22,6 +22,7 @@ from ddim_keras.data import (
     resizing,
 )
 from ddim_keras.support.arguments import height_and_width, positive_int
+from ddim_keras.support.types import Dataset, Images
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -31,7 +32,7 @@ _LUMA = (0.299, 0.587, 0.114)
 _NAMED = 5  # in a message
 
 
-def super_resolution(dataset: Any, factor: int) -> Any:
+def super_resolution(dataset: Dataset, factor: int) -> Any:
     """Pair images with smaller ones, to train a model that makes large images of small ones.
 
     Args:
@@ -56,7 +57,7 @@ def super_resolution(dataset: Any, factor: int) -> Any:
     """
     factor = positive_int("factor", factor)
 
-    def small(images: Any) -> Any:
+    def small(images: Images) -> Any:
         height, width = images.shape[1:3]
         if height is None or width is None or height % factor or width % factor:
             raise ValueError(
@@ -70,7 +71,7 @@ def super_resolution(dataset: Any, factor: int) -> Any:
     return _paired(dataset, small)
 
 
-def colorization(dataset: Any) -> Any:
+def colorization(dataset: Dataset) -> Any:
     """Pair colour images with their grey ones, to train a model that colours images.
 
     Args:
@@ -88,7 +89,7 @@ def colorization(dataset: Any) -> Any:
     (2, 8, 8, 1)
     """
 
-    def grey(images: Any) -> Any:
+    def grey(images: Images) -> Any:
         if images.shape[-1] != 3:
             raise ValueError(
                 f"colorization needs images of 3 channels, got {images.shape[-1]}: load them with "
@@ -194,7 +195,7 @@ def _check_names(roots: Sequence[pathlib.Path]) -> None:
             )
 
 
-def _paired(dataset: Any, condition_of: Callable[[Any], Any]) -> Any:
+def _paired(dataset: Dataset, condition_of: Callable[[Any], Any]) -> Any:
     """Add what `condition_of` makes of images to a data set or to arrays."""
 
     def with_condition(batch: batches.Batch) -> dict[str, Any]:
@@ -229,7 +230,7 @@ def _paired(dataset: Any, condition_of: Callable[[Any], Any]) -> Any:
     )
 
 
-def _as_floats(images: Any) -> Any:
+def _as_floats(images: Images) -> Any:
     """Images as float32 in [0, 1], by the library that they are of."""
     if isinstance(images, np.ndarray):
         floats = images.astype("float32")
@@ -240,7 +241,7 @@ def _as_floats(images: Any) -> Any:
     return floats / 255.0 if images.dtype == tf.uint8 else floats
 
 
-def _mean_of_blocks(images: Any, blocks: tuple[int, ...]) -> Any:
+def _mean_of_blocks(images: Images, blocks: tuple[int, ...]) -> Any:
     if isinstance(images, np.ndarray):
         return images.reshape(blocks).mean(axis=(2, 4), dtype="float32")
     import tensorflow as tf

@@ -12,6 +12,7 @@ import numpy as np
 
 from ddim_keras.data import seeded
 from ddim_keras.support import files
+from ddim_keras.support.types import BatchLike, Dataset
 
 # Shuffling holds up to this many bytes of images; data sets below it are shuffled as a whole.
 _SHUFFLE_BYTES = 512 * 2**20
@@ -30,7 +31,7 @@ class Shuffling(NamedTuple):
     drop_remainder: bool | None
 
 
-def cached(dataset: Any, cache: bool | str | os.PathLike, name: str, identity: str) -> Any:
+def cached(dataset: Dataset, cache: bool | str | os.PathLike, name: str, identity: str) -> Any:
     """Keep a data set in memory, in a folder of a cache, or nowhere.
 
     Args:
@@ -56,7 +57,7 @@ def cached(dataset: Any, cache: bool | str | os.PathLike, name: str, identity: s
 
 
 def training_batches(
-    dataset: Any, image_shape: tuple[int, ...], shuffling: Shuffling, kind: str
+    dataset: Dataset, image_shape: tuple[int, ...], shuffling: Shuffling, kind: str
 ) -> Any:
     """Return shuffled batches of a data set, ready for `fit`, which have a `from_step`.
 
@@ -113,7 +114,7 @@ def training_batches(
     return train
 
 
-def finished(dataset: Any, kind: str) -> Any:
+def finished(dataset: Dataset, kind: str) -> Any:
     """Return batches of uint8 images as `fit` takes them, in [0, 1].
 
     Args:
@@ -132,7 +133,7 @@ def finished(dataset: Any, kind: str) -> Any:
     return dataset.map(as_floats, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _flipped(kind: str, batch: Any, seed: Any) -> Any:
+def _flipped(kind: str, batch: BatchLike, seed: Any) -> Any:
     import tensorflow as tf
 
     images, told = batch

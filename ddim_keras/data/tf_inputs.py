@@ -28,12 +28,13 @@ from ddim_keras.data.image_checks import (
     check_shape,
 )
 from ddim_keras.support import backend
+from ddim_keras.support.types import Condition, Dataset, Images, Labels, SampleWeights
 
 _WEIGHTS = "sample weights must be finite and at least 0: got NaN, infinity or a negative number"
 
 
 def checked(
-    dataset: Any,
+    dataset: Dataset,
     image_shape: tuple[int, ...],
     class_weight: dict | None,
     multiple: int,
@@ -115,7 +116,7 @@ def _check_told(
             told.check_condition_shape(shape)
 
 
-def _check_spec(spec: Batch, image_shape: tuple[int, ...], dataset: Any) -> None:
+def _check_spec(spec: Batch, image_shape: tuple[int, ...], dataset: Dataset) -> None:
     if isinstance(spec.images, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
         raise ValueError(
             f"images must be dense tensors of one size, got {spec.images}: resize them before they "
@@ -139,7 +140,7 @@ def _check_spec(spec: Batch, image_shape: tuple[int, ...], dataset: Any) -> None
         )
 
 
-def _with_static_shape(images: Any, wanted: tuple[int, ...], check_shape: Callable) -> Any:
+def _with_static_shape(images: Images, wanted: tuple[int, ...], check_shape: Callable) -> Any:
     """Images, or conditions, whose shape is known; checked now if it was not known before."""
     shape = images.shape
     if shape.rank == 1 + len(wanted) and tuple(shape[1:]) == tuple(wanted):
@@ -160,7 +161,7 @@ def _with_static_shape(images: Any, wanted: tuple[int, ...], check_shape: Callab
     return images
 
 
-def _with_checked_range(images: Any, what: str) -> Any:
+def _with_checked_range(images: Images, what: str) -> Any:
     before, between, after = OUT_OF_RANGE.format(what=what, smallest="|", largest="|").split("|")
     values = images if images.dtype == tf.float64 else tf.cast(images, tf.float32)
     smallest, largest = tf.reduce_min(values), tf.reduce_max(values)
@@ -180,7 +181,7 @@ def _with_checked_range(images: Any, what: str) -> Any:
         return tf.identity(images)
 
 
-def _with_checked_weights(weights: Any, images: Any) -> Any:
+def _with_checked_weights(weights: SampleWeights, images: Images) -> Any:
     weights = tf.cast(weights, tf.float32)
     right = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0.0))
     one_each = tf.reduce_all(tf.equal(tf.shape(weights), tf.shape(images)[:1]))
@@ -195,7 +196,7 @@ def _with_checked_weights(weights: Any, images: Any) -> Any:
     return weights
 
 
-def _class_numbers(labels: Any, told: ConditionSpec) -> Any:
+def _class_numbers(labels: Labels, told: ConditionSpec) -> Any:
     """As `ConditionSpec.class_numbers`, int32 (batch,)."""
     if labels.shape.rank == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -214,7 +215,7 @@ def _class_numbers(labels: Any, told: ConditionSpec) -> Any:
     return _asserted(inside, before, tf.strings.as_string(wrong), after, tf.cast(values, tf.int32))
 
 
-def _numbers_of_names(labels: Any, told: ConditionSpec) -> Any:
+def _numbers_of_names(labels: Labels, told: ConditionSpec) -> Any:
     before, after = told.unknown_name("|").split("'|'")
     names = tf.constant(list(told.class_names or ["\0"]))
     matches = tf.equal(labels[:, None], names[None])
@@ -231,7 +232,7 @@ def _asserted(right: Any, before: str, wrong: Any, after: str, values: Any) -> A
         return tf.identity(values)
 
 
-def _with_checked_condition(condition: Any, told: ConditionSpec) -> Any:
+def _with_checked_condition(condition: Condition, told: ConditionSpec) -> Any:
     """As `ConditionSpec.check_condition`."""
     wanted = told.condition_shape or ()
     condition = _with_static_shape(
@@ -251,7 +252,7 @@ def _with_checked_condition(condition: Any, told: ConditionSpec) -> Any:
         return tf.identity(condition)
 
 
-def _class_weights(labels: Any, class_weight: dict) -> Any:
+def _class_weights(labels: Labels, class_weight: dict) -> Any:
     if labels.shape.rank is None:
         raise ValueError(
             "class_weight needs labels of a known rank, got a data set of labels of unknown shape: "
@@ -300,7 +301,7 @@ def _packed(batch: Batch) -> tuple:
     return batch.images, told, batch.sample_weight
 
 
-def _leaving_the_processor_alone(dataset: Any) -> Any:
+def _leaving_the_processor_alone(dataset: Dataset) -> Any:
     """Turn off the tuning of tf.data's parallelism where the network itself runs on the processor.
 
     There it was measured to leave every other pass over the data one core instead of two for the

@@ -13,6 +13,7 @@ from ddim_keras.data import depth
 from ddim_keras.data.colours import WHITE, Colour
 from ddim_keras.data.source import Source
 from ddim_keras.support.downloads import reachable
+from ddim_keras.support.types import Tensor
 
 # What the Keras DDIM example trains on: 80 % of everything, since the official training split is
 # only 1,020 images.
@@ -241,7 +242,7 @@ def _bits(parts: list[Any], given: int | None, name: str) -> int:
     return bits
 
 
-def _uint8(image: Any, bits: int) -> Any:
+def _uint8(image: Tensor, bits: int) -> Any:
     """An image whose white is 2**bits - 1 (1.0 for floats and bits=0) as uint8."""
     import tensorflow as tf
 

@@ -27,7 +27,7 @@ from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import generate
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
-from ddim_keras.support.types import Data, Features
+from ddim_keras.support.types import Condition, Data, Features, Labels
 
 METRICS: dict[str, Callable[..., ImageMetric]] = {
     "fid": FID,
@@ -160,8 +160,8 @@ def score_generated(
     metrics: Sequence[Any] = ("fid", "kid", "precision_recall"),
     extractor: Any = None,
     per_class: bool = False,
-    labels: Any = None,
-    condition: Any = None,
+    labels: Labels = None,
+    condition: Condition = None,
     seed: int = 0,
     batch_size: int | None = None,
     **sampling: Any,

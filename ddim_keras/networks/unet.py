@@ -17,7 +17,7 @@ from ddim_keras.networks.layers import (
 )
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int
-from ddim_keras.support.types import Tensor
+from ddim_keras.support.types import DType, Tensor
 
 CONDITIONINGS = ("input", "every_block")
 NORMALIZATIONS = ("batch", "group")
@@ -38,7 +38,7 @@ def residual_unet(
     patch_size: int = 1,
     num_classes: int | None = None,
     condition_shape: Sequence[int] | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
     name: str = "network",
 ) -> keras.Model:
     """Build a U-Net of pre-normalised residual blocks.
@@ -145,7 +145,9 @@ def residual_unet(
 class _Told:
     """The inputs by which the network is told more than the noise level, and where they enter."""
 
-    def __init__(self, num_classes: int | None, condition_shape: Sequence[int] | None, dtype: Any):
+    def __init__(
+        self, num_classes: int | None, condition_shape: Sequence[int] | None, dtype: DType
+    ):
         self.dtype = dtype
         self.num_classes = num_classes
         self.labels = self.condition = None
@@ -195,7 +197,7 @@ class _Told:
         return parts
 
 
-def _dense(features: int, activation: str | None, dtype: Any) -> layers.Dense:
+def _dense(features: int, activation: str | None, dtype: DType) -> layers.Dense:
     return layers.Dense(features, activation=activation, dtype=dtype)
 
 
@@ -204,7 +206,7 @@ class _Blocks:
     given.
     """
 
-    def __init__(self, embedding: Tensor, conditioning: str, normalization: str, dtype: Any):
+    def __init__(self, embedding: Tensor, conditioning: str, normalization: str, dtype: DType):
         self.embedding, self.conditioning, self.normalization = (
             embedding,
             conditioning,
@@ -254,7 +256,7 @@ class _Blocks:
         return layers.Add(dtype=self.dtype)([x, tokens])
 
 
-def _with_float32_weights(dtype: Any) -> Any:
+def _with_float32_weights(dtype: DType) -> Any:
     """Return a policy that computes as `dtype` does, on weights of at least 32 bits.
 
     16 bits would round an optimizer's small steps away, and those of the weights' average.

@@ -18,7 +18,7 @@ from ddim_keras.runs.checkpoints import weights_are_finite
 from ddim_keras.support import files
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.progress import progress
-from ddim_keras.support.types import Logs
+from ddim_keras.support.types import Condition, Logs
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -202,7 +202,7 @@ def _first(number: int, sampling: dict[str, Any]) -> dict[str, Any]:
     return {**sampling, **each}
 
 
-def _below(condition: Any, images: np.ndarray) -> np.ndarray:
+def _below(condition: Condition, images: np.ndarray) -> np.ndarray:
     """A row of conditions, brought to the images' size and channels, and below it the images."""
     seen = keras.ops.convert_to_numpy(as_unit_range(np.asarray(condition)))
     rows, columns = (

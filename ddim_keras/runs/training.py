@@ -21,7 +21,7 @@ from ddim_keras.runs.config import RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.support import backend, files, progress
-from ddim_keras.support.types import Data
+from ddim_keras.support.types import Data, Dataset
 
 Tell = Callable[[str], None]
 
@@ -49,7 +49,7 @@ class _Training(NamedTuple):
     folder: RunFolder
     model: DiffusionModel
     data: Data
-    validation: Any
+    validation: Dataset
     tell: Tell
 
     @property
@@ -222,7 +222,7 @@ def _fit(training: _Training, keeper: watching.KeepCheckpoints, verbose: int) ->
 
 
 def _catch_up(
-    model: DiffusionModel, validation: Any, watchers: list[keras.callbacks.Callback], epoch: int
+    model: DiffusionModel, validation: Dataset, watchers: list[keras.callbacks.Callback], epoch: int
 ) -> None:
     """Show the end of an epoch to the watchers that keep images and models: a kill may have come
     between them and its last step.
@@ -239,7 +239,7 @@ def _catch_up(
             watcher.on_train_end()
 
 
-def _spread_over(validation: Any, number: int | None, batch_size: int) -> Any:
+def _spread_over(validation: Dataset, number: int | None, batch_size: int) -> Any:
     """Return about as many images of a validation set: every so many batches, as it may be sorted
     by class.
     """
@@ -249,7 +249,7 @@ def _spread_over(validation: Any, number: int | None, batch_size: int) -> Any:
     return validation.shard(stride, 0) if stride > 1 else validation
 
 
-def _features_for(validation: Any, tell: Tell) -> str | None:
+def _features_for(validation: Dataset, tell: Tell) -> str | None:
     """Choose the features of the validation's KID; None where there are too few images for one."""
     if validation is None:
         return None
@@ -265,7 +265,9 @@ def _features_for(validation: Any, tell: Tell) -> str | None:
     return "fashion_mnist"
 
 
-def _make_model(config: RunConfig, recipe: presets.Training, training_data: Any) -> DiffusionModel:
+def _make_model(
+    config: RunConfig, recipe: presets.Training, training_data: Dataset
+) -> DiffusionModel:
     spec = taken_apart(training_data.element_spec)
     shape = spec.images.shape
     precision = backend.fastest_precision() if config.precision == "auto" else config.precision

@@ -11,7 +11,7 @@ import numpy as np
 from ddim_keras import data as datasets
 from ddim_keras.data.batches import taken_apart
 from ddim_keras.runs.config import RunConfig
-from ddim_keras.support.types import ImageShape
+from ddim_keras.support.types import Dataset, ImageShape
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -68,7 +68,7 @@ def held_out_images(
     return for_task(validation, config.task, config.factor) if config.task else validation
 
 
-def for_task(dataset: Any, task: str, factor: int) -> Any:
+def for_task(dataset: Dataset, task: str, factor: int) -> Any:
     """Return a data set with what its images are to be made from.
 
     Args:
@@ -80,7 +80,7 @@ def for_task(dataset: Any, task: str, factor: int) -> Any:
     return datasets.pairs.super_resolution(dataset, factor)
 
 
-def conditions_of(dataset: Any, number: int) -> np.ndarray:
+def conditions_of(dataset: Dataset, number: int) -> np.ndarray:
     """Return the conditions of the first `number` images of a data set, or of as many as there
     are.
     """

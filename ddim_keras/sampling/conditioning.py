@@ -10,7 +10,7 @@ from keras import ops
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, guidances
-from ddim_keras.support.types import Labels, Numbers
+from ddim_keras.support.types import Condition, Labels, Numbers
 
 
 class Told(Wrapper):
@@ -22,7 +22,7 @@ class Told(Wrapper):
         condition: (batch, *condition_shape), as a user gives them, or None.
     """
 
-    def __init__(self, engine: Engine, labels: Labels = None, condition: Any = None):
+    def __init__(self, engine: Engine, labels: Labels = None, condition: Condition = None):
         self._spec = engine.spec
         parts = {"labels": labels, "condition": condition}
         self._names = [name for name, part in parts.items() if part is not None]
@@ -85,7 +85,11 @@ class Conditioning(NamedTuple):
 
 
 def conditioning(
-    engine: Engine, number: int, labels: Any = None, condition: Any = None, guidance: Any = None
+    engine: Engine,
+    number: int,
+    labels: Labels = None,
+    condition: Condition = None,
+    guidance: Any = None,
 ) -> Conditioning:
     """Check what a user says of the conditions of `number` images.
 
@@ -118,7 +122,7 @@ def conditioning(
     )
 
 
-def _labels(engine: Engine, number: int, labels: Any) -> Numbers | None:
+def _labels(engine: Engine, number: int, labels: Labels) -> Numbers | None:
     spec = engine.spec
     if not spec.takes_labels:
         if labels is not None:
@@ -145,7 +149,7 @@ def _labels(engine: Engine, number: int, labels: Any) -> Numbers | None:
     return spec.class_numbers(labels, allow_none=True)
 
 
-def _condition(engine: Engine, number: int, condition: Any) -> np.ndarray | None:
+def _condition(engine: Engine, number: int, condition: Condition) -> np.ndarray | None:
     spec = engine.spec
     if not spec.takes_condition:
         if condition is not None:

@@ -25,7 +25,7 @@ from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import ImageArray, Images
+from ddim_keras.support.types import Condition, ImageArray, Images, Labels
 
 # Noises of different use are drawn under numbers this far apart.
 _KNOWN_PART, _RENOISING = 1 << 24, 2 << 24
@@ -33,7 +33,7 @@ _KNOWN_PART, _RENOISING = 1 << 24, 2 << 24
 
 def variations(
     engine: Engine,
-    image: Any,
+    image: Images,
     strength: float = 0.5,
     num_images: int = 8,
     diffusion_steps: int = 20,
@@ -43,8 +43,8 @@ def variations(
     spacing: str | Spacing | None = None,
     schedule: str | Schedule | None = None,
     clipping: str | Clipping = "none",
-    labels: Any = None,
-    condition: Any = None,
+    labels: Labels = None,
+    condition: Condition = None,
     guidance: Any = None,
     seed: int | None = None,
     batch_size: int | None = None,
@@ -103,7 +103,7 @@ def variations(
 def inpaint(
     engine: Engine,
     images: Images,
-    masks: Any,
+    masks: Images,
     diffusion_steps: int | Sequence[float] = 50,
     *,
     resampling: int = 5,
@@ -111,8 +111,8 @@ def inpaint(
     spacing: str | Spacing = EVEN_TIMES,
     schedule: str | Schedule | None = None,
     clipping: str | Clipping = "none",
-    labels: Any = None,
-    condition: Any = None,
+    labels: Labels = None,
+    condition: Condition = None,
     guidance: Any = None,
     seed: int | None = None,
     batch_size: int | None = None,
@@ -234,7 +234,7 @@ def _with_resampling(
     return evaluations, np.array(showings[:-1], "float32")
 
 
-def _checked_masks(masks: Any, shape: tuple[int, ...]) -> ImageArray:
+def _checked_masks(masks: Images, shape: tuple[int, ...]) -> ImageArray:
     """Masks as float32 of the images' shape."""
     masks = np.asarray(masks, "float32")
     expected = (

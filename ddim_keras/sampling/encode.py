@@ -20,7 +20,7 @@ from ddim_keras.sampling.generate import decode
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport, invert_step
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import resolve
-from ddim_keras.support.types import Array, ImageArray, Images
+from ddim_keras.support.types import Array, Condition, ImageArray, Images, Labels
 
 _LARGEST_ROUND_TRIP_ERROR = 1e-5
 
@@ -37,8 +37,8 @@ def encode(
     sampler: str | Sampler = ENCODING_SAMPLER,
     spacing: str | Spacing = EVEN_TIMES,
     schedule: str | Schedule | None = None,
-    labels: Any = None,
-    condition: Any = None,
+    labels: Labels = None,
+    condition: Condition = None,
     guidance: Any = None,
     batch_size: int | None = None,
     verbose: str | int = "auto",

@@ -325,7 +325,7 @@ class Engine:
             seed, count = (int(part) for part in ops.convert_to_numpy(self._seeds.next()))
         return (seed + count * _GOLDEN_RATIO_BITS) % 2**32
 
-    def latents(self, latents: Any, name: str) -> ImageArray:
+    def latents(self, latents: Images, name: str) -> ImageArray:
         """Return latents as a user gives them, checked.
 
         Raises:

@@ -19,7 +19,7 @@ from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, count_evaluations
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import Array, Images
+from ddim_keras.support.types import Array, Condition, Images, Labels
 
 
 class Trajectory(NamedTuple):
@@ -43,8 +43,8 @@ def reverse_diffusion(
     engine: Engine,
     initial_noise: Images,
     diffusion_steps: int,
-    labels: Any = None,
-    condition: Any = None,
+    labels: Labels = None,
+    condition: Condition = None,
 ) -> Images:
     """Walk from noise to images with deterministic DDIM.
 
@@ -81,9 +81,9 @@ def generate(
     seed: int | None = None,
     batch_size: int | None = None,
     first_image: int = 0,
-    initial_noise: Any = None,
-    labels: Any = None,
-    condition: Any = None,
+    initial_noise: Images = None,
+    labels: Labels = None,
+    condition: Condition = None,
     guidance: Any = None,
     return_trajectory: bool = False,
     verbose: str | int = "auto",
@@ -272,7 +272,7 @@ def _record(
 
 def decode(
     engine: Engine,
-    latents: Any,
+    latents: Images,
     diffusion_steps: int | Sequence[float] = 100,
     *,
     sampler: str | Sampler = ENCODING_SAMPLER,

@@ -115,7 +115,7 @@ class ClassifierFreeGuidance(Guidance):
                 "guidance by label needs a model with labels: build it with num_classes=, and fit "
                 "it on (images, labels); Autoguidance(weaker_model, weight) works without"
             )
-        if not (spec.label_dropout or spec.condition_dropout):
+        if not spec.is_left_out:
             what = "label_dropout" if spec.takes_labels else "condition_dropout"
             raise ValueError(
                 "guidance needs a model that was trained without its condition now and then, "

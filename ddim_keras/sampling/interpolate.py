@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from ddim_keras.data import inputs
@@ -22,7 +23,7 @@ _SMALLEST_ANGLE = 1e-4
 _SIDE_SEED = 0x51DE_5EED_0B57_A11E
 
 
-def slerp(start: Any, end: Any, weights: Any) -> np.ndarray:
+def slerp(start: npt.ArrayLike, end: npt.ArrayLike, weights: npt.ArrayLike) -> np.ndarray:
     """Interpolate along the great circle between two latents.
 
         z(w) = sin((1 - w) phi) / sin(phi) start + sin(w phi) / sin(phi) end,  phi the angle between

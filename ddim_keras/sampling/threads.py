@@ -11,7 +11,7 @@ import keras
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend
 from ddim_keras.support.locks import FairLock
-from ddim_keras.support.types import Logs
+from ddim_keras.support.types import Callbacks, Logs
 
 
 class _Turns(keras.callbacks.Callback):
@@ -43,7 +43,7 @@ class _Turns(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def taking_turns(engine: Engine, callbacks: Any) -> Iterator[Any]:
+def taking_turns(engine: Engine, callbacks: Callbacks) -> Iterator[Any]:
     """Yield the callbacks for a `fit` or `evaluate` whose model other threads may use meanwhile.
 
     On TensorFlow a graph reads the weights by itself. On JAX each step overwrites the arrays that

@@ -55,3 +55,24 @@ Features: TypeAlias = Any
 
 Data: TypeAlias = Any
 """Images in any form that `DiffusionModel.fit` takes."""
+
+SampleWeights: TypeAlias = Any
+"""(batch,) numbers of at least 0: how much each image counts."""
+
+Condition: TypeAlias = Any
+"""(batch, *condition_shape): images or vectors that images are conditioned on; or one for all."""
+
+BatchLike: TypeAlias = Any
+"""A batch in any form that `fit` takes: images, (images, labels, ...) or a dictionary."""
+
+Dataset: TypeAlias = Any
+"""A `tf.data.Dataset`, whose type is not known where TensorFlow is not imported."""
+
+DType: TypeAlias = Any
+"""A dtype of NumPy or a backend, or its name; or a dtype policy of Keras."""
+
+Shape: TypeAlias = Any
+"""Sizes of axes, a tuple or a `tf.TensorShape`; None where one is not known."""
+
+Callbacks: TypeAlias = Any
+"""A `keras.callbacks.Callback`, a list of them, or None."""

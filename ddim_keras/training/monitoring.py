@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import keras
+
+from ddim_keras.support.types import Callbacks
 
 
 @contextlib.contextmanager
 def watching_what_exists(
-    callbacks: Any, metrics: Sequence[keras.metrics.Metric], has_validation: bool
+    callbacks: Callbacks, metrics: Sequence[keras.metrics.Metric], has_validation: bool
 ) -> Iterator[None]:
     """Within, callbacks know which way their figure is better, and those that wait for a KID in
     vain have another figure.

@@ -16,7 +16,7 @@ from ddim_keras.data import inputs
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.support.types import ImageShape
+from ddim_keras.support.types import Data, ImageShape, Labels, SampleWeights
 
 
 class FitData(NamedTuple):
@@ -27,20 +27,20 @@ class FitData(NamedTuple):
         validation_data: (x, y, sample_weight) to validate on, or None.
     """
 
-    x: Any
-    y: Any
-    sample_weight: Any
+    x: Data
+    y: Labels
+    sample_weight: SampleWeights
     validation_data: tuple[Any, Any, Any] | None
 
 
 def fit_data(
-    x: Any,
-    y: Any,
-    sample_weight: Any,
+    x: Data,
+    y: Labels,
+    sample_weight: SampleWeights,
     image_shape: ImageShape,
     *,
     spec: ConditionSpec,
-    validation_data: Any,
+    validation_data: Data,
     validation_split: float,
     class_weight: dict[int, float] | None,
     batch_size: int | None,
@@ -99,7 +99,7 @@ def fit_data(
 
 
 def check_validation(
-    data: Any,
+    data: Data,
     steps: int | None,
     metrics: Sequence[keras.metrics.Metric],
     what: str,
@@ -131,7 +131,7 @@ def check_validation(
             )
 
 
-def require_steps(data: Any, steps: int | None, what: str, argument: str) -> None:
+def require_steps(data: Data, steps: int | None, what: str, argument: str) -> None:
     """Raise ValueError for data that never end, unless the number of steps is given."""
     if steps is None and not inputs.is_one_piece(data) and inputs.can_be_read_again(data):
         if inputs.number_of_batches(data) == -1:
@@ -152,7 +152,7 @@ def input_errors() -> Iterator[None]:
 
 def adapt_normalizer(
     normalizer: ImageNormalization,
-    data: Any,
+    data: Data,
     batch_size: int | None,
     steps: int | None,
     verbose: Any,

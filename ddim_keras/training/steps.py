@@ -15,7 +15,7 @@ from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, random
 from ddim_keras.support.keras_files import WholeFiles
-from ddim_keras.support.types import ImageShape, Rates, Tensor, Times
+from ddim_keras.support.types import Data, ImageShape, Rates, Tensor, Times
 from ddim_keras.training.objective import Objective
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -125,7 +125,7 @@ class EMASteps(WholeFiles):
         """One evaluation step on the EMA network; called by `evaluate`."""
         return backend.test_step(self, *arguments)
 
-    def training_loss(self, data: Any) -> Tensor:
+    def training_loss(self, data: Data) -> Tensor:
         """Return the scalar to minimise for a batch, and update the trackers of n_loss, i_loss and
         loss.
 
@@ -215,7 +215,7 @@ class EMASteps(WholeFiles):
         """Return the running n_loss, i_loss and loss."""
         return self.objective.results()
 
-    def evaluation_logs(self, data: Any) -> dict[str, Any]:
+    def evaluation_logs(self, data: Data) -> dict[str, Any]:
         """Update and return all metrics for a batch, on the EMA network."""
         batch = inputs.taken_apart(data)
         unit_images = inputs.as_unit_range(batch.images)

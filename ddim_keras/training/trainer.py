@@ -14,7 +14,7 @@ from ddim_keras.sampling.threads import taking_turns
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
 from ddim_keras.support.configurable import check_settings
-from ddim_keras.support.types import Logs
+from ddim_keras.support.types import Callbacks, Data, Labels, Logs, SampleWeights
 from ddim_keras.training import preparing
 from ddim_keras.training.monitoring import watching_what_exists
 from ddim_keras.training.steps import EMASteps
@@ -121,17 +121,17 @@ class EMATrainer(EMASteps):
 
     def fit(
         self,
-        x: Any = None,
-        y: Any = None,
+        x: Data = None,
+        y: Labels = None,
         batch_size: int | None = None,
         epochs: int = 1,
         verbose: str | int = "auto",
-        callbacks: Any = None,
+        callbacks: Callbacks = None,
         validation_split: float = 0.0,
-        validation_data: Any = None,
+        validation_data: Data = None,
         shuffle: bool = True,
         class_weight: dict[int, float] | None = None,
-        sample_weight: Any = None,
+        sample_weight: SampleWeights = None,
         initial_epoch: int = 0,
         steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
@@ -222,13 +222,13 @@ class EMATrainer(EMASteps):
 
     def evaluate(
         self,
-        x: Any = None,
-        y: Any = None,
+        x: Data = None,
+        y: Labels = None,
         batch_size: int | None = None,
         verbose: str | int = "auto",
-        sample_weight: Any = None,
+        sample_weight: SampleWeights = None,
         steps: int | None = None,
-        callbacks: Any = None,
+        callbacks: Callbacks = None,
         return_dict: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -291,9 +291,9 @@ class EMATrainer(EMASteps):
 
     def train_on_batch(
         self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
+        x: Data,
+        y: Labels = None,
+        sample_weight: SampleWeights = None,
         class_weight: Any = None,
         return_dict: bool = False,
     ) -> Any:
@@ -312,7 +312,11 @@ class EMATrainer(EMASteps):
         return super().train_on_batch(*batch, return_dict=return_dict)
 
     def test_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+        self,
+        x: Data,
+        y: Labels = None,
+        sample_weight: SampleWeights = None,
+        return_dict: bool = False,
     ) -> Any:
         """Evaluate one batch of images, which are checked as by `fit`; as
         `keras.Model.test_on_batch`.
