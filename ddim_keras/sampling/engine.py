@@ -25,6 +25,7 @@ from ddim_keras.sampling.denoisers import Wrapper, network_denoiser
 from ddim_keras.support import backend, random
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.locks import FairLock
+from ddim_keras.support.placement import workers_placed
 from ddim_keras.support.progress import progress
 from ddim_keras.support.types import (
     Array,
@@ -134,7 +135,8 @@ class Engine:
             self._before_use()
             self._held.values = backend.values_of(self.variables)
         try:
-            yield
+            with workers_placed():
+                yield
         finally:
             self._held.values = None
 

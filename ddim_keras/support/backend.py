@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -63,6 +64,25 @@ def attention_policy(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     if BACKEND == "jax" and policy.compute_dtype == "float16" and not on_accelerator():
         return keras.DTypePolicy("float32")
     return policy
+
+
+def computes_on_tensorflows_workers() -> bool:
+    """Whether the work is done by as many threads of TensorFlow's as there are cores."""
+    if BACKEND != "tensorflow" or on_accelerator():
+        return False
+    import tensorflow as tf
+
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    return tf.executing_eagerly() and threads in (0, len(os.sched_getaffinity(0)))
+
+
+def keep_workers_busy(size: int) -> None:
+    """Multiply two matrices of TensorFlow's."""
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        matrix = tf.ones((size, size))
+        tf.linalg.matmul(matrix, matrix).numpy()
 
 
 def compile_function(function: Callable, variables: list, jit_compile: bool) -> Callable:

@@ -14,6 +14,7 @@ from ddim_keras.sampling.threads import taking_turns
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
 from ddim_keras.support.configurable import check_settings
+from ddim_keras.support.placement import workers_placed
 from ddim_keras.support.types import Callbacks, Data, Labels, Logs, SampleWeights
 from ddim_keras.training import preparing
 from ddim_keras.training.monitoring import watching_what_exists
@@ -201,7 +202,8 @@ class EMATrainer(EMASteps):
             watching = watching_what_exists(
                 callbacks, self.image_metrics, data.validation_data is not None
             )
-            with watching, taking_turns(self.engine, callbacks) as callbacks:
+            turns = taking_turns(self.engine, callbacks)
+            with watching, workers_placed(), turns as callbacks:
                 return super().fit(
                     data.x,
                     data.y,
@@ -266,7 +268,8 @@ class EMATrainer(EMASteps):
             )
             preparing.check_validation(x, steps, self.image_metrics, "x", "steps", batch_size)
         turns = taking_turns(self.engine, callbacks)
-        with preparing.input_errors(), backend.keeping_state(self), turns as callbacks:
+        kept = (preparing.input_errors(), backend.keeping_state(self), workers_placed())
+        with kept[0], kept[1], kept[2], turns as callbacks:
             super().evaluate(
                 x,
                 y,
