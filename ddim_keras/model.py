@@ -156,13 +156,7 @@ class DiffusionModel(EMATrainer):
         spec = ConditionSpec(
             num_classes, class_names, condition_shape, label_dropout, condition_dropout
         )
-        objective = Objective(
-            resolve(schedule, Schedule, SCHEDULES),
-            resolve(parameterization, Parameterization, PARAMETERIZATIONS),
-            resolve(loss_weighting, Weighting, WEIGHTINGS),
-            spec,
-        )
-        _check_noise_end(objective)
+        objective = _objective(schedule, parameterization, loss_weighting, spec)
         # What describes the residual U-Net, as `residual_unet` calls it.
         self_made = {
             "widths": [int(width) for width in widths],
@@ -174,15 +168,9 @@ class DiffusionModel(EMATrainer):
             "attention_levels": [int(level) for level in attention_levels],
             "patch_size": patch_size,
         }
-        given = (
-            keras.saving.deserialize_keras_object(network) if isinstance(network, dict) else network
-        )
         max_condition = objective.schedule.max_condition
-        networks = _networks(
-            given, image_shape, spec, max_condition=max_condition, dtype=dtype, **self_made
-        )
         super().__init__(
-            *networks,
+            *_networks(network, image_shape, spec, dtype, max_condition=max_condition, **self_made),
             image_shape=image_shape,
             objective=objective,
             ema_decay=ema_decay,
@@ -499,31 +487,18 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
         raise kind(f"{path} cannot be loaded: {error}") from error
 
 
-def _networks(
-    network: keras.Model | None,
-    image_shape: tuple[int, int, int],
-    spec: ConditionSpec,
-    dtype: DType,
-    **options: Any,
-) -> tuple[keras.Model, keras.Model]:
-    """Return the network that is trained, and the one that will be its average, with the same
-    weights.
+def _objective(
+    schedule: Any, parameterization: Any, loss_weighting: Any, spec: ConditionSpec
+) -> Objective:
+    """Return the objective that a user's arguments stand for, with a warning where noise ends too
+    soon.
     """
-    if network is not None:
-        _check_network(network, image_shape, spec)
-        average = keras.models.clone_model(network)
-    else:
-        policy = keras.dtype_policies.get(dtype)
-        options |= {"num_classes": spec.num_classes, "condition_shape": spec.condition_shape}
-        network = residual_unet(image_shape, dtype=policy, name="network", **options)
-        average = residual_unet(image_shape, dtype=policy, name="ema_network", **options)
-    # Made anew or cloned, it has fresh random weights, which the average would drag along for
-    # thousands of steps.
-    average.set_weights(network.get_weights())
-    return network, average
-
-
-def _check_noise_end(objective: Objective) -> None:
+    objective = Objective(
+        resolve(schedule, Schedule, SCHEDULES),
+        resolve(parameterization, Parameterization, PARAMETERIZATIONS),
+        resolve(loss_weighting, Weighting, WEIGHTINGS),
+        spec,
+    )
     check_noise_end(objective.schedule, objective.parameterization)
     if (left := float(objective.schedule(np.array([1.0]))[0][0])) > _LARGEST_SIGNAL_AT_NOISE_END:
         warnings.warn(
@@ -532,6 +507,33 @@ def _check_noise_end(objective: Objective) -> None:
             "nearer to 0 (a lower min_signal_rate, or larger betas for fewer times)",
             stacklevel=3,
         )
+    return objective
+
+
+def _networks(
+    network: keras.Model | Config | None,
+    image_shape: tuple[int, int, int],
+    spec: ConditionSpec,
+    dtype: DType,
+    **options: Any,
+) -> tuple[keras.Model, keras.Model]:
+    """Return the network that is trained, and the one that will be its average, with the same
+    weights.
+    """
+    if network is None:
+        policy = keras.dtype_policies.get(dtype)
+        options |= {"num_classes": spec.num_classes, "condition_shape": spec.condition_shape}
+        trained = residual_unet(image_shape, dtype=policy, name="network", **options)
+        average = residual_unet(image_shape, dtype=policy, name="ema_network", **options)
+    else:
+        is_config = isinstance(network, dict)
+        trained = keras.saving.deserialize_keras_object(network) if is_config else network
+        _check_network(trained, image_shape, spec)
+        average = keras.models.clone_model(trained)
+    # Made anew or cloned, it has fresh random weights, which the average would drag along for
+    # thousands of steps.
+    average.set_weights(trained.get_weights())
+    return trained, average
 
 
 def _check_network(

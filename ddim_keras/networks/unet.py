@@ -88,12 +88,7 @@ def residual_unet(
     check_levels(image_shape[:2], widths, block_depth, patch_size)
     _check_choice("conditioning", conditioning, CONDITIONINGS)
     _check_choice("normalization", normalization, NORMALIZATIONS)
-    if any(level not in range(len(widths)) for level in attention_levels):
-        raise ValueError(
-            f"attention_levels must lie in [0, {len(widths)}), the levels, got "
-            f"{list(attention_levels)}"
-        )
-
+    _check_attention(attention_levels, len(widths))
     noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
     dtype = _with_float32_weights(dtype)
@@ -102,9 +97,7 @@ def residual_unet(
     )
     told = _Told(num_classes, condition_shape, dtype)
     if conditioning == "every_block":
-        embedding = _dense(4 * embedding_dims, "swish", dtype)(embedding)
-        embedding = told.added_to(embedding)
-        embedding = _dense(4 * embedding_dims, "swish", dtype)(embedding)
+        embedding = told.added_to(embedding, 4 * embedding_dims)
     else:
         embedding = told.joined_to(embedding)
     blocks = _Blocks(embedding, conditioning, normalization, dtype)
@@ -157,10 +150,12 @@ class _Told:
             self.condition = keras.Input(tuple(condition_shape), dtype="float32", name=CONDITION)
         self.inputs = [part for part in (self.labels, self.condition) if part is not None]
 
-    def added_to(self, embedding: Tensor) -> Tensor:
-        """The embedding plus what labels and vectors say, (batch, 1, 1, features)."""
-        parts = self._vectors(embedding.shape[-1])
-        return layers.Add(dtype=self.dtype)([embedding, *parts]) if parts else embedding
+    def added_to(self, embedding: Tensor, features: int) -> Tensor:
+        """Two layers of the embedding, with what labels and vectors say added between them."""
+        embedding = _dense(features, "swish", self.dtype)(embedding)
+        if parts := self._vectors(features):
+            embedding = layers.Add(dtype=self.dtype)([embedding, *parts])
+        return _dense(features, "swish", self.dtype)(embedding)
 
     def joined_to(self, embedding: Tensor) -> Tensor:
         """The embedding followed by what labels and vectors say, (batch, 1, 1, more features)."""
@@ -321,6 +316,13 @@ def check_levels(
         f"Nearest that work: height {_either(nearest[0])}, width {_either(nearest[1])}; or give "
         "fewer widths"
     )
+
+
+def _check_attention(chosen: Sequence[int], number: int) -> None:
+    if any(level not in range(number) for level in chosen):
+        raise ValueError(
+            f"attention_levels must lie in [0, {number}), the levels, got {list(chosen)}"
+        )
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -78,10 +78,8 @@ def export_images(
         DivergedError: a weight of the model is NaN or infinite; nothing is written.
         NotADirectoryError, PermissionError: the folder cannot be written to.
     """
-    num_images, shard_size = (
-        positive_int("num_images", num_images),
-        positive_int("shard_size", shard_size),
-    )
+    num_images = positive_int("num_images", num_images)
+    shard_size = positive_int("shard_size", shard_size)
     seed = integer("seed", seed, minimum=0, below=2**32)
     _check_format(format, model.image_shape[-1])
     refuse_diverged(model)
@@ -102,11 +100,7 @@ def export_images(
     plain = {name: sampling[name] for name in sampling if name not in ("labels", "condition")}
     options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **plain}
     model.generate(0, **{**options, "guidance": None})
-    folder = pathlib.Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a folder for the images")
-    files.check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made_folder(folder)
     description = {
         "model_sha256": model_hash(model),
         "num_images": num_images,
@@ -133,6 +127,15 @@ def export_images(
         made += 1
         tell(f"{path.name}: images {starts[index]} to {starts[index] + count - 1} of {num_images}")
     return made
+
+
+def _made_folder(folder: str | os.PathLike) -> pathlib.Path:
+    folder = pathlib.Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder for the images")
+    files.check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _write_shard(path: pathlib.Path, format: str, images: ImageArray, first: int) -> None:

@@ -19,7 +19,7 @@ from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, count_evaluations
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import Array, Condition, Images, Labels
+from ddim_keras.support.types import Array, Condition, ImageArray, Images, Labels
 
 
 class Trajectory(NamedTuple):
@@ -156,12 +156,7 @@ def generate(
     )
     around = clipped(clipping, engine.normalizer)
     if initial_noise is not None:
-        initial_noise = engine.latents(initial_noise, "initial_noise")
-        if len(initial_noise) != num_images:
-            raise ValueError(
-                f"initial_noise holds {len(initial_noise)} images but num_images is {num_images}: "
-                "make them equal"
-            )
+        initial_noise = _checked_noise(engine, initial_noise, num_images)
     seed = engine.seed(seed)
     first_image = integer("first_image", first_image, minimum=0, below=2**31 - num_images)
     images = np.empty((num_images, *engine.image_shape), "float32")
@@ -185,6 +180,16 @@ def generate(
             )
         batch.store(images, engine.denormalize(noisy_images))
     return images if trajectory is None else (images, trajectory)
+
+
+def _checked_noise(engine: Engine, initial_noise: Images, num_images: int) -> ImageArray:
+    initial_noise = engine.latents(initial_noise, "initial_noise")
+    if len(initial_noise) != num_images:
+        raise ValueError(
+            f"initial_noise holds {len(initial_noise)} images but num_images is {num_images}: "
+            "make them equal"
+        )
+    return initial_noise
 
 
 def plan_walk(

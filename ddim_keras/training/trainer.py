@@ -202,8 +202,7 @@ class EMATrainer(EMASteps):
             watching = watching_what_exists(
                 callbacks, self.image_metrics, data.validation_data is not None
             )
-            turns = taking_turns(self.engine, callbacks)
-            with watching, workers_placed(), turns as callbacks:
+            with watching, workers_placed(), taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
                     data.x,
                     data.y,
