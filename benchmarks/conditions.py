@@ -140,8 +140,12 @@ def labels_part(arguments: argparse.Namespace) -> dict[str, Any]:
     steps = arguments.steps or int(60.0 * arguments.minutes / max(each.values()))
     result["steps"] = steps
     unlabelled = train("plain", plain, steps, arguments.out)
-    labelled = train("labels", images, steps, arguments.out, class_names=names)
-    early = keras.models.load_model(arguments.out / f"labels_early_{steps}steps.keras")
+    weighting = arguments.loss_weighting
+    changes = {} if weighting is None else {"loss_weighting": weighting}
+    name = "_".join(["labels", *changes.values()])
+    labelled = train(name, images, steps, arguments.out, class_names=names, **changes)
+    early = keras.models.load_model(arguments.out / f"{name}_early_{steps}steps.keras")
+    result["loss weighting"] = weighting or "the recipe's"
     real = np.concatenate(list(without_labels(test).as_numpy_iterator()))
     number = arguments.num_images
     figures = {"without labels": scores_of(keras.models.load_model(unlabelled), real, number)}
@@ -151,23 +155,22 @@ def labels_part(arguments: argparse.Namespace) -> dict[str, Any]:
     ways = {
         "1": None,
         **{str(weight): ClassifierFreeGuidance(weight) for weight in (1.5, 2.0, 4.0)},
-        "2.0 within (0.3, 0.9)": ClassifierFreeGuidance(2.0, (0.3, 0.9)),
+        "2.0 below 0.9": ClassifierFreeGuidance(2.0, (0.0, 0.9)),
+        "2.0 above 0.5": ClassifierFreeGuidance(2.0, (0.5, 1.0)),
         **{f"auto {weight}": Autoguidance(early, weight) for weight in (1.5, 2.0, 4.0)},
     }
-    rows = {}
     shown = np.repeat(np.arange(len(names)), SHOWN)
-    for name, guidance in ways.items():
-        figures[f"guidance {name}"] = scores_of(
-            model, real, number, labels=labels, guidance=guidance
-        )
-        print(name, figures[f"guidance {name}"], flush=True)
+    for way, guidance in ways.items():
+        told = {"labels": labels, "guidance": guidance}
+        figures[f"guidance {way}"] = scores_of(model, real, number, **told)
+        print(way, figures[f"guidance {way}"], flush=True)
         drawn = model.generate(
             len(shown), labels=shown, guidance=guidance, seed=0, batch_size=len(shown), verbose=0
         )
-        rows[name] = drawn.reshape(len(names), SHOWN, *model.image_shape)
+        rows = drawn.reshape(len(names), SHOWN, *model.image_shape)
         plotting.save_figure(
-            arguments.out / f"guidance_{name.replace(' ', '_')}.png",
-            plotting.plot_rows(rows[name], names),
+            arguments.out / f"{name}_guidance_{way.replace(' ', '_')}.png",
+            plotting.plot_rows(rows, names),
         )
     result["scores"] = figures
     return result
@@ -224,6 +227,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--minutes", type=float, default=10.0, help="of each training")
     parser.add_argument("--steps", type=int, help="of each training, instead of minutes")
+    parser.add_argument(
+        "--loss-weighting", help="of the model with labels, instead of the recipe's"
+    )
     parser.add_argument("--num-images", type=int, default=5000, help="generated for each score")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/conditions"))
     arguments = parser.parse_args()
