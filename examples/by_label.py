@@ -26,7 +26,7 @@ def main(size=32, epochs=3, steps=500, out="outputs/examples", **changes):
 
     shown = ["Trouser", "Dress", "Sneaker", "Bag"]
     labels = [name for name in shown for _ in range(8)]
-    within = ClassifierFreeGuidance(2.0, interval=(0.3, 0.9))
+    within = ClassifierFreeGuidance(2.0, interval=(0.5, 1.0))  # of noise rates
     for name, guidance in (("plain", None), ("guided", 2.0), ("within", within)):
         images = model.generate(len(labels), labels=labels, guidance=guidance, seed=0)
         rows = images.reshape(len(shown), 8, *model.image_shape)

@@ -122,7 +122,7 @@ class _Interval(click.ParamType):
         try:
             low, high = (float(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"expected LOW,HIGH, such as 0.2,0.8, got {value!r}", param, ctx)
+            self.fail(f"expected LOW,HIGH, such as 0.5,1, got {value!r}", param, ctx)
         return low, high
 
 
@@ -196,7 +196,7 @@ def guidance_options(command: Callable) -> Callable:
             "--guidance-interval",
             type=_Interval(),
             default=None,
-            help="Noise rates, from 0 to 1, between which guidance acts, such as 0.2,0.8.  "
+            help="Noise rates, from 0 to 1, between which guidance acts, such as 0.5,1.  "
             "[default: all]",
         ),
     ]
