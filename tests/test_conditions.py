@@ -146,6 +146,9 @@ WRONG = {
     "a truth": (True, "integers from 0 to 2"),
     "one-hot of four": (np.eye(4)[[0, 1]], "num_classes=4"),
     "two-hot": (np.ones((2, 3)), "single 1"),
+    "NaN": ([0.0, float("nan")], "labels hold NaN"),
+    "two names each": (np.array([["rose", "rose"]] * 2), "integers from 0 to 2 or names"),
+    "rows of unequal length": ([[1, 0, 0], [0, 1]], "unequal length"),
 }
 
 
@@ -244,6 +247,13 @@ def test_names_come_from_the_data_set_and_stay(tmp_path):
         model.fit(train, verbose=0)
     with pytest.raises(ValueError, match="num_classes=2"):
         model.class_names = ["a", "b"]
+
+
+def test_names_of_an_array_are_words_and_one_class_may_be_one_hot():
+    model = make_small_model(class_names=np.array(["rose"]), label_dropout=np.float32(0.2))
+    assert model.class_names == ["rose"] and type(model.class_names[0]) is str
+    numbers = model.objective.spec.class_numbers
+    assert numbers(np.ones((2, 1))).tolist() == numbers(np.zeros((2, 1))).tolist() == [0, 0]
 
 
 def test_every_verb_takes_labels(labelled):
@@ -591,7 +601,10 @@ def test_folders_that_do_not_pair_are_refused(tmp_path):
         ({"num_classes": 0}, "num_classes"),
         ({"num_classes": 2, "class_names": NAMES}, "num_classes=3"),
         ({"class_names": ["a", "a"]}, "differ"),
-        ({"class_names": "abc"}, "list of words"),
+        ({"class_names": "abc"}, "list of one or more words"),
+        ({"class_names": 3}, "list of one or more words"),
+        ({"class_names": []}, "list of one or more words"),
+        ({"condition_shape": 5.0}, "condition_shape"),
         ({"num_classes": 2, "label_dropout": 1.0}, "label_dropout"),
         ({"condition_shape": (8, 8)}, "condition_shape"),
         ({"condition_shape": (8, 8, 0)}, "condition_shape"),

@@ -16,6 +16,7 @@ from ddim_keras.guidance import (
     ClassifierFreeGuidance,
     GuidanceFunction,
     count_evaluations,
+    guidances,
 )
 from ddim_keras.samplers import MEMORY, SAMPLERS, Conditions
 from ddim_keras.sampling.generate import plan_walk
@@ -180,6 +181,36 @@ def test_outside_the_interval_nothing_is_evaluated_twice(two_classes, noise_rate
     assert sum(seen) == 4 * expected
 
 
+def test_guidances_around_each_other_are_counted_as_they_cost(two_classes):
+    seen = []
+
+    def denoise(noisy_images, noise_rates, signal_rates, conditions):
+        seen.append(len(noisy_images))
+        return noisy_images, noisy_images
+
+    weaker = make_two_classes()
+    weaker.engine.denoise = denoise
+    rate = ops.convert_to_tensor(0.6)
+    conditions = Conditions(rate**2, labels=ops.zeros(1, "int32"))
+    _, planned = plan_walk(two_classes.engine, 1)
+    auto = Autoguidance(weaker, 2.0)
+    for chosen, expected in (
+        ([2.0, 3.0], 4),
+        ([2.0, auto], 3),
+        ([auto, 2.0], 4),
+        ([auto, auto], 3),
+        ([2.0, GuidanceFunction(lambda x, images, b, a: images)], 2),
+    ):
+        found, wrapped = guidances(chosen), denoise
+        seen.clear()
+        with running_branches():
+            for part in found:
+                wrapper = part.wrapper(two_classes.engine)
+                wrapped = wrapper.wrap(wrapped, wrapper.arrays, None)
+            wrapped(ops.zeros((1, 8, 8, 1)), rate, ops.sqrt(1.0 - rate**2), conditions)
+        assert sum(seen) == count_evaluations(planned, found) == expected
+
+
 def test_budgets_count_the_evaluations_of_guidance(two_classes):
     half = ClassifierFreeGuidance(3.0, interval=(0.5, 1.0))
     for guidance in (ClassifierFreeGuidance(3.0), half, GuidanceFunction(lambda x, i, b, a: i)):
@@ -324,6 +355,12 @@ def test_what_is_no_guidance_is_refused(two_classes, name):
     guidance, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         two_classes.generate(1, labels=0, guidance=guidance)
+
+
+@pytest.mark.parametrize("rescale", ["x", None, True, -0.1, float("nan")])
+def test_rescaling_is_a_share(rescale):
+    with pytest.raises(ValueError, match="rescale must lie in"):
+        ClassifierFreeGuidance(2.0, rescale=rescale)
 
 
 @pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 1.0), (0.0, 1.1), 0.5, (0.1, 0.2, 0.3)])

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.data.image_checks import as_unit_range, check_dtype, check_range
-from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.arguments import is_number, positive_int
 from ddim_keras.support.types import Condition, Labels, Numbers, Shape, Tensor
 
 _NAMES_SHOWN = 20
@@ -45,25 +45,22 @@ class ConditionSpec:
         label_dropout: float = 0.0,
         condition_dropout: float = 0.0,
     ):
-        if num_classes is None and class_names is not None:
-            num_classes = len(class_names)
+        if class_names is not None:
+            class_names = _as_words(class_names)
+            num_classes = len(class_names) if num_classes is None else num_classes
         self.num_classes = None if num_classes is None else positive_int("num_classes", num_classes)
         self.class_names: tuple[str, ...] | None = None
         if class_names is not None:
             self.class_names = self._checked_names(class_names)
         self.condition_shape: tuple[int, ...] | None = None
         if condition_shape is not None:
-            sizes = (
-                (condition_shape,)
-                if isinstance(condition_shape, (int, np.integer))
-                else condition_shape
-            )
-            self.condition_shape = tuple(positive_int("condition_shape", size) for size in sizes)
-            if len(self.condition_shape) not in (1, 3):
+            sizes = np.atleast_1d(np.asarray(condition_shape, object)).tolist()
+            if len(sizes) not in (1, 3):
                 raise ValueError(
                     "condition_shape must be (height, width, channels) of images or (features,) "
-                    f"of vectors, got {tuple(sizes)}"
+                    f"of vectors, got {condition_shape!r}"
                 )
+            self.condition_shape = tuple(positive_int("condition_shape", size) for size in sizes)
         self.label_dropout = _share("label_dropout", label_dropout)
         self.condition_dropout = _share("condition_dropout", condition_dropout)
         self._said = False
@@ -124,8 +121,7 @@ class ConditionSpec:
         self.class_names = checked
 
     def _checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"class_names must be a list of words, got {names!r}")
+        names = _as_words(names)
         if len(names) != self.num_classes:
             raise ValueError(
                 f"there are {len(names)} class names, {_listed(names)}, but num_classes is "
@@ -170,24 +166,35 @@ class ConditionSpec:
         has_names = isinstance(labels, (list, tuple)) and any(
             isinstance(label, (str, bytes)) for label in labels
         )
-        # NumPy would turn numbers beside names into words.
-        values = np.array(labels, object) if has_names else np.asarray(labels)
+        try:
+            # NumPy would turn numbers beside names into words.
+            values = np.array(labels, object) if has_names else np.asarray(labels)
+        except ValueError:
+            raise ValueError(
+                f"labels must be {self._expected()}, got rows of unequal length"
+            ) from None
         if values.ndim == 2 and values.shape[1] == 1:
-            values = values[:, 0]
-        if values.dtype.kind in "USO":
+            # Of a single class, 1 can only be meant as one-hot.
+            values = values[:, 0] - 1 if self._are_ones_of_one_class(values) else values[:, 0]
+        if values.ndim == 1 and values.dtype.kind in "USO":
             return self._numbers_of_names(values)
-        if values.ndim == 2:
+        if values.ndim == 2 and values.dtype.kind in "iuf":
             return self._numbers_of_one_hot(values)
-        if values.ndim != 1 or values.dtype.kind not in "iuf" or values.size == 0:
-            if values.shape == (0,):
-                return np.zeros(0, "int32")
+        if values.shape == (0,):
+            return np.zeros(0, "int32")
+        if values.ndim != 1 or values.dtype.kind not in "iuf":
             raise ValueError(
                 f"labels must be {self._expected()}, got {values.dtype} of shape {values.shape}"
             )
+        if not np.isfinite(values).all():
+            raise ValueError("labels hold NaN or infinity: an image without a label cannot be used")
         outside = ~((values >= 0) & (values < self._count) & (values == np.floor(values)))
         if outside.any():
             raise ValueError(self.out_of_range(values[outside][0]))
         return values.astype("int32")
+
+    def _are_ones_of_one_class(self, values: np.ndarray) -> bool:
+        return self.num_classes == 1 and values.dtype.kind in "iuf" and bool((values == 1).all())
 
     def out_of_range(self, label: Any) -> str:
         """Return what to say of a label that is none of the K classes."""
@@ -306,8 +313,16 @@ class ConditionSpec:
         return ops.zeros((number, *(self.condition_shape or ())), "float32")
 
 
+def _as_words(names: Any) -> list[str]:
+    """Class names as words of Python's."""
+    is_list = isinstance(names, (list, tuple, np.ndarray)) and len(names) > 0
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of one or more words, got {names!r}")
+    return [str(name) for name in names]
+
+
 def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+    if not is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(f"{name} must lie in [0, 1), the share of the images, got {value!r}")
     return float(value)
 

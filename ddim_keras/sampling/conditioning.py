@@ -138,7 +138,8 @@ def _labels(engine: Engine, number: int, labels: Labels) -> Numbers | None:
                 "cannot make images without: give labels="
             )
         return np.full(number, spec.num_classes, "int32")
-    is_one = isinstance(labels, (str, bytes, int, np.integer)) or np.ndim(labels) == 0
+    is_one = isinstance(labels, (str, bytes)) or not hasattr(labels, "__len__")
+    is_one = is_one or getattr(labels, "ndim", 1) == 0
     if is_one:
         return np.repeat(spec.class_numbers([labels]), number)
     if len(labels) != number:

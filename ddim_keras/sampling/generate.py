@@ -229,7 +229,9 @@ def _within_budget(
     """Return times and plan of the most steps that a number of network evaluations allows."""
     budget = positive_int("network_evaluations", budget)
     most = sampler.steps_for(budget)
-    each = 1 + sum(part.further_evaluations for part in guidance)
+    each = 1
+    for part in guidance:
+        each = part.evaluations(each)
     # What surely fits; how much more does depends on where guidance acts.
     steps = most if each == 1 else sampler.steps_for(max(budget // each, sampler.evaluations(1)))
     times, planned = engine.plan(sampler, steps, spacing, schedule)

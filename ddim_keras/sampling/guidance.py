@@ -20,6 +20,7 @@ from keras import ops
 from ddim_keras.samplers import Denoiser, Plan
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
+from ddim_keras.support.arguments import is_number
 from ddim_keras.support.configurable import Configurable
 from ddim_keras.support.types import Config, Images, Rates, Tensor
 
@@ -37,18 +38,12 @@ class Guidance(Configurable, abc.ABC):
         interval: (lowest, highest) noise rate at which it acts, in [0, 1], both included; None for
             all of them. Source: Kynkäänniemi et al. 2024.
 
-    Attributes:
-        further_evaluations: of a network, at each noise level where it acts.
-
     Raises:
         ValueError: a weight that is not finite, or an interval outside [0, 1].
     """
 
-    further_evaluations: int = 1
-
     def __init__(self, weight: float = 1.0, interval: Interval | None = None):
-        is_number = isinstance(weight, (int, float, np.integer, np.floating))
-        if not is_number or isinstance(weight, bool) or not np.isfinite(weight):
+        if not is_number(weight) or not np.isfinite(weight):
             raise ValueError(f"the weight of guidance must be a finite number, got {weight!r}")
         self.weight = float(weight)
         self.interval = None if interval is None else _checked_interval(interval)
@@ -66,6 +61,12 @@ class Guidance(Configurable, abc.ABC):
         low, high = (np.float32(end) for end in self.interval or _EVERYWHERE)
         rates = np.asarray(noise_rates, "float32")
         return (rates >= low) & (rates <= high)
+
+    @abc.abstractmethod
+    def evaluations(self, inside: Any) -> Any:
+        """Return how often networks are called where it acts around a denoiser that calls them
+        `inside` times; both are integers, or arrays of them.
+        """
 
     @abc.abstractmethod
     def wrapper(self, engine: Engine) -> Wrapper:
@@ -101,8 +102,8 @@ class ClassifierFreeGuidance(Guidance):
 
     def __init__(self, weight: float, interval: Interval | None = None, rescale: float = 0.0):
         super().__init__(weight, interval)
-        if not 0.0 <= rescale <= 1.0:
-            raise ValueError(f"rescale must lie in [0, 1], got {rescale}")
+        if not is_number(rescale) or not 0.0 <= rescale <= 1.0:
+            raise ValueError(f"rescale must lie in [0, 1], got {rescale!r}")
         self.rescale = float(rescale)
 
     def get_config(self) -> Config:
@@ -125,6 +126,9 @@ class ClassifierFreeGuidance(Guidance):
 
     def needs_condition(self) -> bool:
         return True
+
+    def evaluations(self, inside: Any) -> Any:
+        return 2 * inside
 
 
 class Autoguidance(Guidance):
@@ -149,6 +153,9 @@ class Autoguidance(Guidance):
                 f"{type(model).__name__}"
             )
         self.model = model
+
+    def evaluations(self, inside: Any) -> Any:
+        return inside + 1
 
     def __repr__(self) -> str:
         return f"Autoguidance(model, weight={self.weight}, interval={self.interval})"
@@ -198,11 +205,9 @@ class GuidanceFunction(Guidance):
     Examples:
 
     >>> dark_left = GuidanceFunction(lambda noisy, images, noise_rate, signal_rate: images * 0.9)
-    >>> dark_left.further_evaluations
-    0
+    >>> dark_left.evaluations(inside=1)
+    1
     """
-
-    further_evaluations = 0
 
     def __init__(
         self,
@@ -216,6 +221,9 @@ class GuidanceFunction(Guidance):
                 f"images, got {function!r}"
             )
         self.function = function
+
+    def evaluations(self, inside: Any) -> Any:
+        return inside
 
     def __repr__(self) -> str:
         return f"GuidanceFunction({self.function!r}, interval={self.interval})"
@@ -243,7 +251,7 @@ def guidances(guidance: Any) -> list[Guidance]:
     parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
     found = []
     for part in parts:
-        if isinstance(part, (int, float, np.integer, np.floating)) and not isinstance(part, bool):
+        if is_number(part):
             part = ClassifierFreeGuidance(float(part))
         if not isinstance(part, Guidance):
             raise ValueError(
@@ -258,9 +266,10 @@ def count_evaluations(planned: Plan, chosen: Sequence[Guidance] = ()) -> int:
     """Return how often networks are called in a walk, those for guidance included."""
     number = int(planned.ends[-1])
     noise_rates = planned.table[:number, 1]
-    return number + sum(
-        part.further_evaluations * int(part.acts_at(noise_rates).sum()) for part in chosen
-    )
+    at_each = np.ones(number, int)
+    for part in chosen:  # the innermost first
+        at_each = np.where(part.acts_at(noise_rates), part.evaluations(at_each), at_each)
+    return int(at_each.sum())
 
 
 class _Within(Wrapper):

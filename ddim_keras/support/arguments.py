@@ -22,10 +22,14 @@ def positive_int(name: str, value: Any) -> int:
     return integer(name, value, minimum=1)
 
 
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number, of Python's or NumPy's, and no truth value."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 def not_negative(name: str, value: Any) -> float:
     """Return `value` as a float, or raise ValueError unless it is finite and at least 0."""
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not is_number or not np.isfinite(value) or value < 0.0:
+    if not is_number(value) or not np.isfinite(value) or value < 0.0:
         raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
     return float(value)
 
