@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -172,9 +173,13 @@ def test_a_file_in_the_way_of_a_folder_is_named_and_stays(tmp_path, model_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, monkeypatch, number):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(
-        "ddim_keras.runs.training._prepare", lambda *_: os.kill(os.getpid(), number)
-    )
+
+    def prepare(*_):
+        os.kill(os.getpid(), number)
+        for _ in range(1000):  # another thread may get the signal, which then takes a moment
+            time.sleep(0.01)
+
+    monkeypatch.setattr("ddim_keras.runs.training._prepare", prepare)
     said = run("train", "-d", "embedded", "-o", tmp_path / "run", code=130)
     assert said == "Interrupted.\n" and not (tmp_path / "run").exists()
     assert signal.getsignal(signal.SIGTERM) == before

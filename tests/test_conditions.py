@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import make_small_model, random_images
+from conftest import make_small_model, random_images, slow_on_jax
 from keras import ops
 
 import ddim_keras
@@ -86,6 +86,7 @@ def test_labels_come_in_every_form(labelled, form):
     assert abs(np.subtract(other, expected)).max() > 1e-5, "labels make no difference"
 
 
+@slow_on_jax
 @pytest.mark.parametrize("form", ["integers", "tf.data, names", "a generator"])
 def test_fit_takes_them_too(form):
     x, *rest = FORMS[form]()
@@ -159,6 +160,7 @@ def test_wrong_labels_are_refused(labelled, name):
         labelled.generate(2, labels=labels)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("backed", ["array", "tf.data", "generator"])
 @pytest.mark.parametrize(
     "labels, message",
@@ -183,6 +185,7 @@ def test_data_whose_labels_do_not_fit_are_refused(backed, labels, message):
         model.fit(*arguments, verbose=0, steps_per_epoch=1)
 
 
+@slow_on_jax
 def test_a_model_without_classes_says_once_that_it_ignores_labels():
     model = make_small_model()
     model.compile()
@@ -211,6 +214,7 @@ def test_without_dropout_a_label_is_needed():
     assert model.generate(1, 2, labels=0).shape == (1, 8, 8, 1)
 
 
+@slow_on_jax
 def test_a_recipe_kept_without_labels_leaves_them_out_when_it_is_used_with_them(tmp_path):
     model = make_small_model()
     model.normalizer.adapt(IMAGES)
@@ -219,6 +223,7 @@ def test_a_recipe_kept_without_labels_leaves_them_out_when_it_is_used_with_them(
     assert again.get_config()["label_dropout"] == 0.1
 
 
+@slow_on_jax
 def test_names_come_from_the_data_set_and_stay(tmp_path):
     for name in NAMES:
         (tmp_path / "flowers" / name).mkdir(parents=True)
@@ -272,6 +277,7 @@ def test_every_verb_takes_labels(labelled):
         assert np.isfinite(one).all() and abs(one - other).max() > 1e-5
 
 
+@slow_on_jax
 def test_the_ends_of_an_interpolation_are_encoded_under_their_labels(labelled):
     labels = [0, None, 2]
     path = labelled.interpolate(IMAGES[0], IMAGES[1], 3, 30, from_images=True, labels=labels)
@@ -300,6 +306,7 @@ def test_the_images_of_validation_metrics_bear_the_labels_of_the_real_ones(label
     assert abs(means[0] - means[1]) > 1e-6
 
 
+@slow_on_jax
 def test_scores_take_the_labels_of_the_data_set():
     images = random_images(20, (28, 28, 1))
     options = {"num_classes": 2, "normalization": "group", "parameterization": "velocity"}
@@ -322,6 +329,7 @@ def test_scores_take_the_labels_of_the_data_set():
         model.score(images, 30, labels=True, **options)
 
 
+@slow_on_jax
 def test_samples_have_a_row_for_each_class(tmp_path, labelled):
     callback = callbacks.SampleImages(tmp_path, num_images=8, diffusion_steps=3, scale=1)
     callback.set_model(labelled)
@@ -362,7 +370,9 @@ def test_a_network_of_ones_own_gets_labels_and_conditions_by_name():
         make_small_model(network=plain, num_classes=3)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
 def test_labels_in_half_precision(dtype):
     model = make_labelled(dtype=dtype)
     model.fit(IMAGES, LABELS, verbose=0)
@@ -419,6 +429,7 @@ def test_pairs_come_in_every_form(upscaler, form):
     assert abs(np.subtract(other, expected)).max() > 1e-5, "conditions make no difference"
 
 
+@slow_on_jax
 def test_generated_images_follow_their_condition(tmp_path):
     """Small images of two levels: the large ones come out at those levels."""
     rng = np.random.default_rng(0)
@@ -515,6 +526,7 @@ def test_vectors_are_conditions_too():
 # Pairs
 
 
+@slow_on_jax
 def test_small_images_are_means_of_blocks_whatever_holds_them():
     images = random_images(4, (8, 12, 3))
     expected = images.reshape(4, 2, 4, 3, 4, 3).mean((2, 4))
@@ -530,6 +542,7 @@ def test_small_images_are_means_of_blocks_whatever_holds_them():
         pairs.super_resolution(iter([images]), 4)
 
 
+@slow_on_jax
 def test_colour_images_are_paired_with_grey_ones():
     images = np.zeros((3, 2, 2, 3), "float32")
     images[range(3), ..., range(3)] = 1.0
@@ -541,6 +554,7 @@ def test_colour_images_are_paired_with_grey_ones():
         pairs.colorization(IMAGES)
 
 
+@slow_on_jax
 def test_pairs_resume_at_any_step_like_their_images():
     train, _ = load_dataset("embedded", 16, 8, labels=True)
     made = pairs.super_resolution(train, 2)
@@ -565,6 +579,7 @@ def write_pairs(folder, number=10, suffix=".png"):
     return folder / "photos", folder / "sketches"
 
 
+@slow_on_jax
 @pytest.mark.parametrize("flip", [False, True])
 def test_two_folders_are_paired_by_name(tmp_path, flip):
     folders = write_pairs(tmp_path, suffix=".bmp")
@@ -579,6 +594,7 @@ def test_two_folders_are_paired_by_name(tmp_path, flip):
     assert sum(len(batch["images"]) for batch in held_out.as_numpy_iterator()) == 2
 
 
+@slow_on_jax
 def test_folders_that_do_not_pair_are_refused(tmp_path):
     photos, sketches = write_pairs(tmp_path)
     (sketches / "03.png").unlink()
@@ -595,6 +611,7 @@ def test_folders_that_do_not_pair_are_refused(tmp_path):
 # Arguments
 
 
+@slow_on_jax
 @pytest.mark.parametrize(
     "arguments, message",
     [

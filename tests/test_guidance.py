@@ -5,7 +5,7 @@ import contextlib
 import keras
 import numpy as np
 import pytest
-from conftest import GaussianOracle, make_small_model
+from conftest import GaussianOracle, make_small_model, slow_on_jax
 from keras import ops
 
 from ddim_keras import random
@@ -106,6 +106,7 @@ def test_the_guided_walk_is_that_of_the_gaussian_further_out(parameterization):
     check_all_samplers(make_two_classes(parameterization))
 
 
+@slow_on_jax
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "angle"])
 def test_guidance_follows_every_schedule(schedule):
     check_all_samplers(make_two_classes(schedule=schedule), ["ddim", "ddpm", "unipc"])
