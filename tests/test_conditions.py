@@ -448,6 +448,26 @@ def test_generated_images_follow_their_condition(tmp_path):
     )
 
 
+@pytest.mark.parametrize("as_batches", [False, True])
+def test_weights_count_beside_conditions(as_batches):
+    model = make_upscaler(num_classes=3)
+    data = {**PAIRS, "labels": LABELS}
+    weights = (np.arange(24) < 8).astype("float32")
+
+    def evaluated(data, weights):
+        if as_batches:
+            given = {**data, "sample_weight": weights}
+            return model.evaluate(batches_of(given), verbose=0)
+        return model.evaluate(data, sample_weight=weights, batch_size=8, verbose=0)
+
+    model.fit(data, sample_weight=weights, batch_size=8, verbose=0)
+    first = {name: part[:8] for name, part in data.items()}
+    expected = model.evaluate(first, batch_size=8, verbose=0)
+    found = evaluated(data, weights)
+    np.testing.assert_allclose(found[:2], expected[:2], rtol=1e-5)
+    assert abs(np.subtract(evaluated(data, np.ones(24)), found)).max() > 1e-4
+
+
 def test_one_condition_serves_all_images_and_bytes_are_images(upscaler):
     small = PAIRS["condition"][:1]
     images = upscaler.generate(3, 4, condition=np.repeat(small, 3, axis=0), seed=0)

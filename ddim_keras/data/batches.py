@@ -94,6 +94,14 @@ def taken_apart(batch: BatchLike) -> Batch:
     return Batch(images, labels, sample_weight, condition)
 
 
+def handed_by_keras(data: BatchLike) -> Batch:
+    """Return a batch that `packed` made, as Keras's trainer hands it to a step."""
+    batch = taken_apart(data)
+    if isinstance(batch.sample_weight, Mapping):  # the same weights for each of several parts
+        return batch._replace(sample_weight=next(iter(batch.sample_weight.values())))
+    return batch
+
+
 def by_spec(batch: Batch, spec: ConditionSpec) -> Batch:
     """Return a batch whose second part, in a pair, is taken for what the model takes.
 

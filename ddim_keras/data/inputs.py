@@ -18,6 +18,7 @@ from ddim_keras.data import image_checks
 from ddim_keras.data.batches import (
     Batch,
     as_array,
+    handed_by_keras,
     packed,
     prepared,
     taken_apart,
@@ -37,6 +38,7 @@ __all__ = [
     "check_shape",
     "checked",
     "for_keras",
+    "handed_by_keras",
     "has_at_least",
     "input_error",
     "is_array",

@@ -132,7 +132,7 @@ class EMASteps(WholeFiles):
         It is the mean over the batch of each image's loss, times its sample weight if it has one.
         Where the batch is divided among replicas, it is this one's share of that mean.
         """
-        batch = inputs.taken_apart(data)
+        batch = inputs.handed_by_keras(data)
         images = self.normalizer(batch.images)
         noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
         times = self.objective.schedule.training_times(
@@ -217,7 +217,7 @@ class EMASteps(WholeFiles):
 
     def evaluation_logs(self, data: Data) -> dict[str, Any]:
         """Update and return all metrics for a batch, on the EMA network."""
-        batch = inputs.taken_apart(data)
+        batch = inputs.handed_by_keras(data)
         unit_images = inputs.as_unit_range(batch.images)
         images = self.normalizer(unit_images)
         # Each image's place in the data set: the tracker has counted those before it.
