@@ -170,6 +170,15 @@ def test_a_file_in_the_way_of_a_folder_is_named_and_stays(tmp_path, model_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to SIGINT, which a shell takes away from what it runs beside itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, monkeypatch, number):
     before = signal.getsignal(signal.SIGTERM)
