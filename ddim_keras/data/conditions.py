@@ -82,6 +82,11 @@ class ConditionSpec:
         )
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether the model knows no image without a label, so that it must be given one."""
+        return self.takes_labels and not self.label_dropout
+
+    @property
     def takes_images(self) -> bool:
         """Whether the condition is an image."""
         return self.condition_shape is not None and len(self.condition_shape) == 3

@@ -105,10 +105,9 @@ def conditioning(
             that it was not trained for.
     """
     chosen = guidances(guidance)
+    guides = [part.wrapper(engine) for part in chosen]
     nothing_is_told = labels is None and condition is None
     if nothing_is_told and any(part.needs_condition() for part in chosen):
-        guides = [part.wrapper(engine) for part in chosen]  # what else is wrong comes first
-        del guides
         what = "labels" if engine.spec.takes_labels else "condition"
         raise ValueError(
             f"guidance strengthens {what}, but none are given: give {what}=, or leave guidance out"
@@ -118,7 +117,7 @@ def conditioning(
         _labels(engine, number, labels),
         _condition(engine, number, condition),
         chosen,
-        [part.wrapper(engine) for part in chosen],
+        guides,
     )
 
 
@@ -132,7 +131,7 @@ def _labels(engine: Engine, number: int, labels: Labels) -> Numbers | None:
             )
         return None
     if labels is None:
-        if number and not spec.label_dropout:
+        if number and spec.needs_labels:
             raise ValueError(
                 "the model was trained with a label for every image (label_dropout=0), so it "
                 "cannot make images without: give labels="

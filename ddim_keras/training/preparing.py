@@ -89,7 +89,7 @@ def fit_data(
             *parts,
             image_shape,
             spec=spec,
-            labels_needed=not spec.label_dropout,
+            labels_needed=spec.needs_labels,
             batch_size=size,
             multiple=devices,
         )

@@ -255,13 +255,11 @@ class EMATrainer(EMASteps):
         if x is not None and not kwargs.get(
             "_use_cached_eval_dataset"
         ):  # fit has checked its validation data already
-            x, y, sample_weight = inputs.for_keras(
+            x, y, sample_weight = self._for_keras(
                 x,
                 y,
                 sample_weight,
-                self.image_shape,
-                spec=self.objective.spec,
-                labels_needed=not self.objective.spec.label_dropout,
+                labels_needed=self.objective.spec.needs_labels,
                 batch_size=batch_size,
                 multiple=backend.devices_of_a_batch(self),
             )
@@ -302,15 +300,7 @@ class EMATrainer(EMASteps):
         """Take one gradient step on a batch of images, which are checked as by `fit`; as
         `keras.Model.train_on_batch`.
         """
-        batch = inputs.for_keras(
-            x,
-            y,
-            sample_weight,
-            self.image_shape,
-            spec=self.objective.spec,
-            labels_needed=True,
-            class_weight=class_weight,
-        )
+        batch = self._for_keras(x, y, sample_weight, labels_needed=True, class_weight=class_weight)
         return super().train_on_batch(*batch, return_dict=return_dict)
 
     def test_on_batch(
@@ -323,13 +313,11 @@ class EMATrainer(EMASteps):
         """Evaluate one batch of images, which are checked as by `fit`; as
         `keras.Model.test_on_batch`.
         """
-        spec = self.objective.spec
-        batch = inputs.for_keras(
-            x,
-            y,
-            sample_weight,
-            self.image_shape,
-            spec=spec,
-            labels_needed=not spec.label_dropout,
-        )
+        needed = self.objective.spec.needs_labels
+        batch = self._for_keras(x, y, sample_weight, labels_needed=needed)
         return super().test_on_batch(*batch, return_dict=return_dict)
+
+    def _for_keras(self, x: Data, y: Labels, sample_weight: SampleWeights, **options: Any) -> tuple:
+        """As `inputs.for_keras`, for this model's images and conditions."""
+        spec = self.objective.spec
+        return inputs.for_keras(x, y, sample_weight, self.image_shape, spec=spec, **options)
