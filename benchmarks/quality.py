@@ -242,6 +242,12 @@ def seconds_per_step(recipe: Recipe, images: Any) -> float:
     return float(np.median(sorted(np.diff(times.ends))[: TIMED_STEPS // 2]))
 
 
+def divisible(name: str) -> bool:
+    """Whether a core each may train a part of a batch: not where the batch is normalised whole."""
+    recipe = recipe_of(name)
+    return recipe.example is None and recipe.model.get("normalization") != "batch"
+
+
 def train(
     name: str,
     data_dir: str | None,
@@ -362,6 +368,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/quality"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if all(divisible(name) for name in arguments.recipes):
+        ddim_keras.divide_batches_among_cores()
     length = f"{arguments.minutes:g}min" if arguments.steps is None else f"{arguments.steps}steps"
     paths = []
     for seed in arguments.seeds:

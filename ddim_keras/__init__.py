@@ -84,8 +84,8 @@ _REGISTERED = {
     ),
     "ddim_keras.model": ("DiffusionModel",),
     "ddim_keras.networks.layers": (
-        *("BatchNormalization", "ConditionedConv2D", "GroupNormalization", "ImageNormalization"),
-        "SinusoidalEmbedding",
+        *("BatchNormalization", "BilinearUpsampling2D", "ConditionedConv2D", "GroupNormalization"),
+        *("ImageNormalization", "SinusoidalEmbedding", "Swish"),
     ),
     "ddim_keras.optimizers": ("Muon",),
     "ddim_keras.samplers": (
@@ -109,6 +109,7 @@ _NAMES = {
     "ClassifierFreeGuidance": "ddim_keras.sampling.guidance",
     "DiffusionModel": "ddim_keras.model",
     "GuidanceFunction": "ddim_keras.sampling.guidance",
+    "divide_batches_among_cores": "ddim_keras.support.cores",
     "load_model": "ddim_keras.model",
 }
 
@@ -121,6 +122,7 @@ __all__ = [
     "callbacks",
     "clipping",
     "data",
+    "divide_batches_among_cores",
     "exporting",
     "forward",
     "guidance",

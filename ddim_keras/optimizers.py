@@ -106,8 +106,10 @@ def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
     1.
 
     The smallest, below a six hundredth of the root of the squares' sum, come less near to 1, and
-    zeros stay zeros. Computes in bfloat16 where the hardware does, as that much error does not
-    matter.
+    zeros stay zeros. On an accelerator this computes in bfloat16, as that much error does not
+    matter. A processor does a fifth of the work in float32 instead: the iterations only ever
+    multiply the matrix by polynomials of X X^T, which is small, so that the matrix itself is
+    needed at the beginning and the end alone.
 
     Args:
         matrix: float32 (rows, columns).
@@ -116,11 +118,15 @@ def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
     Returns:
         float32 (rows, columns).
     """
+    if backend.on_accelerator():
+        return _by_iterating_on_the_matrix(matrix, iterations)
+    return _by_iterating_on_its_products(matrix, iterations)
+
+
+def _by_iterating_on_the_matrix(matrix: Any, iterations: int) -> Any:
     rows, columns = matrix.shape
     wide = matrix if rows <= columns else ops.transpose(matrix)
-    wide = wide / (ops.norm(wide) + 1e-7)
-    if backend.fastest_precision() == "mixed_bfloat16":
-        wide = ops.cast(wide, "bfloat16")
+    wide = ops.cast(wide / (ops.norm(wide) + 1e-7), "bfloat16")
     linear, cubic, quintic = _COEFFICIENTS
     for _ in range(iterations):
         squares = ops.matmul(wide, ops.transpose(wide))
@@ -129,6 +135,25 @@ def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
         )
     wide = ops.cast(wide, matrix.dtype)
     return wide if rows <= columns else ops.transpose(wide)
+
+
+def _by_iterating_on_its_products(matrix: Any, iterations: int) -> Any:
+    # Every product here is of symmetric matrices that commute. In half precision the small singular
+    # values, squared, would be lost, and what stands in their place would grow without bound.
+    rows, columns = matrix.shape
+    transposed = ops.transpose(matrix)
+    small = ops.matmul(matrix, transposed) if rows <= columns else ops.matmul(transposed, matrix)
+    squared_norm = ops.trace(small) + 1e-14
+    small = small / squared_norm
+    linear, cubic, quintic = _COEFFICIENTS
+    identity = ops.eye(min(rows, columns), dtype=matrix.dtype)
+    factor = identity / ops.sqrt(squared_norm)
+    for remaining in reversed(range(iterations)):
+        polynomial = linear * identity + cubic * small + quintic * ops.matmul(small, small)
+        factor = ops.matmul(polynomial, factor)
+        if remaining:
+            small = ops.matmul(ops.matmul(polynomial, small), polynomial)
+    return ops.matmul(factor, matrix) if rows <= columns else ops.matmul(matrix, factor)
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -63,6 +63,7 @@ def seconds_per_step(images) -> float:
 
 def main() -> None:
     arguments = parse_arguments()
+    ddim_keras.divide_batches_among_cores()
     batch_size = presets.training(PRESET).batch_size
     train, validation = ddim_keras.data.load_dataset(
         "embedded", image_size=32, batch_size=batch_size, fit="pad"

@@ -107,6 +107,6 @@ def test_where_it_is_not_allowed_all_stays_as_it_is(monkeypatch):
 
 
 def test_threads_that_do_not_compute_are_not_taken_for_workers(monkeypatch):
-    monkeypatch.setattr(placement.backend, "keep_workers_busy", lambda size: None)
+    monkeypatch.setattr(placement.processor, "keep_workers_busy", lambda size: None)
     with placement.workers_placed():
         assert placed() == []

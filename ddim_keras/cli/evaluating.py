@@ -16,6 +16,7 @@ from ddim_keras.cli.options import (
     sampling_options,
 )
 from ddim_keras.cli.options import guidance as options_guidance
+from ddim_keras.cli.startup import divide_batches
 from ddim_keras.runs import RunConfig
 
 
@@ -77,6 +78,7 @@ def evaluate(
     """
     from ddim_keras.runs import validating
 
+    divide_batches(num_images)
     model = load(source)
     chosen_data = {"data": data, "split": split, "data_dir": data_dir, "fit": fit}
     if labels and model.num_classes is None:

@@ -17,6 +17,7 @@ from ddim_keras.cli.options import (
     sampling,
     sampling_options,
 )
+from ddim_keras.cli.startup import divide_batches
 
 if TYPE_CHECKING:
     from ddim_keras.model import DiffusionModel
@@ -103,6 +104,7 @@ def generate(
     parts = shard.split("/")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         raise click.BadParameter(f"expected I/N, such as 0/4, got {shard!r}", param_hint="--shard")
+    divide_batches(num_images)
     model = load(source)
     told = _told(model, num_images, labels, each_label, conditions)
     strength = options_guidance(guidance, guidance_interval)

@@ -4,6 +4,7 @@ say.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -17,6 +18,22 @@ _CHATTER = re.compile(
     rb"the following instructions"
     rb"|E\d{4} .*(cuInit|cuda_platform|cudart_stub|Unable to register cu|computation_placer)"
 )
+
+
+# Tracing a graph for the parts takes longer than a few images do.
+_FEWEST_IMAGES = 64
+
+
+def divide_batches(num_images: int = _FEWEST_IMAGES) -> None:
+    """Have TensorFlow work on a part of each batch on each core, where there is enough to do.
+
+    To be called before anything is computed; afterwards it changes nothing.
+    """
+    if num_images >= _FEWEST_IMAGES:
+        from ddim_keras.support import cores
+
+        with contextlib.suppress(RuntimeError):
+            cores.divide_batches_among_cores()
 
 
 def quiet_start() -> None:

@@ -13,6 +13,7 @@ import click
 
 from ddim_keras.cli.group import INTERRUPTED, main
 from ddim_keras.cli.options import options_of
+from ddim_keras.cli.startup import divide_batches
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
 
@@ -87,7 +88,10 @@ def train(
         "training": {**start["training"], **training},
         "model": {**start["model"], **model},
     }
-    result = runs.train(runs.RunConfig(**chosen), out, tell=click.echo)
+    run_config = runs.RunConfig(**chosen)
+    if run_config.normalization() != "batch":  # which looks at whole batches
+        divide_batches()
+    result = runs.train(run_config, out, tell=click.echo)
     if not result.finished:
         sys.exit(INTERRUPTED)
 

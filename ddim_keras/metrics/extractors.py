@@ -19,6 +19,7 @@ from keras import ops
 from ddim_keras.metrics import fashion_mnist_classifier
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import Configurable, resolve
+from ddim_keras.support.cores import by_parts
 from ddim_keras.support.downloads import reachable
 from ddim_keras.support.types import Config, Images
 
@@ -106,7 +107,7 @@ class KerasExtractor(Extractor):
         return images
 
     def _outputs(self, images: Images) -> list:
-        outputs = self.model(self.prepare(images), training=False)
+        outputs = _outputs_of(self.model, self.prepare(images))
         return [
             ops.cast(output, "float32")
             for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
@@ -203,10 +204,10 @@ class InceptionV3Extractor(Extractor):
         self.model = keras.Model(body.input, [body.output, logits(body.output)])
 
     def features(self, images: Images) -> Any:
-        return self.model(self._prepare(images), training=False)[0]
+        return _outputs_of(self.model, self._prepare(images))[0]
 
     def probabilities(self, images: Images) -> Any:
-        return ops.softmax(self.model(self._prepare(images), training=False)[1], axis=-1)
+        return ops.softmax(_outputs_of(self.model, self._prepare(images))[1], axis=-1)
 
     def get_config(self) -> Config:
         return {"image_size": self.image_size, "weights": self.weights}
@@ -313,6 +314,10 @@ class Inception2015Extractor(Extractor):
                 torch.from_numpy(np.ascontiguousarray(bytes_.transpose(0, 3, 1, 2)))
             )
         return [output.numpy() for output in outputs]
+
+
+def _outputs_of(model: keras.Model, images: Images) -> Any:
+    return by_parts(lambda part: model(part[0], training=False), [images])
 
 
 @contextlib.contextmanager

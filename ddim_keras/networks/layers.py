@@ -180,6 +180,31 @@ class GroupNormalization(keras.layers.GroupNormalization):
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
+class BilinearUpsampling2D(keras.layers.UpSampling2D):
+    """Keras's bilinear upsampling of images, in half the time where precision is halved."""
+
+    def __init__(self, size: int | tuple[int, int] = 2, **kwargs: Any):
+        fixed = {"data_format": "channels_last", "interpolation": "bilinear"}
+        super().__init__(size, **{**kwargs, **fixed})
+
+    def call(self, inputs):
+        height, width = (side * factor for side, factor in zip(inputs.shape[1:3], self.size))
+        resized = backend.resized_bilinearly(inputs, (height, width))
+        return super().call(inputs) if resized is None else resized
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class Swish(keras.layers.Layer):
+    """x sigmoid(x) (Ramachandran et al. 2017), with a gradient that is quick in half precision."""
+
+    def call(self, inputs):
+        return backend.swish(inputs)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
 class ImageNormalization(keras.layers.Layer):
     """Images in [0, 1] (or uint8) to zero mean and unit variance in each channel.
 

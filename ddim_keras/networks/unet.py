@@ -11,9 +11,11 @@ from keras import layers
 
 from ddim_keras.networks.layers import (
     BatchNormalization,
+    BilinearUpsampling2D,
     ConditionedConv2D,
     GroupNormalization,
     SinusoidalEmbedding,
+    Swish,
 )
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int
@@ -127,7 +129,7 @@ def residual_unet(
         x = layers.AveragePooling2D(2, data_format="channels_last", dtype=dtype)(outputs[-1])
     x = level_blocks(x, len(widths) - 1)[-1]
     for level in reversed(range(len(widths) - 1)):
-        x = layers.UpSampling2D(2, "channels_last", interpolation="bilinear", dtype=dtype)(x)
+        x = BilinearUpsampling2D(2, dtype=dtype)(x)
         x = level_blocks(x, level, skips)[-1]
     prediction = {"kernel_initializer": "zeros", "dtype": "float32", "name": "prediction"}
     x = layers.Conv2D(patches.shape[-1], 1, data_format="channels_last", **prediction)(x)
@@ -227,7 +229,7 @@ class _Blocks:
             x = layers.Add(dtype=self.dtype)(
                 [x, layers.Dense(width, dtype=self.dtype)(self.embedding)]
             )
-        x = layers.Activation("swish", dtype=self.dtype)(x)
+        x = Swish(dtype=self.dtype)(x)
         x = self.convolution(x, width, 3)
         return layers.Add(dtype=self.dtype)([x, skipped])
 

@@ -183,6 +183,11 @@ class RunConfig:
             )
         return dataclasses.replace(presets.training(self.preset), **self.training)
 
+    def normalization(self) -> str:
+        """Return how the network is normalised, "batch" or "group"."""
+        found = presets.read(self.preset, load_weights=False, changes=self.model)
+        return str(found.config.get("normalization", "batch"))
+
     def write(self, path: pathlib.Path) -> None:
         """Write `config.yaml`, whole or not at all."""
         with files.written_beside(path) as temporary:

@@ -18,6 +18,7 @@ from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.diffusion.parameterizations import Parameterization
 from ddim_keras.networks.unet import CONDITION, LABELS
 from ddim_keras.samplers import Conditions, Denoiser
+from ddim_keras.support.cores import by_parts
 from ddim_keras.support.types import Images, Tensor, Variable
 
 
@@ -98,7 +99,9 @@ def predict(
         _shaped(named[tensor.name], tensor) if tensor.name in named else unnamed.pop(0)
         for tensor in network.inputs
     ]
-    return ops.cast(network(inputs, training=training), "float32")
+    if training and network.non_trainable_variables:  # statistics of the whole batch, or dropout's
+        return ops.cast(network(inputs, training=True), "float32")
+    return ops.cast(by_parts(lambda part: network(part, training=training), inputs), "float32")
 
 
 def _shaped(values: Tensor, wanted: keras.KerasTensor) -> Tensor:

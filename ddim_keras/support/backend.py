@@ -1,5 +1,5 @@
-"""The only code that asks which Keras backend runs: the gradient step, compiling a function, one
-fused kernel, the devices.
+"""The only code that asks which Keras backend runs, beside `support/cores.py`: the gradient step,
+compiling a function, a few kernels, the devices.
 
 Everything else is written once in `keras.ops` and `keras.random`.
 """
@@ -64,25 +64,6 @@ def attention_policy(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     if BACKEND == "jax" and policy.compute_dtype == "float16" and not on_accelerator():
         return keras.DTypePolicy("float32")
     return policy
-
-
-def computes_on_tensorflows_workers() -> bool:
-    """Whether the work is done by as many threads of TensorFlow's as there are cores."""
-    if BACKEND != "tensorflow" or on_accelerator():
-        return False
-    import tensorflow as tf
-
-    threads = tf.config.threading.get_intra_op_parallelism_threads()
-    return tf.executing_eagerly() and threads in (0, len(os.sched_getaffinity(0)))
-
-
-def keep_workers_busy(size: int) -> None:
-    """Multiply two matrices of TensorFlow's."""
-    import tensorflow as tf
-
-    with tf.device("CPU:0"):
-        matrix = tf.ones((size, size))
-        tf.linalg.matmul(matrix, matrix).numpy()
 
 
 def compile_function(function: Callable, variables: list, jit_compile: bool) -> Callable:
@@ -302,6 +283,43 @@ def fused_batch_normalization(
         tf.size(inputs) // channels, "float32"
     )  # the kernel returns the unbiased variance
     return outputs, batch_mean, batch_variance * ((count - 1.0) / count)
+
+
+def resized_bilinearly(images: Any, size: tuple[int, int]) -> Any:
+    """Return images (batch, height, width, channels) of another size, or None where the backend
+    has nothing quicker than Keras's own function.
+
+    In half precision that one looks for overflows, which a mean of neighbours cannot have, in more
+    time than resizing takes.
+    """
+    if BACKEND != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    resized = tf.raw_ops.ResizeBilinear(images=images, size=size, half_pixel_centers=True)
+    return tf.cast(resized, images.dtype)
+
+
+def swish(x: Any) -> Any:
+    """Return x sigmoid(x), with a gradient whose sigmoid TensorFlow works out in float32.
+
+    In half precision it takes three times as long.
+    """
+    if BACKEND != "tensorflow":
+        return keras.activations.swish(x)
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def with_gradient(x):
+        outputs = tf.nn.silu(x)
+
+        def gradient(upstream):
+            sigmoid = tf.cast(tf.sigmoid(tf.cast(x, "float32")), x.dtype)
+            return upstream * (sigmoid + outputs * (1.0 - sigmoid))
+
+        return outputs, gradient
+
+    return with_gradient(x)
 
 
 def _state_variables(model: Any, with_optimizer: bool) -> list[list]:

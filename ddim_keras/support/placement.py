@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ddim_keras.support import backend
+from ddim_keras.support import cores as processor
 
 SWITCH = "DDIM_KERAS_PLACE_WORKERS"
 # The workers are found by what a product of matrices keeps busy.
@@ -89,7 +89,7 @@ def _is_wanted() -> bool:
         os.environ.get(SWITCH, "1") != "0"
         and hasattr(os, "sched_setaffinity")
         and os.path.isdir("/proc/self/task")
-        and backend.computes_on_tensorflows_workers()
+        and processor.computes_on_tensorflows_workers()
     )
 
 
@@ -97,7 +97,7 @@ def _busiest_threads(number: int) -> list[int]:
     """The threads that compute, as many as asked for; none where it is not clear which."""
     before, start = _busy_seconds(), time.perf_counter()
     while time.perf_counter() - start < _PROBE_SECONDS:
-        backend.keep_workers_busy(_PROBE_SIZE)
+        processor.keep_workers_busy(_PROBE_SIZE)
     seconds = time.perf_counter() - start
     after = _busy_seconds()
     own = threading.get_native_id()
