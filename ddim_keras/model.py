@@ -79,6 +79,9 @@ class DiffusionModel(EMATrainer):
             the pixels.
         patch_size: p: the network works on patches of p x p pixels, at 1/p of the size and so p * p
             times as fast. `image_size` must then be divisible by p times as much.
+        recompute: whether training keeps only what goes into each of the network's blocks and works
+            out the rest again for the gradients: less memory, for a third more work. Needs group
+            normalisation, and changes neither weights nor files.
         ema_decay: how much of the averaged weights each training step keeps, in [0, 1). It warms
             up: step n uses min(ema_decay, (1 + n) / (10 + n)), so that short trainings sample from
             good weights too.
@@ -140,6 +143,7 @@ class DiffusionModel(EMATrainer):
         normalization: str = "batch",
         attention_levels: Sequence[int] = (),
         patch_size: int = 1,
+        recompute: bool = False,
         ema_decay: float = 0.999,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
@@ -167,6 +171,7 @@ class DiffusionModel(EMATrainer):
             "normalization": normalization,
             "attention_levels": [int(level) for level in attention_levels],
             "patch_size": patch_size,
+            "recompute": bool(recompute),
         }
         max_condition = objective.schedule.max_condition
         super().__init__(
@@ -526,6 +531,11 @@ def _networks(
         trained = residual_unet(image_shape, dtype=policy, name="network", **options)
         average = residual_unet(image_shape, dtype=policy, name="ema_network", **options)
     else:
+        if options["recompute"]:
+            raise ValueError(
+                "recompute=True is for the residual U-Net, whose blocks are known: give a network "
+                "of your own recomputation by itself (keras.RematScope while it is built)"
+            )
         is_config = isinstance(network, dict)
         trained = keras.saving.deserialize_keras_object(network) if is_config else network
         _check_network(trained, image_shape, spec)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import keras
 import pytest
@@ -95,6 +96,37 @@ def test_the_last_of_several_threads_frees_them():
         other.join()
         assert placed() == sorted(CORES)
     assert seen == [sorted(CORES)] and placed() == []
+
+
+def test_threads_that_a_worker_starts_are_freed(monkeypatch):
+    monkeypatch.setattr(placement, "_FREEING_SECONDS", 0.05)
+    ended = threading.Event()
+    child = threading.Thread(target=ended.wait, args=(60,))
+    with placement.workers_placed():
+        child.start()
+        os.sched_setaffinity(child.native_id, {min(CORES)})  # as if a placed thread had started it
+        for _ in range(200):
+            if os.sched_getaffinity(child.native_id) == CORES:
+                break
+            time.sleep(0.05)
+        assert os.sched_getaffinity(child.native_id) == CORES
+        assert placed() == sorted(CORES)
+        os.sched_setaffinity(child.native_id, {min(CORES)})
+    assert placed() == []
+    ended.set()
+    child.join()
+
+
+def test_a_thread_that_had_a_core_of_its_own_keeps_it():
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait, args=(60,))
+    other.start()
+    os.sched_setaffinity(other.native_id, {max(CORES)})
+    with placement.workers_placed():
+        pass
+    assert placed() == [max(CORES)]
+    ended.set()
+    other.join()
 
 
 def test_where_it_is_not_allowed_all_stays_as_it_is(monkeypatch):

@@ -26,6 +26,7 @@ from ddim_keras.data.batches import (
 )
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import as_unit_range, check_images, check_range, check_shape
+from ddim_keras.support import backend
 from ddim_keras.support.types import BatchLike, Data, Dataset, Labels, SampleWeights
 
 __all__ = [
@@ -53,6 +54,7 @@ _EMPTY = (
     "the data set is empty: it has 0 batches (drop_remainder=True with a batch larger than the "
     "data?)"
 )
+_BATCH_SIZE = 32  # Keras's
 
 
 def is_tf_dataset(data: Data) -> bool:
@@ -123,7 +125,9 @@ def has_at_least(
     """
     if is_one_piece(data):
         number = len(_in_one_piece(data).images)
-        return min(number, number if steps is None else steps * (batch_size or 32)) >= minimum
+        return (
+            min(number, number if steps is None else steps * (batch_size or _BATCH_SIZE)) >= minimum
+        )
     if not can_be_read_again(data):
         return True
     found = 0
@@ -180,7 +184,7 @@ def for_keras(
             raise ValueError("the data set is empty: got an array of 0 images")
         if multiple > 1:
             checks = checks._replace(class_weight=None)
-            return _ArrayBatches(batch, checks, batch_size or 32, shuffle), None, None
+            return _ArrayBatches(batch, checks, batch_size or _BATCH_SIZE, shuffle), None, None
         images, labels, sample_weight = (*packed(batch), None, None)[:3]
         return images, labels, sample_weight
     for name, value in (("y", y), ("sample_weight", sample_weight)):
@@ -191,6 +195,20 @@ def for_keras(
                 "(images, labels) or (images, labels, sample_weight)"
             )
     return _checked(x, checks), None, None
+
+
+def in_batches(
+    x: Data, y: Labels, sample_weight: SampleWeights, batch_size: int | None, shuffle: bool = False
+) -> tuple[Any, Any, Any]:
+    """Return what `for_keras` returned, with arrays as a data set of batches where Keras would make
+    a slower one of them.
+    """
+    if not is_one_piece(x) or not backend.is_tensorflow_on_processor():
+        return x, y, sample_weight
+    from ddim_keras.data import tf_inputs  # it is TensorFlow's backend
+
+    arrays = tuple(part for part in (x, y, sample_weight) if part is not None)
+    return tf_inputs.batches_of(arrays, batch_size or _BATCH_SIZE, shuffle), None, None
 
 
 def checked(data: Data, image_shape: tuple[int, ...], spec: ConditionSpec | None = None) -> Any:

@@ -28,7 +28,7 @@ from ddim_keras.data.image_checks import (
     check_shape,
 )
 from ddim_keras.support import backend
-from ddim_keras.support.types import Condition, Dataset, Images, Labels, SampleWeights
+from ddim_keras.support.types import Condition, Dataset, Images, Labels, SampleWeights, Tensor
 
 _WEIGHTS = "sample weights must be finite and at least 0: got NaN, infinity or a negative number"
 
@@ -299,6 +299,36 @@ def _packed(batch: Batch) -> tuple:
     # As `batches.packed`: Keras drops weights where there are no labels.
     told = tf.zeros((tf.shape(batch.images)[0], 0)) if told is None else told
     return batch.images, told, batch.sample_weight
+
+
+def batches_of(arrays: tuple, batch_size: int, shuffle: bool) -> Dataset:
+    """Return a data set of batches of arrays, in a new order at each pass over them if they are
+    shuffled.
+
+    Keras's own tunes itself while it is read, which at times ends only seconds, and up to a
+    minute, after the last batch.
+    """
+    whole = tf.nest.map_structure(_as_tensor, arrays)
+    number = len(tf.nest.flatten(whole)[0])
+
+    def order(_: Tensor) -> Tensor:
+        places = tf.range(number, dtype=tf.int64)
+        return tf.random.shuffle(places) if shuffle else places
+
+    dataset = tf.data.Dataset.range(1).map(order).flat_map(tf.data.Dataset.from_tensor_slices)
+    dataset = dataset.batch(batch_size).map(
+        lambda places: tf.nest.map_structure(lambda part: tf.gather(part, places), whole),
+        num_parallel_calls=2,
+        deterministic=True,
+    )
+    batches = -(-number // batch_size)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches)).prefetch(2)
+    return _leaving_the_processor_alone(dataset)
+
+
+def _as_tensor(array: Any) -> Tensor:
+    tensor = tf.convert_to_tensor(array)
+    return tf.cast(tensor, tf.float32) if tensor.dtype.is_floating else tensor
 
 
 def _leaving_the_processor_alone(dataset: Dataset) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
 from keras import layers
 
+from ddim_keras.networks import recomputing
 from ddim_keras.networks.layers import (
     BatchNormalization,
     BilinearUpsampling2D,
@@ -38,6 +40,7 @@ def residual_unet(
     normalization: str = "batch",
     attention_levels: Sequence[int] = (),
     patch_size: int = 1,
+    recompute: bool = False,
     num_classes: int | None = None,
     condition_shape: Sequence[int] | None = None,
     dtype: DType = None,
@@ -68,6 +71,9 @@ def residual_unet(
             by self-attention over the pixels (Ho et al. 2020), in heads of 32 channels.
         patch_size: p: the network works on patches of p x p pixels, as p * p times the channels at
             1/p of the size.
+        recompute: whether training keeps only what goes into each block and works out the rest
+            again for the gradients: less memory for a third more work. Not with batch
+            normalisation, which would count each batch twice.
         num_classes: K: the network also takes labels from 0 to K, where K says nothing. Each has a
             vector, which is learned and joins the noise variance's embedding.
         condition_shape: the network also takes images (height, width, channels), which are resized
@@ -85,12 +91,18 @@ def residual_unet(
 
     Raises:
         ValueError: no widths, a width or a depth below 1, a size that cannot be halved often
-            enough, an unknown conditioning, normalization or level.
+            enough, an unknown conditioning, normalization or level, or `recompute` with batch
+            normalisation.
     """
     check_levels(image_shape[:2], widths, block_depth, patch_size)
     _check_choice("conditioning", conditioning, CONDITIONINGS)
     _check_choice("normalization", normalization, NORMALIZATIONS)
     _check_attention(attention_levels, len(widths))
+    if recompute and normalization == "batch":
+        raise ValueError(
+            "recompute=True would count each batch twice in the averages of batch normalisation: "
+            'give normalization="group", or recompute=False'
+        )
     noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
     dtype = _with_float32_weights(dtype)
@@ -111,9 +123,7 @@ def residual_unet(
             if skips is None and level == depth == 0 and conditioning == "input":
                 x = blocks.residual_with_embedding(x, widths[0])
             else:
-                if skips is not None:
-                    x = layers.Concatenate(dtype=dtype)([x, skips.pop()])
-                x = blocks.residual(x, widths[level])
+                x = blocks.residual([x] if skips is None else [x, skips.pop()], widths[level])
             if level in attention_levels:
                 x = blocks.attention(x)
             outputs.append(x)
@@ -121,20 +131,24 @@ def residual_unet(
 
     patches = _to_patches(noisy_images, patch_size)
     seen = _to_patches(told.joined_to_images(noisy_images), patch_size)
-    x = blocks.convolution(seen, widths[0], 1)
+    x = first = blocks.convolution(seen, widths[0], 1)
     skips: list = []
     for level in range(len(widths) - 1):
         outputs = level_blocks(x, level)
         skips += outputs
-        x = layers.AveragePooling2D(2, data_format="channels_last", dtype=dtype)(outputs[-1])
+        halve = layers.AveragePooling2D(2, data_format="channels_last", dtype=dtype)
+        x = blocks.step(halve, outputs[-1])
     x = level_blocks(x, len(widths) - 1)[-1]
     for level in reversed(range(len(widths) - 1)):
-        x = BilinearUpsampling2D(2, dtype=dtype)(x)
+        x = blocks.step(BilinearUpsampling2D(2, dtype=dtype), x)
         x = level_blocks(x, level, skips)[-1]
     prediction = {"kernel_initializer": "zeros", "dtype": "float32", "name": "prediction"}
-    x = layers.Conv2D(patches.shape[-1], 1, data_format="channels_last", **prediction)(x)
-    inputs = [noisy_images, noise_variances, *told.inputs]
-    return keras.Model(inputs, _from_patches(x, patch_size), name=name)
+    predict = layers.Conv2D(patches.shape[-1], 1, data_format="channels_last", **prediction)
+    outputs = blocks.step(lambda x: _from_patches(predict(x), patch_size), x)
+    network = keras.Model([noisy_images, noise_variances, *told.inputs], outputs, name=name)
+    if recompute:
+        recomputing.recompute(network, [first, embedding], blocks.steps)
+    return network
 
 
 class _Told:
@@ -203,13 +217,28 @@ class _Blocks:
     given.
     """
 
-    def __init__(self, embedding: Tensor, conditioning: str, normalization: str, dtype: DType):
-        self.embedding, self.conditioning, self.normalization = (
-            embedding,
-            conditioning,
-            normalization,
-        )
+    def __init__(
+        self,
+        embedding: Tensor,
+        conditioning: str,
+        normalization: str,
+        dtype: DType,
+    ):
+        self.embedding, self.conditioning = embedding, conditioning
+        self.normalization = normalization
         self.dtype = dtype
+        self.steps: list[recomputing.Step] = []
+
+    def step(
+        self, function: Callable[..., Tensor], *inputs: Tensor, recomputed: bool = False
+    ) -> Tensor:
+        """The output of layers for tensors, `function(*inputs)`, which is remembered as a step."""
+        output = function(*inputs)
+        self.steps.append(recomputing.Step(inputs, output, recomputed))
+        return output
+
+    def block(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        return self.step(function, *inputs, recomputed=True)
 
     def convolution(self, x: Tensor, width: int, kernel_size: int) -> Tensor:
         # Whatever Keras's configuration says of data formats: images are channels-last here.
@@ -222,21 +251,30 @@ class _Blocks:
             return BatchNormalization(dtype=self.dtype)(x)
         return GroupNormalization(math.gcd(8, x.shape[-1]), dtype=self.dtype)(x)
 
-    def residual(self, x: Tensor, width: int) -> Tensor:
+    def residual(self, parts: list[Tensor], width: int) -> Tensor:
+        """A residual block of one tensor, or of two joined."""
+        if self.conditioning == "every_block":
+            return self.block(partial(self._residual, width), *parts, self.embedding)
+        return self.block(lambda *parts: self._residual(width, *parts, None), *parts)
+
+    def _residual(self, width: int, *inputs: Any) -> Tensor:
+        *parts, embedding = inputs
+        x = layers.Concatenate(dtype=self.dtype)(parts) if len(parts) > 1 else parts[0]
         skipped = x if x.shape[-1] == width else self.convolution(x, width, 1)
         x = self.convolution(self.normalize(x), width, 3)
-        if self.conditioning == "every_block":
-            x = layers.Add(dtype=self.dtype)(
-                [x, layers.Dense(width, dtype=self.dtype)(self.embedding)]
-            )
+        if embedding is not None:
+            x = layers.Add(dtype=self.dtype)([x, layers.Dense(width, dtype=self.dtype)(embedding)])
         x = Swish(dtype=self.dtype)(x)
         x = self.convolution(x, width, 3)
         return layers.Add(dtype=self.dtype)([x, skipped])
 
     def residual_with_embedding(self, x: Tensor, width: int) -> Tensor:
         """A residual block of x joined with the embedding repeated over the image."""
-        skipped = ConditionedConv2D(width, kernel_size=1, dtype=self.dtype)([x, self.embedding])
-        x, embedding = self.normalize(x), self.normalize(self.embedding)
+        return self.block(partial(self._residual_with_embedding, width), x, self.embedding)
+
+    def _residual_with_embedding(self, width: int, x: Tensor, embedding: Tensor) -> Tensor:
+        skipped = ConditionedConv2D(width, kernel_size=1, dtype=self.dtype)([x, embedding])
+        x, embedding = self.normalize(x), self.normalize(embedding)
         x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=self.dtype)(
             [x, embedding]
         )
@@ -244,6 +282,9 @@ class _Blocks:
         return layers.Add(dtype=self.dtype)([x, skipped])
 
     def attention(self, x: Tensor) -> Tensor:
+        return self.block(self._attention, x)
+
+    def _attention(self, x: Tensor) -> Tensor:
         height, width, channels = x.shape[1:]
         tokens = layers.Reshape((height * width, channels), dtype=self.dtype)(self.normalize(x))
         heads = max(1, channels // 32)

@@ -16,6 +16,7 @@ from keras import ops
 
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.diffusion.parameterizations import Parameterization
+from ddim_keras.networks.recomputing import in_training
 from ddim_keras.networks.unet import CONDITION, LABELS
 from ddim_keras.samplers import Conditions, Denoiser
 from ddim_keras.support.cores import by_parts
@@ -99,9 +100,13 @@ def predict(
         _shaped(named[tensor.name], tensor) if tensor.name in named else unnamed.pop(0)
         for tensor in network.inputs
     ]
-    if training and network.non_trainable_variables:  # statistics of the whole batch, or dropout's
-        return ops.cast(network(inputs, training=True), "float32")
-    return ops.cast(by_parts(lambda part: network(part, training=training), inputs), "float32")
+    if not training:
+        outputs = by_parts(lambda part: network(part, training=False), inputs)
+    elif network.non_trainable_variables:  # statistics of the whole batch, or dropout's seeds
+        outputs = in_training(network, inputs)
+    else:
+        outputs = by_parts(lambda part: in_training(network, part), inputs)
+    return ops.cast(outputs, "float32")
 
 
 def _shaped(values: Tensor, wanted: keras.KerasTensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,6 +52,11 @@ def on_accelerator() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
+
+
+def is_tensorflow_on_processor() -> bool:
+    """Whether TensorFlow computes, on a processor."""
+    return BACKEND == "tensorflow" and not on_accelerator()
 
 
 def attention_policy(policy: keras.DTypePolicy) -> keras.DTypePolicy:

@@ -4,7 +4,6 @@ operation.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -28,8 +27,8 @@ def divide_batches_among_cores() -> int:
     on one core. So does the training of a network whose batch must stay whole, for its batch
     normalisation or dropout.
 
-    Call it before anything is computed. Under JAX, on an accelerator, and with more than eight cores
-    it changes nothing.
+    Call it before anything is computed. Under JAX, on an accelerator, and with more than eight
+    cores it changes nothing.
 
     Returns:
         Among how many cores batches are divided; 1 where they are not.
@@ -44,7 +43,7 @@ def divide_batches_among_cores() -> int:
         ddim_keras.divide_batches_among_cores()
         model = ddim_keras.DiffusionModel.from_preset("fashion_mnist_32")
     """
-    if backend.BACKEND != "tensorflow" or backend.on_accelerator():
+    if not backend.is_tensorflow_on_processor():
         return 1
     import tensorflow as tf
 
@@ -75,7 +74,7 @@ def parts_of_a_batch() -> int:
     """Return into how many parts a batch is divided, one for each core, or 1: as
     `divide_batches_among_cores` said.
     """
-    if backend.BACKEND != "tensorflow" or backend.on_accelerator():
+    if not backend.is_tensorflow_on_processor():
         return 1
     import tensorflow as tf
 
@@ -113,7 +112,7 @@ def by_parts(function: Callable[[list], Any], arrays: list) -> Any:
 
 def computes_on_tensorflows_workers() -> bool:
     """Whether the work is done by as many threads of TensorFlow's as there are cores."""
-    if backend.BACKEND != "tensorflow" or backend.on_accelerator():
+    if not backend.is_tensorflow_on_processor():
         return False
     import tensorflow as tf
 

@@ -20,6 +20,8 @@ SWITCH = "DDIM_KERAS_PLACE_WORKERS"
 _PROBE_SECONDS, _PROBE_SIZE = 0.03, 600
 _LEAST_SHARE = 0.05  # of the probe's time; other threads rest
 _TRIES = 3
+# How often the threads are freed that a placed one has started, which are born where it is.
+_FREEING_SECONDS = 0.5
 
 
 class _Placement:
@@ -31,6 +33,8 @@ class _Placement:
         self.before: dict[int, set[int]] = {}
         self.workers: list[int] = []
         self.tries_left = _TRIES
+        self.ended = threading.Event()
+        self.there_before: set[int] = set()
 
     def enter(self) -> None:
         with self.lock:
@@ -53,6 +57,7 @@ class _Placement:
             self.workers = _busiest_threads(len(cores))
         if len(self.workers) != len(cores):
             return
+        self.there_before = _threads()
         try:
             for worker, core in zip(self.workers, cores):
                 self.before[worker] = os.sched_getaffinity(worker)
@@ -60,8 +65,28 @@ class _Placement:
         except OSError:  # not allowed here, or the thread is gone
             self.undo()
             self.workers, self.tries_left = [], 0
+            return
+        self.ended = threading.Event()
+        threading.Thread(target=self.keep_others_free, args=(self.ended,), daemon=True).start()
+
+    def keep_others_free(self, ended: threading.Event) -> None:
+        while not ended.wait(_FREEING_SECONDS):
+            with self.lock:
+                if not ended.is_set():
+                    self.free_others()
+
+    def free_others(self) -> None:
+        """Free threads that only inherited a core."""
+        everywhere = set().union(*self.before.values())
+        for thread in _threads() - self.there_before:
+            with contextlib.suppress(OSError):  # ended meanwhile
+                if len(os.sched_getaffinity(thread)) == 1:
+                    os.sched_setaffinity(thread, everywhere)
 
     def undo(self) -> None:
+        self.ended.set()
+        if self.before:
+            self.free_others()
         for worker, cores in self.before.items():
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(worker, cores)
@@ -106,6 +131,10 @@ def _busiest_threads(number: int) -> list[int]:
     }
     found = sorted(busy, key=lambda thread: -busy[thread])[:number]
     return sorted(found) if all(busy[each] > _LEAST_SHARE * seconds for each in found) else []
+
+
+def _threads() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/task")}
 
 
 def _busy_seconds() -> dict[int, float]:

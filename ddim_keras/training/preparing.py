@@ -32,6 +32,17 @@ class FitData(NamedTuple):
     sample_weight: SampleWeights
     validation_data: tuple[Any, Any, Any] | None
 
+    def in_batches(
+        self, batch_size: int | None, validation_batch_size: int | None, shuffle: bool
+    ) -> FitData:
+        """As `inputs.in_batches`, for both."""
+        batched = inputs.in_batches(self.x, self.y, self.sample_weight, batch_size, shuffle)
+        validation_data = self.validation_data
+        if validation_data is not None:
+            size = validation_batch_size or batch_size
+            validation_data = inputs.in_batches(*validation_data, size)
+        return FitData(*batched, validation_data)
+
 
 def fit_data(
     x: Data,

@@ -203,17 +203,18 @@ class EMATrainer(EMASteps):
                 callbacks, self.image_metrics, data.validation_data is not None
             )
             with watching, workers_placed(), taking_turns(self.engine, callbacks) as callbacks:
+                batched = data.in_batches(batch_size, validation_batch_size, shuffle)
                 return super().fit(
-                    data.x,
-                    data.y,
+                    batched.x,
+                    batched.y,
                     batch_size=batch_size,
                     epochs=epochs,
                     verbose=verbose,
                     callbacks=callbacks,
-                    validation_data=data.validation_data,
+                    validation_data=batched.validation_data,
                     # Keras would warn of its own default where the data bring their own order.
-                    shuffle=shuffle and not inputs.brings_its_own_order(data.x),
-                    sample_weight=data.sample_weight,
+                    shuffle=shuffle and not inputs.brings_its_own_order(batched.x),
+                    sample_weight=batched.sample_weight,
                     initial_epoch=initial_epoch,
                     steps_per_epoch=steps_per_epoch,
                     validation_steps=validation_steps,
@@ -267,6 +268,7 @@ class EMATrainer(EMASteps):
         turns = taking_turns(self.engine, callbacks)
         kept = (preparing.input_errors(), backend.keeping_state(self), workers_placed())
         with kept[0], kept[1], kept[2], turns as callbacks:
+            x, y, sample_weight = inputs.in_batches(x, y, sample_weight, batch_size)
             super().evaluate(
                 x,
                 y,

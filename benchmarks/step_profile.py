@@ -1,0 +1,130 @@
+"""Where a training step goes: the time of each kind of operation, as TensorFlow's profiler has it.
+
+    python benchmarks/step_profile.py [--case recipe|example] [--divided] [--one-at-a-time]
+
+With --one-at-a-time operations wait for each other, so that their times add up to the step's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+CASES = {"recipe": ("fashion_mnist_32", 32, 1, 32), "example": ("keras_example", 64, 3, 64)}
+STEPS = 10
+# The first that fits: what an operation's name or its type contains, and what it is.
+KINDS = (
+    ("optimizer", ("muon/", "adamw/")),
+    ("convolution by weights", ("BackpropFilter",)),
+    ("convolution by data", ("BackpropInput",)),
+    ("convolution forward", ("Conv2D",)),
+    ("normalisation", ("normalization",)),
+    ("activation", ("swish", "Swish", "Sigmoid", "activation")),
+    ("up- and downsampling", ("upsampling", "up_sampling", "pooling", "Resize")),
+    ("concatenation and slices", ("Concat", ":Slice", ":Split")),
+    ("bias gradient", ("BiasAddGrad",)),
+    ("sums of gradients", (":AddN",)),
+    ("casts", (":Cast",)),
+    ("dense layers", ("MatMul",)),
+    ("layout", ("Transpose", "Reshape")),
+    ("random numbers", ("Random",)),
+    ("variables", ("VariableOp",)),
+)
+
+
+def kind_of(name: str) -> str:
+    for kind, parts in KINDS:
+        if any(part in name for part in parts):
+            return kind
+    return "EMA, losses and others"
+
+
+def operations(folder: str) -> dict[str, float]:
+    """Milliseconds a step of each operation, by `name:type`."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace()
+    (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+    space.ParseFromString(path.read_bytes())
+    total: dict[str, float] = collections.Counter()
+    for plane in space.planes:
+        names = {key: value.name for key, value in plane.event_metadata.items()}
+        for line in plane.lines:
+            if not line.name.startswith("tf_Compute"):
+                continue
+            for event in line.events:
+                name = names[event.metadata_id]
+                if ":" in name and "::" not in name:
+                    total[name] += event.duration_ps / 1e9 / STEPS
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--case", choices=list(CASES), default="recipe")
+    parser.add_argument("--divided", action="store_true", help="divide batches among the cores")
+    parser.add_argument("--one-at-a-time", action="store_true")
+    parser.add_argument("--float32", action="store_true", help="instead of the fastest precision")
+    arguments = parser.parse_args()
+    if arguments.one_at_a_time:
+        os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import ddim_keras
+    from ddim_keras import presets
+    from ddim_keras.support.backend import fastest_precision
+
+    if arguments.divided:
+        ddim_keras.divide_batches_among_cores()
+    preset, size, channels, batch = CASES[arguments.case]
+    keras.utils.set_random_seed(0)
+    precision = "float32" if arguments.float32 else fastest_precision()
+    changes = {"image_size": size, "channels": channels, "seed": 0, "dtype": precision}
+    model = ddim_keras.DiffusionModel.from_preset(preset, load_weights=False, **changes)
+    images = np.random.default_rng(0).uniform(size=(4 * batch, size, size, channels))
+    data = tf.data.Dataset.from_tensor_slices(images.astype("float32"))
+    data = data.batch(batch, drop_remainder=True).repeat()
+    model.normalizer.adapt(images)
+    model.compile(**presets.training(preset).compile_arguments(10_000))
+
+    class Trace(keras.callbacks.Callback):
+        def __init__(self, folder: str):
+            super().__init__()
+            self.folder, self.ends, self.number = folder, [], 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.number += 1
+            if self.number <= 3 + STEPS:
+                self.ends.append(time.perf_counter())
+            if self.number == 3 + STEPS:
+                tf.profiler.experimental.start(self.folder)
+            elif self.number == 3 + 2 * STEPS:
+                tf.profiler.experimental.stop()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Trace(folder)
+        model.fit(data, epochs=1, steps_per_epoch=4 + 2 * STEPS, verbose=0, callbacks=[trace])
+        found = operations(folder)
+    step = 1000 * statistics.median(np.diff(trace.ends)[2:])
+    kinds: dict[str, float] = collections.Counter()
+    for name, value in found.items():
+        kinds[kind_of(name)] += value
+    total = sum(kinds.values())
+    print(f"{arguments.case}, batch {batch}, {precision}: {step:.1f} ms a step")
+    print(f"{len(found)} operations take {total:.1f} ms, all threads together:")
+    for kind, value in sorted(kinds.items(), key=lambda item: -item[1]):
+        print(f"| {kind} | {value:.1f} ms | {value / total:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
