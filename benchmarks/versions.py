@@ -24,7 +24,7 @@ CASES = {
 }
 CHILD = """
 import sys, time
-import keras, numpy as np, ddim_keras
+import keras, numpy as np, tensorflow as tf, ddim_keras
 from ddim_keras import presets
 
 preset, size, channels, batch, steps, number, divided = sys.argv[1:]
@@ -38,11 +38,12 @@ model = ddim_keras.DiffusionModel.from_preset(preset, load_weights=False, **chan
 images = np.random.default_rng(0).uniform(size=(steps * batch, size, size, channels))
 images = images.astype("float32")
 model.normalizer.adapt(images)
+data = tf.data.Dataset.from_tensor_slices(images).batch(batch, drop_remainder=True).repeat()
 model.compile(**presets.training(preset).compile_arguments(10_000))
 for line in sys.stdin:
     start = time.perf_counter()
     if line.strip() == "train":
-        model.fit(images, batch_size=batch, epochs=1, verbose=0)
+        model.fit(data, steps_per_epoch=steps, verbose=0)
         print((time.perf_counter() - start) / steps, flush=True)
     else:
         model.generate(number, 20, seed=0, verbose=0)

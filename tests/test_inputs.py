@@ -4,6 +4,7 @@ import pytest
 from conftest import make_small_model, random_images, slow_on_jax
 
 import ddim_keras
+from ddim_keras.data import inputs
 
 
 def wrong(kind):
@@ -314,6 +315,27 @@ def test_dictionaries_of_other_names_are_refused_with_what_to_do(form, model):
         ValueError, match="name its images once, got a dictionary with both 'image' and 'img'"
     ):
         model.fit(WHOLE[form]({"image": PICTURES, "img": PICTURES}), verbose=0)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's pipeline")
+def test_arrays_become_batches_of_all_images_in_a_new_order_each_time():
+    images = np.arange(10, dtype="float64").reshape(10, 1, 1, 1)
+    labels, weights = np.arange(10), np.linspace(0.0, 1.0, 10)
+    dataset, y, sample_weight = inputs.in_batches(images, labels, weights, 4, shuffle=True)
+    assert y is None and sample_weight is None
+    assert inputs.number_of_batches(dataset) == 3
+    passes = [[batch for batch in dataset.as_numpy_iterator()] for _ in range(2)]
+    for batches in passes:
+        assert [len(batch[0]) for batch in batches] == [4, 4, 2]
+        found, own_labels, own_weights = (np.concatenate(part) for part in zip(*batches))
+        assert found.dtype == own_weights.dtype == np.float32
+        np.testing.assert_array_equal(found.ravel(), own_labels)
+        np.testing.assert_allclose(own_weights, own_labels / 9.0, rtol=1e-6)
+        assert sorted(own_labels) == list(range(10)) != list(own_labels)
+    first, second = (np.concatenate([batch[1] for batch in batches]) for batches in passes)
+    assert list(first) != list(second)
+    # Nothing tunes itself: it is that which outlasts the last batch.
+    assert dataset.options().autotune.enabled is False
 
 
 def test_lists_of_images_are_taken(model):

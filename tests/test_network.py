@@ -5,10 +5,13 @@ from conftest import make_small_model, random_images, run_python, slow_on_jax
 
 from ddim_keras.networks import (
     BatchNormalization,
+    BilinearUpsampling2D,
     ConditionedConv2D,
     GroupNormalization,
     ImageNormalization,
     SinusoidalEmbedding,
+    Swish,
+    recomputing,
     residual_unet,
     unet,
 )
@@ -106,6 +109,105 @@ def test_the_network_listens_to_the_noise_level(conditioning):
         network([images, np.full((1, 1, 1, 1), variance, "float32")]) for variance in (0.1, 0.9)
     )
     assert np.abs(np.subtract(low, high)).max() > 1e-3
+
+
+def recomputing_model(recompute, **changes):
+    settings = {"conditioning": "every_block", "normalization": "group", "attention_levels": [1]}
+    return make_small_model(**settings, recompute=recompute, num_classes=3, **changes)
+
+
+@slow_on_jax
+def test_recomputing_changes_neither_weights_nor_their_training(tmp_path):
+    plain, recomputing = recomputing_model(False), recomputing_model(True)
+    weights = plain.network.get_weights()
+    shapes = [part.shape for part in weights]
+    assert [part.shape for part in recomputing.network.get_weights()] == shapes
+    for network in (recomputing.network, recomputing.ema_network):
+        network.set_weights(weights)
+    for model in (plain, recomputing):
+        model.compile(optimizer=keras.optimizers.SGD(0.1))
+        model.normalizer.adapt(random_images())
+        model.fit(random_images(), np.arange(24) % 3, batch_size=8, verbose=0, shuffle=False)
+    for one, other in zip(plain.network.get_weights(), recomputing.network.get_weights()):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+    recomputing.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_config()["recompute"] is True
+    options = {"labels": 1, "seed": 0, "verbose": 0}
+    np.testing.assert_array_equal(
+        loaded.generate(2, 3, **options), recomputing.generate(2, 3, **options)
+    )
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="looks into a graph")
+def test_recomputing_works_blocks_out_twice():
+    """As many convolutions forward again as there are in blocks."""
+    import tensorflow as tf
+
+    def convolutions(recompute):
+        model = recomputing_model(recompute)
+        images, levels = tf.zeros((2, 8, 8, 1)), tf.zeros((2, 1, 1, 1))
+
+        @tf.function(autograph=False)
+        def gradients():
+            with tf.GradientTape() as tape:
+                outputs = recomputing.in_training(
+                    model.network, [images, levels, tf.zeros(2, "int32")]
+                )
+            return tape.gradient(outputs, model.network.trainable_variables)
+
+        graph = gradients.get_concrete_function().graph.as_graph_def()
+        nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+        return sum(node.op == "Conv2D" for node in nodes)
+
+    # All but the first and the last.
+    number = convolutions(False)
+    assert convolutions(True) >= 2 * number - 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, 'each batch twice .* batch normalisation: give normalization="group"'),
+        ({"network": "own"}, "is for the residual U-Net"),
+    ],
+)
+def test_recomputing_is_refused_where_it_cannot_be(changes, message):
+    if changes:
+        changes = {"network": make_small_model().network}
+    with pytest.raises(ValueError, match=message):
+        make_small_model(recompute=True, **changes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_upsampling_and_swish_are_kerass(dtype):
+    images = keras.ops.cast(random_images(2, (4, 6, 3)) * 8.0 - 4.0, dtype)
+    pairs = [
+        (BilinearUpsampling2D(dtype=dtype), keras.layers.UpSampling2D(interpolation="bilinear")),
+        (Swish(dtype=dtype), keras.layers.Activation("swish")),
+    ]
+    for ours, keras_own in pairs:
+        keras_own.dtype_policy = keras.DTypePolicy(dtype)
+        one, other = (
+            keras.ops.convert_to_numpy(keras.ops.cast(layer(images), "float32"))
+            for layer in (ours, keras_own)
+        )
+        np.testing.assert_allclose(one, other, rtol=1e-6 if dtype == "float32" else 0.01)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a gradient of TensorFlow's")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.02)])
+def test_the_gradient_of_swish(dtype, tolerance):
+    import tensorflow as tf
+
+    x = tf.cast(tf.linspace(-9.0, 9.0, 181), dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = Swish(dtype=dtype)(x)
+    sigmoid = 1.0 / (1.0 + np.exp(-x.numpy().astype("float64")))
+    expected = sigmoid * (1.0 + x.numpy().astype("float64") * (1.0 - sigmoid))
+    found = tape.gradient(outputs, x).numpy().astype("float64")
+    np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
 def test_patches_cut_the_image_and_put_it_together_again():
