@@ -445,6 +445,7 @@ class DiffusionModel(EMATrainer):
             "normalization": self.normalization,
             "attention_levels": list(self.attention_levels),
             "patch_size": self.patch_size,
+            "recompute": self.recompute,
             "ema_decay": self.ema_decay,
             "num_classes": spec.num_classes,
             "class_names": self.class_names,

@@ -311,19 +311,15 @@ def batches_of(arrays: tuple, batch_size: int, shuffle: bool) -> Dataset:
     whole = tf.nest.map_structure(_as_tensor, arrays)
     number = len(tf.nest.flatten(whole)[0])
 
-    def order(_: Tensor) -> Tensor:
-        places = tf.range(number, dtype=tf.int64)
-        return tf.random.shuffle(places) if shuffle else places
-
-    dataset = tf.data.Dataset.range(1).map(order).flat_map(tf.data.Dataset.from_tensor_slices)
-    dataset = dataset.batch(batch_size).map(
-        lambda places: tf.nest.map_structure(lambda part: tf.gather(part, places), whole),
+    places = tf.data.Dataset.range(number)
+    if shuffle:
+        places = places.shuffle(number, reshuffle_each_iteration=True)
+    dataset = places.batch(batch_size).map(
+        lambda chosen: tf.nest.map_structure(lambda part: tf.gather(part, chosen), whole),
         num_parallel_calls=2,
         deterministic=True,
     )
-    batches = -(-number // batch_size)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches)).prefetch(2)
-    return _leaving_the_processor_alone(dataset)
+    return _leaving_the_processor_alone(dataset.prefetch(2))
 
 
 def _as_tensor(array: Any) -> Tensor:

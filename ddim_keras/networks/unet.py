@@ -98,11 +98,7 @@ def residual_unet(
     _check_choice("conditioning", conditioning, CONDITIONINGS)
     _check_choice("normalization", normalization, NORMALIZATIONS)
     _check_attention(attention_levels, len(widths))
-    if recompute and normalization == "batch":
-        raise ValueError(
-            "recompute=True would count each batch twice in the averages of batch normalisation: "
-            'give normalization="group", or recompute=False'
-        )
+    _check_recompute(recompute, normalization)
     noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
     dtype = _with_float32_weights(dtype)
@@ -136,15 +132,12 @@ def residual_unet(
     for level in range(len(widths) - 1):
         outputs = level_blocks(x, level)
         skips += outputs
-        halve = layers.AveragePooling2D(2, data_format="channels_last", dtype=dtype)
-        x = blocks.step(halve, outputs[-1])
+        x = blocks.halved(outputs[-1])
     x = level_blocks(x, len(widths) - 1)[-1]
     for level in reversed(range(len(widths) - 1)):
-        x = blocks.step(BilinearUpsampling2D(2, dtype=dtype), x)
+        x = blocks.doubled(x)
         x = level_blocks(x, level, skips)[-1]
-    prediction = {"kernel_initializer": "zeros", "dtype": "float32", "name": "prediction"}
-    predict = layers.Conv2D(patches.shape[-1], 1, data_format="channels_last", **prediction)
-    outputs = blocks.step(lambda x: _from_patches(predict(x), patch_size), x)
+    outputs = blocks.predicted(x, patches.shape[-1], patch_size)
     network = keras.Model([noisy_images, noise_variances, *told.inputs], outputs, name=name)
     if recompute:
         recomputing.recompute(network, [first, embedding], blocks.steps)
@@ -239,6 +232,18 @@ class _Blocks:
 
     def block(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         return self.step(function, *inputs, recomputed=True)
+
+    def halved(self, x: Tensor) -> Tensor:
+        pool = layers.AveragePooling2D(2, data_format="channels_last", dtype=self.dtype)
+        return self.step(pool, x)
+
+    def doubled(self, x: Tensor) -> Tensor:
+        return self.step(BilinearUpsampling2D(2, dtype=self.dtype), x)
+
+    def predicted(self, x: Tensor, channels: int, patch_size: int) -> Tensor:
+        options = {"kernel_initializer": "zeros", "dtype": "float32", "name": "prediction"}
+        predict = layers.Conv2D(channels, 1, data_format="channels_last", **options)
+        return self.step(lambda x: _from_patches(predict(x), patch_size), x)
 
     def convolution(self, x: Tensor, width: int, kernel_size: int) -> Tensor:
         # Whatever Keras's configuration says of data formats: images are channels-last here.
@@ -365,6 +370,14 @@ def _check_attention(chosen: Sequence[int], number: int) -> None:
     if any(level not in range(number) for level in chosen):
         raise ValueError(
             f"attention_levels must lie in [0, {number}), the levels, got {list(chosen)}"
+        )
+
+
+def _check_recompute(recompute: bool, normalization: str) -> None:
+    if recompute and normalization == "batch":
+        raise ValueError(
+            "recompute=True would count each batch twice in the averages of batch normalisation: "
+            'give normalization="group", or recompute=False'
         )
 
 
