@@ -7,7 +7,10 @@ SHARED := -n 2 --dist worksteal
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: help setup demo test test-slow test-all bench lint docs notebook clean
+# What `make compare` compares with: a commit or tag.
+BEFORE ?= HEAD~1
+
+.PHONY: help setup demo test test-slow test-all bench compare lint docs notebook clean
 
 help:
 	@echo "make demo      train, generate, and write pictures to outputs/demo (about 6 minutes on 2 cores)"
@@ -15,6 +18,7 @@ help:
 	@echo "make test-slow run the slow tests, which make test leaves out"
 	@echo "make test-all  run both"
 	@echo "make bench     run the benchmarks"
+	@echo "make compare   time a training step and sampling against BEFORE=HEAD~1, in turns"
 	@echo "make lint      check style and types"
 	@echo "make docs      build the documentation site into site/"
 	@echo "make notebook  run the notebook from top to bottom and keep its outputs"
@@ -47,6 +51,9 @@ test-all: test test-slow
 bench: setup
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/footprint.py
+
+compare: setup
+	$(BIN)/python benchmarks/versions.py --before $(BEFORE) --divided
 
 lint: setup
 	$(BIN)/ruff format --check $(SOURCES)

@@ -29,9 +29,9 @@ def test_models_presets_and_runs_of_version_0_1_give_the_same_numbers(found, exp
     made_here = str(expected.pop("processor")) == reference.processor()
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        if made_here and name.endswith("/fit") and reference.backend() == "jax":
-            # XLA orders the sums of a step anew whenever anything in the step changes.
-            np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+        if made_here and (name.endswith("/fit") or name == "run/weights"):
+            # A step rounds otherwise whenever something in it has become quicker.
+            np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
         elif made_here:
             np.testing.assert_array_equal(found[name], values, err_msg=name)
         else:
