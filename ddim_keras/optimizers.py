@@ -9,7 +9,7 @@ from keras import ops
 
 from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int
-from ddim_keras.support.types import Config, Tensor
+from ddim_keras.support.types import Config, LearningRate, Tensor, Variable
 
 # Odd polynomial whose iteration takes every singular value of a matrix of norm 1 to the
 # neighbourhood of 1 (Jordan et al. 2024).
@@ -62,7 +62,7 @@ class Muon(keras.optimizers.AdamW):
 
     def __init__(
         self,
-        learning_rate: Any = 1e-3,
+        learning_rate: LearningRate = 1e-3,
         weight_decay: float = 1e-4,
         momentum: float = 0.95,
         newton_schulz_iterations: int = 5,
@@ -79,7 +79,7 @@ class Muon(keras.optimizers.AdamW):
             "newton_schulz_iterations", newton_schulz_iterations
         )
 
-    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Any) -> None:
+    def update_step(self, gradient: Tensor, variable: Variable, learning_rate: Tensor) -> None:
         """Change one variable by one step; Keras calls it for each."""
         rows, columns = _as_matrix(variable.shape)
         if min(rows, columns) < _FEWEST_CHANNELS:
@@ -101,7 +101,7 @@ class Muon(keras.optimizers.AdamW):
         }
 
 
-def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
+def nearly_orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
     """Return U V^T of a matrix U S V^T, nearly: with singular values of about 0.7 to 1.2 instead of
     1.
 
@@ -123,7 +123,7 @@ def nearly_orthogonal(matrix: Any, iterations: int = 5) -> Any:
     return _by_iterating_on_its_products(matrix, iterations)
 
 
-def _by_iterating_on_the_matrix(matrix: Any, iterations: int) -> Any:
+def _by_iterating_on_the_matrix(matrix: Tensor, iterations: int) -> Tensor:
     rows, columns = matrix.shape
     wide = matrix if rows <= columns else ops.transpose(matrix)
     wide = ops.cast(wide / (ops.norm(wide) + 1e-7), "bfloat16")
@@ -137,7 +137,7 @@ def _by_iterating_on_the_matrix(matrix: Any, iterations: int) -> Any:
     return wide if rows <= columns else ops.transpose(wide)
 
 
-def _by_iterating_on_its_products(matrix: Any, iterations: int) -> Any:
+def _by_iterating_on_its_products(matrix: Tensor, iterations: int) -> Tensor:
     # Every product here is of symmetric matrices that commute. In half precision the small singular
     # values, squared, would be lost, and what stands in their place would grow without bound.
     rows, columns = matrix.shape

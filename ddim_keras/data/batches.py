@@ -188,7 +188,7 @@ def prepared(
     return _filled_up(Batch(images, told, sample_weight, condition), multiple)
 
 
-def _labels_for(spec: ConditionSpec, labels: Labels, needed: bool, are_used: bool) -> Any:
+def _labels_for(spec: ConditionSpec, labels: Labels, needed: bool, are_used: bool) -> Labels:
     """The class numbers that a model gets for the labels of a batch, or None."""
     if not spec.takes_labels:
         if labels is not None and not are_used:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -154,7 +154,7 @@ def for_keras(
     shuffle: bool = False,
     multiple: int = 1,
     labels_needed: bool = False,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Data, Labels, SampleWeights]:
     """Return (x, y, sample_weight) as Keras's trainer is to get them, with every batch checked
     before it is used.
 
@@ -199,7 +199,7 @@ def for_keras(
 
 def in_batches(
     x: Data, y: Labels, sample_weight: SampleWeights, batch_size: int | None, shuffle: bool = False
-) -> tuple[Any, Any, Any]:
+) -> tuple[Data, Labels, SampleWeights]:
     """Return what `for_keras` returned, with arrays as a data set of batches where Keras would make
     a slower one of them.
     """
@@ -211,7 +211,7 @@ def in_batches(
     return tf_inputs.batches_of(arrays, batch_size or _BATCH_SIZE, shuffle), None, None
 
 
-def checked(data: Data, image_shape: tuple[int, ...], spec: ConditionSpec | None = None) -> Any:
+def checked(data: Data, image_shape: tuple[int, ...], spec: ConditionSpec | None = None) -> Data:
     """Return `data` with every batch checked before it is used.
 
     Arrays are checked here and now, and returned as they are or as (images, labels, ...); data sets
@@ -244,7 +244,7 @@ class _Checks(NamedTuple):
     labels_needed: bool
 
 
-def _checked(data: Data, checks: _Checks) -> Any:
+def _checked(data: Data, checks: _Checks) -> Data:
     if number_of_batches(data) == 0:
         raise ValueError(_EMPTY)
     if is_tf_dataset(data):
@@ -305,7 +305,7 @@ def input_error(error: Exception) -> ValueError | None:
     return ValueError(message.replace("\\'", "'").replace('\\"', '"'))  # TensorFlow escapes quotes
 
 
-def parts_of(data: Data) -> tuple[Any, Any, Any]:
+def parts_of(data: Data) -> tuple[Data, Labels, SampleWeights]:
     """Return (images, labels, sample_weight) of what `fit` takes as validation data: images, or a
     tuple that begins with them.
     """

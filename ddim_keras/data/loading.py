@@ -14,6 +14,7 @@ import numpy as np
 from ddim_keras.data import colours, decoding, depth, folder, pipelines, resizing, tfds_source
 from ddim_keras.data.source import EMBEDDED, Source
 from ddim_keras.support.arguments import height_and_width
+from ddim_keras.support.types import Split
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -24,7 +25,7 @@ def load_dataset(
     image_size: int | Sequence[int],
     batch_size: int = 64,
     *,
-    split: Any = None,
+    split: Split = None,
     channels: int | None = None,
     labels: bool = False,
     fit: str = "crop",
@@ -200,7 +201,9 @@ def check_choices(channels: int | None, fit: str) -> None:
         raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}")
 
 
-def _open_source(source: Any, wanted: folder.Wanted, data_dir: Any, download: bool) -> Source:
+def _open_source(
+    source: Any, wanted: folder.Wanted, data_dir: str | os.PathLike | None, download: bool
+) -> Source:
     reading = tfds_source.Reading(wanted.split, wanted.channels, wanted.background, wanted.bits)
     if hasattr(source, "as_dataset"):
         return tfds_source.from_builder(source, reading)

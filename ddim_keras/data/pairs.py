@@ -22,7 +22,7 @@ from ddim_keras.data import (
     resizing,
 )
 from ddim_keras.support.arguments import height_and_width, positive_int
-from ddim_keras.support.types import Dataset, Images
+from ddim_keras.support.types import Condition, Dataset, Images, Split
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -32,7 +32,7 @@ _LUMA = (0.299, 0.587, 0.114)
 _NAMED = 5  # in a message
 
 
-def super_resolution(dataset: Dataset, factor: int) -> Any:
+def super_resolution(dataset: Dataset, factor: int) -> Dataset:
     """Pair images with smaller ones, to train a model that makes large images of small ones.
 
     Args:
@@ -57,7 +57,7 @@ def super_resolution(dataset: Dataset, factor: int) -> Any:
     """
     factor = positive_int("factor", factor)
 
-    def small(images: Images) -> Any:
+    def small(images: Images) -> Images:
         height, width = images.shape[1:3]
         if height is None or width is None or height % factor or width % factor:
             raise ValueError(
@@ -71,7 +71,7 @@ def super_resolution(dataset: Dataset, factor: int) -> Any:
     return _paired(dataset, small)
 
 
-def colorization(dataset: Dataset) -> Any:
+def colorization(dataset: Dataset) -> Dataset:
     """Pair colour images with their grey ones, to train a model that colours images.
 
     Args:
@@ -89,7 +89,7 @@ def colorization(dataset: Dataset) -> Any:
     (2, 8, 8, 1)
     """
 
-    def grey(images: Images) -> Any:
+    def grey(images: Images) -> Images:
         if images.shape[-1] != 3:
             raise ValueError(
                 f"colorization needs images of 3 channels, got {images.shape[-1]}: load them with "
@@ -108,7 +108,7 @@ def load_folders(
     condition_size: int | Sequence[int] | None = None,
     batch_size: int = 64,
     *,
-    split: Any = None,
+    split: Split = None,
     channels: int | None = None,
     condition_channels: int | None = None,
     fit: str = "crop",
@@ -152,7 +152,7 @@ def load_folders(
         wanted or source.channels for wanted, source in zip((channels, condition_channels), sources)
     ]
 
-    def paired(parts: list[Any]) -> Any:
+    def paired(parts: list[Dataset]) -> Dataset:
         import tensorflow as tf
 
         def resized(example, other):
@@ -195,7 +195,7 @@ def _check_names(roots: Sequence[pathlib.Path]) -> None:
             )
 
 
-def _paired(dataset: Dataset, condition_of: Callable[[Any], Any]) -> Any:
+def _paired(dataset: Dataset, condition_of: Callable[[Images], Condition]) -> Dataset:
     """Add what `condition_of` makes of images to a data set or to arrays."""
 
     def with_condition(batch: batches.Batch) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _paired(dataset: Dataset, condition_of: Callable[[Any], Any]) -> Any:
 
     if inputs.is_tf_dataset(dataset):
 
-        def mapped(source: Any) -> Any:
+        def mapped(source: Dataset) -> Dataset:
             pairs = source.map(
                 lambda *element: with_condition(
                     batches.taken_apart(element if len(element) > 1 else element[0])
@@ -230,7 +230,7 @@ def _paired(dataset: Dataset, condition_of: Callable[[Any], Any]) -> Any:
     )
 
 
-def _as_floats(images: Images) -> Any:
+def _as_floats(images: Images) -> Images:
     """Images as float32 in [0, 1], by the library that they are of."""
     if isinstance(images, np.ndarray):
         floats = images.astype("float32")
@@ -241,7 +241,7 @@ def _as_floats(images: Images) -> Any:
     return floats / 255.0 if images.dtype == tf.uint8 else floats
 
 
-def _mean_of_blocks(images: Images, blocks: tuple[int, ...]) -> Any:
+def _mean_of_blocks(images: Images, blocks: tuple[int, ...]) -> Images:
     if isinstance(images, np.ndarray):
         return images.reshape(blocks).mean(axis=(2, 4), dtype="float32")
     import tensorflow as tf

@@ -6,13 +6,13 @@ import functools
 import hashlib
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ddim_keras.data import seeded
 from ddim_keras.support import files
-from ddim_keras.support.types import BatchLike, Dataset
+from ddim_keras.support.types import BatchLike, Dataset, Tensor
 
 # Shuffling holds up to this many bytes of images; data sets below it are shuffled as a whole.
 _SHUFFLE_BYTES = 512 * 2**20
@@ -31,7 +31,7 @@ class Shuffling(NamedTuple):
     drop_remainder: bool | None
 
 
-def cached(dataset: Dataset, cache: bool | str | os.PathLike, name: str, identity: str) -> Any:
+def cached(dataset: Dataset, cache: bool | str | os.PathLike, name: str, identity: str) -> Dataset:
     """Keep a data set in memory, in a folder of a cache, or nowhere.
 
     Args:
@@ -58,7 +58,7 @@ def cached(dataset: Dataset, cache: bool | str | os.PathLike, name: str, identit
 
 def training_batches(
     dataset: Dataset, image_shape: tuple[int, ...], shuffling: Shuffling, kind: str
-) -> Any:
+) -> Dataset:
     """Return shuffled batches of a data set, ready for `fit`, which have a `from_step`.
 
     Args:
@@ -78,7 +78,7 @@ def training_batches(
     if repeat > 1:
         dataset = dataset.repeat(repeat)
 
-    def batched(shuffled: Any, seeds: Any) -> Any:
+    def batched(shuffled: Dataset, seeds: Dataset) -> Dataset:
         batches = shuffled.batch(batch_size, drop_remainder=drop_remainder)
         if flip:
             batches = tf.data.Dataset.zip(batches, seeds).map(
@@ -94,12 +94,12 @@ def training_batches(
         kind,
     )
 
-    def from_step(step: int) -> Any:
+    def from_step(step: int) -> Dataset:
         steps = int(train.cardinality())
         if steps < 1:
             raise ValueError("from_step needs training data of known length")
 
-        def epoch(number: Any) -> Any:
+        def epoch(number: Tensor) -> Dataset:
             epoch_seed = number * _EPOCH_STRIDE + seed
             shuffled, seeds = seeded.shuffled(dataset, room, epoch_seed), seeded.random(epoch_seed)
             batches = batched(shuffled, seeds)
@@ -114,7 +114,7 @@ def training_batches(
     return train
 
 
-def finished(dataset: Dataset, kind: str) -> Any:
+def finished(dataset: Dataset, kind: str) -> Dataset:
     """Return batches of uint8 images as `fit` takes them, in [0, 1].
 
     Args:
@@ -133,7 +133,7 @@ def finished(dataset: Dataset, kind: str) -> Any:
     return dataset.map(as_floats, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _flipped(kind: str, batch: BatchLike, seed: Any) -> Any:
+def _flipped(kind: str, batch: BatchLike, seed: Tensor) -> BatchLike:
     import tensorflow as tf
 
     images, told = batch

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ddim_keras.data.colours import Colour
 from ddim_keras.support.types import Tensor
 
 
 def fit_image(
     image: Tensor, size: tuple[int, int], channels: int, fit: str, background: Colour
-) -> Any:
+) -> Tensor:
     """Bring one uint8 image to the wanted size and channels.
 
     Colours with alpha are resized weighted by it, so that what is invisible does not bleed into
@@ -44,7 +42,7 @@ def fit_image(
     return tf.ensure_shape(resized, (*size, channels))
 
 
-def with_channels(image: Tensor, channels: int, background: Colour) -> Any:
+def with_channels(image: Tensor, channels: int, background: Colour) -> Tensor:
     """Return a uint8 image of 1 to 4 channels in `channels`, laid on the background if need be."""
     import tensorflow as tf
 
@@ -64,7 +62,7 @@ def with_channels(image: Tensor, channels: int, background: Colour) -> Any:
     return image[..., :1] if given == 1 else tf.image.rgb_to_grayscale(colours)
 
 
-def _cropped(image: Tensor, size: tuple[int, int]) -> Any:
+def _cropped(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The largest centred part of the shape of `size`."""
     import tensorflow as tf
 
@@ -79,7 +77,7 @@ def _cropped(image: Tensor, size: tuple[int, int]) -> Any:
     return image[top : top + crop_height, left : left + crop_width]
 
 
-def _padded(image: Tensor, size: tuple[int, int]) -> Any:
+def _padded(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The whole image in the middle of black of this size; with alpha, of what is transparent."""
     import tensorflow as tf
 

@@ -28,7 +28,15 @@ from ddim_keras.data.image_checks import (
     check_shape,
 )
 from ddim_keras.support import backend
-from ddim_keras.support.types import Condition, Dataset, Images, Labels, SampleWeights, Tensor
+from ddim_keras.support.types import (
+    BatchLike,
+    Condition,
+    Dataset,
+    Images,
+    Labels,
+    SampleWeights,
+    Tensor,
+)
 
 _WEIGHTS = "sample weights must be finite and at least 0: got NaN, infinity or a negative number"
 
@@ -40,7 +48,7 @@ def checked(
     multiple: int,
     told: ConditionSpec | None,
     labels_needed: bool,
-) -> Any:
+) -> Dataset:
     """Return a data set of tuples (images,), (images, labels) or (images, labels, sample_weight),
     all checked. The arguments are those of `batches.prepared`.
 
@@ -50,7 +58,7 @@ def checked(
         ValueError: its elements are no batches of such images.
     """
 
-    def parts_of(element: Any) -> Batch:
+    def parts_of(element: BatchLike) -> Batch:
         batch = taken_apart(element)
         return batch if told is None else by_spec(batch, told)
 
@@ -140,7 +148,7 @@ def _check_spec(spec: Batch, image_shape: tuple[int, ...], dataset: Dataset) -> 
         )
 
 
-def _with_static_shape(images: Images, wanted: tuple[int, ...], check_shape: Callable) -> Any:
+def _with_static_shape(images: Images, wanted: tuple[int, ...], check_shape: Callable) -> Images:
     """Images, or conditions, whose shape is known; checked now if it was not known before."""
     shape = images.shape
     if shape.rank == 1 + len(wanted) and tuple(shape[1:]) == tuple(wanted):
@@ -161,7 +169,7 @@ def _with_static_shape(images: Images, wanted: tuple[int, ...], check_shape: Cal
     return images
 
 
-def _with_checked_range(images: Images, what: str) -> Any:
+def _with_checked_range(images: Images, what: str) -> Images:
     before, between, after = OUT_OF_RANGE.format(what=what, smallest="|", largest="|").split("|")
     values = images if images.dtype == tf.float64 else tf.cast(images, tf.float32)
     smallest, largest = tf.reduce_min(values), tf.reduce_max(values)
@@ -181,7 +189,7 @@ def _with_checked_range(images: Images, what: str) -> Any:
         return tf.identity(images)
 
 
-def _with_checked_weights(weights: SampleWeights, images: Images) -> Any:
+def _with_checked_weights(weights: SampleWeights, images: Images) -> SampleWeights:
     weights = tf.cast(weights, tf.float32)
     right = tf.reduce_all(tf.math.is_finite(weights) & (weights >= 0.0))
     one_each = tf.reduce_all(tf.equal(tf.shape(weights), tf.shape(images)[:1]))
@@ -196,7 +204,7 @@ def _with_checked_weights(weights: SampleWeights, images: Images) -> Any:
     return weights
 
 
-def _class_numbers(labels: Labels, told: ConditionSpec) -> Any:
+def _class_numbers(labels: Labels, told: ConditionSpec) -> Labels:
     """As `ConditionSpec.class_numbers`, int32 (batch,)."""
     if labels.shape.rank == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -215,7 +223,7 @@ def _class_numbers(labels: Labels, told: ConditionSpec) -> Any:
     return _asserted(inside, before, tf.strings.as_string(wrong), after, tf.cast(values, tf.int32))
 
 
-def _numbers_of_names(labels: Labels, told: ConditionSpec) -> Any:
+def _numbers_of_names(labels: Labels, told: ConditionSpec) -> Labels:
     before, after = told.unknown_name("|").split("'|'")
     names = tf.constant(list(told.class_names or ["\0"]))
     matches = tf.equal(labels[:, None], names[None])
@@ -225,14 +233,14 @@ def _numbers_of_names(labels: Labels, told: ConditionSpec) -> Any:
     return _asserted(known, before, wrong, after, tf.argmax(matches, axis=1, output_type=tf.int32))
 
 
-def _asserted(right: Any, before: str, wrong: Any, after: str, values: Any) -> Any:
+def _asserted(right: Tensor, before: str, wrong: Tensor, after: str, values: Tensor) -> Tensor:
     start, end = _marked("|").split("|")
     message = tf.strings.join([start + before, wrong, after + end])
     with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(right), [message])]):
         return tf.identity(values)
 
 
-def _with_checked_condition(condition: Condition, told: ConditionSpec) -> Any:
+def _with_checked_condition(condition: Condition, told: ConditionSpec) -> Condition:
     """As `ConditionSpec.check_condition`."""
     wanted = told.condition_shape or ()
     condition = _with_static_shape(
@@ -252,7 +260,7 @@ def _with_checked_condition(condition: Condition, told: ConditionSpec) -> Any:
         return tf.identity(condition)
 
 
-def _class_weights(labels: Labels, class_weight: dict) -> Any:
+def _class_weights(labels: Labels, class_weight: dict) -> SampleWeights:
     if labels.shape.rank is None:
         raise ValueError(
             "class_weight needs labels of a known rank, got a data set of labels of unknown shape: "
@@ -327,7 +335,7 @@ def _as_tensor(array: Any) -> Tensor:
     return tf.cast(tensor, tf.float32) if tensor.dtype.is_floating else tensor
 
 
-def _leaving_the_processor_alone(dataset: Dataset) -> Any:
+def _leaving_the_processor_alone(dataset: Dataset) -> Dataset:
     """Turn off the tuning of tf.data's parallelism where the network itself runs on the processor.
 
     There it was measured to leave every other pass over the data one core instead of two for the

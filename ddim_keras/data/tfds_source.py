@@ -13,7 +13,7 @@ from ddim_keras.data import depth
 from ddim_keras.data.colours import WHITE, Colour
 from ddim_keras.data.source import Source
 from ddim_keras.support.downloads import reachable
-from ddim_keras.support.types import Tensor
+from ddim_keras.support.types import Split, Tensor
 
 # What the Keras DDIM example trains on: 80 % of everything, since the official training split is
 # only 1,020 images.
@@ -33,13 +33,15 @@ class Reading(NamedTuple):
         background: a colour, parsed.
     """
 
-    split: Any = None
+    split: Split = None
     channels: int | None = None
     background: Colour = WHITE
     bits: int | None = None
 
 
-def from_name(name: str, reading: Reading, data_dir: Any, download: bool) -> Source:
+def from_name(
+    name: str, reading: Reading, data_dir: str | os.PathLike | None, download: bool
+) -> Source:
     """Open a TFDS data set by name, downloading and preparing it if it is not on disk."""
     import tensorflow_datasets as tfds
 
@@ -79,7 +81,7 @@ def from_name(name: str, reading: Reading, data_dir: Any, download: bool) -> Sou
     return from_builder(builder, reading)
 
 
-def prepared_folder(name: str, data_dir: Any) -> pathlib.Path | None:
+def prepared_folder(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path | None:
     """Return the folder in which a TFDS data set is prepared, or None if it is not on disk."""
     import tensorflow_datasets as tfds
 
@@ -170,7 +172,7 @@ def _warn_of_transparency(name: str, background: Any) -> None:
     )
 
 
-def _split(builder: Any, split: Any) -> tuple[str, str | None]:
+def _split(builder: Any, split: Split) -> tuple[str, str | None]:
     if split is None:
         return _default_split(builder)
     if not isinstance(split, (tuple, list)) or len(split) != 2:
@@ -242,7 +244,7 @@ def _bits(parts: list[Any], given: int | None, name: str) -> int:
     return bits
 
 
-def _uint8(image: Tensor, bits: int) -> Any:
+def _uint8(image: Tensor, bits: int) -> Tensor:
     """An image whose white is 2**bits - 1 (1.0 for floats and bits=0) as uint8."""
     import tensorflow as tf
 

@@ -13,7 +13,7 @@ from keras import ops
 
 from ddim_keras.data import inputs
 from ddim_keras.metrics.extractors import Extractor, KerasExtractor, get_extractor
-from ddim_keras.support.types import Config, Data, Features, Images, Tensor
+from ddim_keras.support.types import Config, Data, ExtractorLike, Features, Images, Tensor
 
 _BATCH = 256
 
@@ -68,7 +68,7 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
         within a compiled step.
         """
 
-    def extract(self, images: Images) -> Any:
+    def extract(self, images: Images) -> Features:
         """Return what the metric needs of images (batch, height, width, channels) in [0, 1] or
         uint8.
         """
@@ -89,7 +89,9 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
                 as those that fill up the last batch where several devices share it; None for all.
         """
         sides = (real_images if self.real_is_used else None, generated_images)
-        features: list[Any] = [None if images is None else self.extract(images) for images in sides]
+        features: list[Features] = [
+            None if images is None else self.extract(images) for images in sides
+        ]
         if sample_weight is None:
             self.update_features(features[0], features[1])
             return
@@ -189,7 +191,7 @@ def of_images_or_features(
     real: Features,
     generated: Features,
     metric_class: type[ImageMetric],
-    extractor: Any,
+    extractor: ExtractorLike,
     comparable: bool,
     **options: Any,
 ) -> Any:

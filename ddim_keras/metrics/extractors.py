@@ -21,7 +21,7 @@ from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.cores import by_parts
 from ddim_keras.support.downloads import reachable
-from ddim_keras.support.types import Config, Images
+from ddim_keras.support.types import Config, Features, Images
 
 # Where keras.applications downloads them from.
 _INCEPTION_V3 = (
@@ -45,10 +45,10 @@ class Extractor(Configurable, abc.ABC):
     compiles = True
 
     @abc.abstractmethod
-    def features(self, images: Images) -> Any:
+    def features(self, images: Images) -> Features:
         """Return feature vectors, float32 (batch, feature_dims)."""
 
-    def probabilities(self, images: Images) -> Any:
+    def probabilities(self, images: Images) -> Features:
         """Return class probabilities, float32 (batch, num_classes), for the Inception Score.
 
         Raises:
@@ -90,15 +90,15 @@ class KerasExtractor(Extractor):
         self.feature_dims = outputs[0][1]
         self.num_classes = outputs[1][1] if len(outputs) == 2 else None
 
-    def features(self, images: Images) -> Any:
+    def features(self, images: Images) -> Features:
         return self._outputs(images)[0]
 
-    def probabilities(self, images: Images) -> Any:
+    def probabilities(self, images: Images) -> Features:
         if self.num_classes is None:
             return super().probabilities(images)
         return ops.softmax(self._outputs(images)[1], axis=-1)
 
-    def prepare(self, images: Images) -> Any:
+    def prepare(self, images: Images) -> Images:
         """Return images of the size and channels that the model takes."""
         height, width, channels = self.model.input_shape[1:]
         images = with_channels(ops.convert_to_tensor(images, dtype="float32"), channels)
@@ -141,7 +141,7 @@ class FashionMNISTExtractor(KerasExtractor):
         ) as weights:
             self.model.set_weights([weights[name].astype("float32") for name in weights.files])
 
-    def prepare(self, images: Images) -> Any:
+    def prepare(self, images: Images) -> Images:
         images = with_channels(ops.convert_to_tensor(images, dtype="float32"), 1)
         if tuple(images.shape[1:3]) == (28, 28):
             return ops.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
@@ -203,16 +203,16 @@ class InceptionV3Extractor(Extractor):
         logits.activation = keras.activations.linear
         self.model = keras.Model(body.input, [body.output, logits(body.output)])
 
-    def features(self, images: Images) -> Any:
+    def features(self, images: Images) -> Features:
         return _outputs_of(self.model, self._prepare(images))[0]
 
-    def probabilities(self, images: Images) -> Any:
+    def probabilities(self, images: Images) -> Features:
         return ops.softmax(_outputs_of(self.model, self._prepare(images))[1], axis=-1)
 
     def get_config(self) -> Config:
         return {"image_size": self.image_size, "weights": self.weights}
 
-    def _prepare(self, images: Images) -> Any:
+    def _prepare(self, images: Images) -> Images:
         images = with_channels(ops.convert_to_tensor(images, dtype="float32"), 3)
         size = (self.image_size, self.image_size)
         return 2.0 * ops.image.resize(images, size, data_format="channels_last") - 1.0
@@ -293,10 +293,10 @@ class Inception2015Extractor(Extractor):
                 "Inception2015Extractor(weights=path)"
             ) from error
 
-    def features(self, images: Images) -> Any:
+    def features(self, images: Images) -> Features:
         return self._outputs(images)[0]
 
-    def probabilities(self, images: Images) -> Any:
+    def probabilities(self, images: Images) -> Features:
         return ops.softmax(self._outputs(images)[1], axis=-1)
 
     def get_config(self) -> Config:
@@ -359,7 +359,7 @@ def get_extractor(identifier: str | dict | Extractor | keras.Model) -> Extractor
     )
 
 
-def resized(images: Images, size: tuple[int, int]) -> Any:
+def resized(images: Images, size: tuple[int, int]) -> Images:
     """Return images resized with antialiasing, by products with constant matrices, which XLA
     compiles on every device.
 
@@ -379,7 +379,7 @@ def _triangle_filter(old: int, new: int) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
 
 
-def with_channels(images: Images, channels: int) -> Any:
+def with_channels(images: Images, channels: int) -> Images:
     """Return images of 1, 3 or 4 channels with as many as asked for: repeated, turned to luma, or
     without alpha.
     """

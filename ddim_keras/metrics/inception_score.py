@@ -12,7 +12,7 @@ from ddim_keras.data import inputs
 from ddim_keras.metrics.base import ImageMetric, checked_features, require
 from ddim_keras.metrics.states import Sums
 from ddim_keras.support.arguments import positive_int
-from ddim_keras.support.types import Config, Features, Images, Tensor
+from ddim_keras.support.types import Config, ExtractorLike, Features, Images, Tensor
 
 
 class InceptionScoreResult(NamedTuple):
@@ -76,7 +76,10 @@ class InceptionScore(ImageMetric):
     _direction = "up"
 
     def __init__(
-        self, extractor: Any = "inception_v3", name: str = "inception_score", splits: int = 10
+        self,
+        extractor: ExtractorLike = "inception_v3",
+        name: str = "inception_score",
+        splits: int = 10,
     ):
         super().__init__(extractor, name)
         self.splits = positive_int("splits", splits)
@@ -91,7 +94,7 @@ class InceptionScore(ImageMetric):
     def minimum_images(self) -> int:  # type: ignore[override]
         return self.splits
 
-    def extract(self, images: Images) -> Any:
+    def extract(self, images: Images) -> Features:
         return self.extractor.probabilities(inputs.as_unit_range(images))
 
     def update_features(

@@ -16,7 +16,7 @@ import numpy as np
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require
 from ddim_keras.metrics.states import Sample
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import Config, Features, Tensor
+from ddim_keras.support.types import Config, ExtractorLike, Features, Tensor
 
 _BLOCK = 1024  # rows of distances held at a time
 
@@ -67,7 +67,7 @@ def is_within(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.
 def precision_recall(
     real: Features,
     generated: Features,
-    extractor: Any = None,
+    extractor: ExtractorLike = None,
     *,
     neighbours: int = 3,
     comparable: bool = False,
@@ -110,7 +110,7 @@ def precision_recall(
 def density_coverage(
     real: Features,
     generated: Features,
-    extractor: Any = None,
+    extractor: ExtractorLike = None,
     *,
     neighbours: int = 5,
     comparable: bool = False,
@@ -158,7 +158,7 @@ class _ManifoldMetric(ImageMetric):
 
     def __init__(
         self,
-        extractor: Any = "inception_v3",
+        extractor: ExtractorLike = "inception_v3",
         name: str | None = None,
         neighbours: int | None = None,
         seed: int = 0,

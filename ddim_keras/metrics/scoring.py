@@ -27,7 +27,7 @@ from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import generate
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
-from ddim_keras.support.types import Condition, Data, Features, Labels
+from ddim_keras.support.types import Condition, Data, ExtractorLike, Features, Images, Labels
 
 METRICS: dict[str, Callable[..., ImageMetric]] = {
     "fid": FID,
@@ -41,7 +41,7 @@ _NEIGHBOURS = 5
 
 
 def score(
-    generated: Iterable[Any],
+    generated: Iterable[Images],
     real: Features,
     metrics: Sequence[str | ImageMetric],
     extractor: str | Extractor | keras.Model,
@@ -96,7 +96,7 @@ class _Classes:
     say what it meant.
     """
 
-    def __init__(self, extractor: Any):
+    def __init__(self, extractor: ExtractorLike):
         self.extractor = extractor
         self._holder = keras.metrics.Metric(name="classes")
         # The label is one more feature: it stays with its image.
@@ -158,7 +158,7 @@ def score_generated(
     diffusion_steps: int | Sequence[float] = 20,
     *,
     metrics: Sequence[Any] = ("fid", "kid", "precision_recall"),
-    extractor: Any = None,
+    extractor: ExtractorLike = None,
     per_class: bool = False,
     labels: Labels = None,
     condition: Condition = None,
@@ -257,7 +257,7 @@ def _generated_in_batches(
         yield images[:count]
 
 
-def _metric(metric: str | ImageMetric, extractor: Any) -> ImageMetric:
+def _metric(metric: str | ImageMetric, extractor: ExtractorLike) -> ImageMetric:
     if isinstance(metric, ImageMetric):
         metric.reset_state()
         return metric

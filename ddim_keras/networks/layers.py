@@ -12,7 +12,7 @@ from keras import ops
 from ddim_keras.data import inputs
 from ddim_keras.support import backend
 from ddim_keras.support.progress import progress
-from ddim_keras.support.types import Config, Data, Images
+from ddim_keras.support.types import Config, Data, Images, Tensor
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -288,7 +288,7 @@ class ImageNormalization(keras.layers.Layer):
         self.variance.assign(np.maximum(square - mean**2, 0.0))
         self.count.assign(float(count))
 
-    def standard_deviation(self) -> Any:
+    def standard_deviation(self) -> Tensor:
         """Return the scale of each channel, shape (channels,); 1 for a channel that does not
         vary.
         """
@@ -302,7 +302,7 @@ class ImageNormalization(keras.layers.Layer):
     def call(self, images):
         return (inputs.as_unit_range(images) - self.mean) / self.standard_deviation()
 
-    def denormalize(self, images: Images) -> Any:
+    def denormalize(self, images: Images) -> Images:
         """Return zero-mean unit-variance images to [0, 1], clipped."""
         return ops.clip(self.mean + images * self.standard_deviation(), 0.0, 1.0)
 

@@ -262,7 +262,7 @@ class _Blocks:
             return self.block(partial(self._residual, width), *parts, self.embedding)
         return self.block(lambda *parts: self._residual(width, *parts, None), *parts)
 
-    def _residual(self, width: int, *inputs: Any) -> Tensor:
+    def _residual(self, width: int, *inputs: Tensor) -> Tensor:
         *parts, embedding = inputs
         x = layers.Concatenate(dtype=self.dtype)(parts) if len(parts) > 1 else parts[0]
         skipped = x if x.shape[-1] == width else self.convolution(x, width, 1)
@@ -299,7 +299,7 @@ class _Blocks:
         return layers.Add(dtype=self.dtype)([x, tokens])
 
 
-def _with_float32_weights(dtype: DType) -> Any:
+def _with_float32_weights(dtype: DType) -> DType:
     """Return a policy that computes as `dtype` does, on weights of at least 32 bits.
 
     16 bits would round an optimizer's small steps away, and those of the weights' average.

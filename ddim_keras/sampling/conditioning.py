@@ -10,7 +10,7 @@ from keras import ops
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, guidances
-from ddim_keras.support.types import Condition, Labels, Numbers
+from ddim_keras.support.types import Condition, GuidanceLike, Labels, Numbers
 
 
 class Told(Wrapper):
@@ -89,7 +89,7 @@ def conditioning(
     number: int,
     labels: Labels = None,
     condition: Condition = None,
-    guidance: Any = None,
+    guidance: GuidanceLike = None,
 ) -> Conditioning:
     """Check what a user says of the conditions of `number` images.
 

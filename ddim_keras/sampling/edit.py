@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import Condition, ImageArray, Images, Labels
+from ddim_keras.support.types import Condition, GuidanceLike, ImageArray, Images, Labels, Tensor
 
 # Noises of different use are drawn under numbers this far apart.
 _KNOWN_PART, _RENOISING = 1 << 24, 2 << 24
@@ -45,7 +44,7 @@ def variations(
     clipping: str | Clipping = "none",
     labels: Labels = None,
     condition: Condition = None,
-    guidance: Any = None,
+    guidance: GuidanceLike = None,
     seed: int | None = None,
     batch_size: int | None = None,
     verbose: str | int = "auto",
@@ -113,7 +112,7 @@ def inpaint(
     clipping: str | Clipping = "none",
     labels: Labels = None,
     condition: Condition = None,
-    guidance: Any = None,
+    guidance: GuidanceLike = None,
     seed: int | None = None,
     batch_size: int | None = None,
     verbose: str | int = "auto",
@@ -192,7 +191,7 @@ class KnownPart(Wrapper):
     def wrap(self, denoise, arrays, draw_noises):
         images, known, showings = (ops.convert_to_tensor(array) for array in arrays)
 
-        def shown(noisy_images: Images, index: Any) -> Images:
+        def shown(noisy_images: Images, index: Tensor) -> Images:
             known_signal, known_noise, kept, added = ops.unstack(
                 ops.take(showings, index, axis=0), num=4
             )

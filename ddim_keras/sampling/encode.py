@@ -20,7 +20,14 @@ from ddim_keras.sampling.generate import decode
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport, invert_step
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import resolve
-from ddim_keras.support.types import Array, Condition, ImageArray, Images, Labels
+from ddim_keras.support.types import (
+    Array,
+    Condition,
+    GuidanceLike,
+    ImageArray,
+    Images,
+    Labels,
+)
 
 _LARGEST_ROUND_TRIP_ERROR = 1e-5
 
@@ -39,7 +46,7 @@ def encode(
     schedule: str | Schedule | None = None,
     labels: Labels = None,
     condition: Condition = None,
-    guidance: Any = None,
+    guidance: GuidanceLike = None,
     batch_size: int | None = None,
     verbose: str | int = "auto",
 ) -> Any:

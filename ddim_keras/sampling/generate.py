@@ -19,7 +19,7 @@ from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, count_evaluations
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import Array, Condition, ImageArray, Images, Labels
+from ddim_keras.support.types import Array, Condition, GuidanceLike, ImageArray, Images, Labels
 
 
 class Trajectory(NamedTuple):
@@ -84,7 +84,7 @@ def generate(
     initial_noise: Images = None,
     labels: Labels = None,
     condition: Condition = None,
-    guidance: Any = None,
+    guidance: GuidanceLike = None,
     return_trajectory: bool = False,
     verbose: str | int = "auto",
 ) -> Any:

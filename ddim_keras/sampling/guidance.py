@@ -22,7 +22,7 @@ from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.arguments import is_number
 from ddim_keras.support.configurable import Configurable
-from ddim_keras.support.types import Config, Images, Rates, Tensor
+from ddim_keras.support.types import Config, GuidanceLike, Images, Rates, Tensor
 
 Interval = Sequence[float]
 # Noise rates from 0 to 1 lie inside, whatever their rounding.
@@ -63,7 +63,7 @@ class Guidance(Configurable, abc.ABC):
         return (rates >= low) & (rates <= high)
 
     @abc.abstractmethod
-    def evaluations(self, inside: Any) -> Any:
+    def evaluations(self, inside: Tensor) -> Tensor:
         """Return how often networks are called where it acts around a denoiser that calls them
         `inside` times; both are integers, or arrays of them.
         """
@@ -127,7 +127,7 @@ class ClassifierFreeGuidance(Guidance):
     def needs_condition(self) -> bool:
         return True
 
-    def evaluations(self, inside: Any) -> Any:
+    def evaluations(self, inside: Tensor) -> Tensor:
         return 2 * inside
 
 
@@ -154,7 +154,7 @@ class Autoguidance(Guidance):
             )
         self.model = model
 
-    def evaluations(self, inside: Any) -> Any:
+    def evaluations(self, inside: Tensor) -> Tensor:
         return inside + 1
 
     def __repr__(self) -> str:
@@ -222,7 +222,7 @@ class GuidanceFunction(Guidance):
             )
         self.function = function
 
-    def evaluations(self, inside: Any) -> Any:
+    def evaluations(self, inside: Tensor) -> Tensor:
         return inside
 
     def __repr__(self) -> str:
@@ -236,7 +236,7 @@ class GuidanceFunction(Guidance):
         return _ByFunction(self)
 
 
-def guidances(guidance: Any) -> list[Guidance]:
+def guidances(guidance: GuidanceLike) -> list[Guidance]:
     """Return the guidances that a user's argument stands for, without those that do nothing.
 
     Args:
@@ -380,7 +380,7 @@ class _ByFunction(_Within):
         return (noisy_images - signal_rates * images) / noise_rates, images
 
 
-def _twice(told: Tensor | None, nothing: Any) -> Tensor | None:
+def _twice(told: Tensor | None, nothing: Tensor) -> Tensor | None:
     """What the network is told, and then as much of what says nothing, or of the same."""
     if told is None:
         return None

@@ -15,7 +15,7 @@ from ddim_keras.sampling.encode import encode
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import decode
 from ddim_keras.support.arguments import positive_int
-from ddim_keras.support.types import ImageArray
+from ddim_keras.support.types import ImageArray, Latents
 
 # Below this angle, or this close to half a turn, sin(phi) leaves no digits.
 _SMALLEST_ANGLE = 1e-4
@@ -78,7 +78,7 @@ def slerp(start: npt.ArrayLike, end: npt.ArrayLike, weights: npt.ArrayLike) -> n
     return result.astype("float32")
 
 
-def slerp_grid(corners: Any, rows: int, cols: int) -> np.ndarray:
+def slerp_grid(corners: Latents, rows: int, cols: int) -> np.ndarray:
     """Interpolate between four latents: down the left and the right side, then across each row.
 
     Args:
@@ -101,8 +101,8 @@ def slerp_grid(corners: Any, rows: int, cols: int) -> np.ndarray:
 
 def interpolate(
     engine: Engine,
-    start: Any,
-    end: Any,
+    start: Latents,
+    end: Latents,
     num_images: int = 9,
     diffusion_steps: int | Sequence[float] = 50,
     *,
@@ -134,7 +134,7 @@ def interpolate(
 
 def interpolate_grid(
     engine: Engine,
-    corners: Any,
+    corners: Latents,
     rows: int = 5,
     cols: int = 5,
     diffusion_steps: int | Sequence[float] = 50,
@@ -166,7 +166,7 @@ def interpolate_grid(
 
 
 def _latents_of(
-    ends: list[Any],
+    ends: list[Latents],
     engine: Engine,
     from_images: bool,
     diffusion_steps: int | Sequence[float],
@@ -199,7 +199,7 @@ def _latents_of(
     return encode(engine, np.stack(images), diffusion_steps, **chosen)
 
 
-def _check_corners(corners: Any) -> None:
+def _check_corners(corners: Latents) -> None:
     if len(corners) != 4:
         raise ValueError(
             "expected 4 corners (top left, top right, bottom left, bottom right), got "

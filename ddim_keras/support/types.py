@@ -76,3 +76,18 @@ Shape: TypeAlias = Any
 
 Callbacks: TypeAlias = Any
 """A `keras.callbacks.Callback`, a list of them, or None."""
+
+ExtractorLike: TypeAlias = Any
+"""An `Extractor`, its name, its configuration or a Keras model; None for the default."""
+
+Split: TypeAlias = Any
+"""Which part of a data set to take: TFDS's names, a share to hold out, or None for its own."""
+
+GuidanceLike: TypeAlias = Any
+"""A number, a `Guidance`, several of them, or None."""
+
+Latents: TypeAlias = Any
+"""Noises shaped as images, or one of them, on either side."""
+
+LearningRate: TypeAlias = Any
+"""A number, or a `keras.optimizers.schedules.LearningRateSchedule`."""

@@ -30,7 +30,7 @@ class FitData(NamedTuple):
     x: Data
     y: Labels
     sample_weight: SampleWeights
-    validation_data: tuple[Any, Any, Any] | None
+    validation_data: tuple[Data, Labels, SampleWeights] | None
 
     def in_batches(
         self, batch_size: int | None, validation_batch_size: int | None, shuffle: bool
@@ -166,7 +166,7 @@ def adapt_normalizer(
     data: Data,
     batch_size: int | None,
     steps: int | None,
-    verbose: Any,
+    verbose: str | int,
 ) -> None:
     """Adapt a normalizer to the data of a training that is about to start, unless it was adapted.
 

@@ -64,8 +64,8 @@ class EMASteps(WholeFiles):
         self.ema_decay = float(ema_decay)
         self.condition_noise = float(condition_noise)
         self.seed = seed
-        self.network: Any = network
-        self.ema_network: Any = ema_network
+        self.network = network
+        self.ema_network = ema_network
         self.ema_network.trainable = False
         self.ema_updates = self.add_weight(
             shape=(),
@@ -188,7 +188,7 @@ class EMASteps(WholeFiles):
             told["condition"] = told["condition"] * ops.cast(keep, "float32")
         return told
 
-    def track_gradients(self, gradients: list, scale: Any) -> None:
+    def track_gradients(self, gradients: list, scale: Tensor) -> None:
         """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if
         one was compiled.
         """
