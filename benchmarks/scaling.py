@@ -146,7 +146,7 @@ def draw(found: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None:
         peaks = memory.plot(values, [row["mebibytes"] for row in rows], "s--", color="C1")
         memory.set_ylabel("peak MiB")
         memory.set_ylim(bottom=0)
-        axis.legend([*times, *peaks], ["time", "peak memory"], loc="upper left")
+        axis.legend([*times, *peaks], ["time", "peak memory"], loc="lower right")
     figure.savefig(path, dpi=100)
 
 

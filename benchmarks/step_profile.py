@@ -1,8 +1,9 @@
-"""Where a training step goes: the time of each kind of operation, as TensorFlow's profiler has it.
+"""Where a training step goes: the time of each kind of operation, as the backend's profiler has it.
 
     python benchmarks/step_profile.py [--case recipe|example] [--divided] [--one-at-a-time]
 
-With --one-at-a-time operations wait for each other, so that their times add up to the step's.
+With --one-at-a-time TensorFlow's operations wait for each other, so that their times add up to the
+step's. On JAX the kinds are XLA's, which fuses operations.
 """
 
 from __future__ import annotations
@@ -12,10 +13,22 @@ import collections
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Before TensorFlow reads it.
+if "--one-at-a-time" in sys.argv:
+    os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import ddim_keras
+from ddim_keras import presets
+from ddim_keras.support.backend import fastest_precision
 
 CASES = {"recipe": ("fashion_mnist_32", 32, 1, 32), "example": ("keras_example", 64, 3, 64)}
 STEPS = 10
@@ -39,6 +52,25 @@ KINDS = (
 )
 
 
+# XLA's, by what the name of an instruction begins with.
+KINDS_OF_XLA = (
+    ("convolutions and products with what follows (YNNPACK)", ("ynn",)),
+    ("convolutions", ("convolution", "conv")),
+    ("matrix products", ("dot", "gemm", "onednn")),
+    ("fused elementwise and sums", ("fusion", "loop", "input_", "wrapped", "add", "multiply")),
+    ("sums", ("reduce", "select-and-scatter")),
+    ("layout", ("copy", "transpose", "bitcast", "reshape", "pad", "concatenate", "slice")),
+    ("control", ("while", "call", "conditional")),
+)
+
+
+def kind_of_xla(name: str) -> str:
+    for kind, parts in KINDS_OF_XLA:
+        if name.startswith(parts) or any(f"_{part}" in name for part in parts):
+            return kind
+    return "others"
+
+
 def kind_of(name: str) -> str:
     for kind, parts in KINDS:
         if any(part in name for part in parts):
@@ -47,7 +79,9 @@ def kind_of(name: str) -> str:
 
 
 def operations(folder: str) -> dict[str, float]:
-    """Milliseconds a step of each operation, by `name:type`."""
+    """Milliseconds a step of each operation, by `name:type`; on JAX by XLA's name."""
+    if keras.backend.backend() == "jax":
+        return operations_of_xla(folder)
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     space = xplane_pb2.XSpace()
@@ -66,6 +100,20 @@ def operations(folder: str) -> dict[str, float]:
     return total
 
 
+def operations_of_xla(folder: str) -> dict[str, float]:
+    from jax.profiler import ProfileData
+
+    (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+    total: dict[str, float] = collections.Counter()
+    for plane in ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                # What XLA runs says which instruction it is.
+                if any(name == "hlo_op" for name, _ in event.stats):
+                    total[event.name] += event.duration_ns / 1e6 / STEPS
+    return total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--case", choices=list(CASES), default="recipe")
@@ -73,17 +121,6 @@ def main() -> None:
     parser.add_argument("--one-at-a-time", action="store_true")
     parser.add_argument("--float32", action="store_true", help="instead of the fastest precision")
     arguments = parser.parse_args()
-    if arguments.one_at_a_time:
-        os.environ["TF_NUM_INTEROP_THREADS"] = "1"
-
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    import ddim_keras
-    from ddim_keras import presets
-    from ddim_keras.support.backend import fastest_precision
-
     if arguments.divided:
         ddim_keras.divide_batches_among_cores()
     preset, size, channels, batch = CASES[arguments.case]
@@ -97,6 +134,12 @@ def main() -> None:
     model.normalizer.adapt(images)
     model.compile(**presets.training(preset).compile_arguments(10_000))
 
+    start, stop, kind = tf.profiler.experimental.start, tf.profiler.experimental.stop, kind_of
+    if keras.backend.backend() == "jax":
+        import jax
+
+        start, stop, kind = jax.profiler.start_trace, jax.profiler.stop_trace, kind_of_xla
+
     class Trace(keras.callbacks.Callback):
         def __init__(self, folder: str):
             super().__init__()
@@ -107,9 +150,9 @@ def main() -> None:
             if self.number <= 3 + STEPS:
                 self.ends.append(time.perf_counter())
             if self.number == 3 + STEPS:
-                tf.profiler.experimental.start(self.folder)
+                start(self.folder)
             elif self.number == 3 + 2 * STEPS:
-                tf.profiler.experimental.stop()
+                stop()
 
     with tempfile.TemporaryDirectory() as folder:
         trace = Trace(folder)
@@ -118,12 +161,12 @@ def main() -> None:
     step = 1000 * statistics.median(np.diff(trace.ends)[2:])
     kinds: dict[str, float] = collections.Counter()
     for name, value in found.items():
-        kinds[kind_of(name)] += value
+        kinds[kind(name)] += value
     total = sum(kinds.values())
     print(f"{arguments.case}, batch {batch}, {precision}: {step:.1f} ms a step")
     print(f"{len(found)} operations take {total:.1f} ms, all threads together:")
-    for kind, value in sorted(kinds.items(), key=lambda item: -item[1]):
-        print(f"| {kind} | {value:.1f} ms | {value / total:.0%} |")
+    for each, value in sorted(kinds.items(), key=lambda item: -item[1]):
+        print(f"| {each} | {value:.1f} ms | {value / total:.0%} |")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from ddim_keras.data import pairs
 from ddim_keras.guidance import ClassifierFreeGuidance
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
+from ddim_keras.support import cores
 from ddim_keras.support.docstrings import attributes
 
 pytestmark = slow_on_jax
@@ -192,6 +193,27 @@ def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, mon
     said = run("train", "-d", "embedded", "-o", tmp_path / "run", code=130)
     assert said == "Interrupted.\n" and not (tmp_path / "run").exists()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "divides"),
+    [
+        (["train", "--data", "nowhere", "--out", "run"], True),
+        (["train", "--data", "nowhere", "--out", "run", "--preset", "keras_example"], False),
+        (["train", "--data", "nowhere", "--out", "run", "--set", "normalization=batch"], False),
+        (["generate", "-m", "nowhere", "--out", "images", "-n", "64"], True),
+        (["generate", "-m", "nowhere", "--out", "images", "-n", "16"], False),
+        (["evaluate", "-m", "nowhere"], True),
+    ],
+)
+def test_batches_are_divided_among_the_cores_where_it_pays(
+    arguments, divides, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(cores, "divide_batches_among_cores", lambda: calls.append(1))
+    monkeypatch.chdir(tmp_path)
+    run(*arguments, code=1)  # there is nothing to read
+    assert bool(calls) == divides
 
 
 def test_unknown_models_name_what_there_is(tmp_path):
