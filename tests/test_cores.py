@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from ddim_keras.data.conditions import ConditionSpec
+from ddim_keras.samplers import Conditions
+from ddim_keras.sampling import denoisers
 from ddim_keras.support import cores
 
 pytestmark = pytest.mark.skipif(
@@ -20,6 +23,9 @@ PROGRAM = """
 import json, sys
 import numpy as np, keras
 import ddim_keras
+from ddim_keras.data.conditions import ConditionSpec
+from ddim_keras.samplers import Conditions
+from ddim_keras.sampling import denoisers
 from ddim_keras.support import cores
 
 if sys.argv[1] == "parts":
@@ -79,3 +85,37 @@ def test_a_last_part_that_is_too_short_is_filled_up(monkeypatch):
     whole = tf.function(lambda batch: cores.by_parts(double, [batch]), autograph=False)
     np.testing.assert_array_equal(whole(tf.constant(images))[0], 2.0 * images)
     assert seen == [2]
+
+
+@pytest.mark.parametrize(
+    ("layer", "batch", "training", "sizes"),
+    [
+        (keras.layers.GroupNormalization(1), None, True, [2]),
+        (keras.layers.BatchNormalization(), None, False, [2]),
+        (keras.layers.BatchNormalization(), None, True, [4]),
+        (keras.layers.Dropout(0.5), None, True, [4]),
+        (keras.layers.Activation("relu"), 4, False, [4]),  # of a fixed batch
+    ],
+)
+def test_a_network_that_needs_its_whole_batch_gets_it(layer, batch, training, sizes, monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setattr(cores, "parts_of_a_batch", lambda: 2)
+    seen = []
+
+    class Look(keras.layers.Layer):
+        def call(self, inputs):
+            seen.append(inputs.shape[0])
+            return inputs
+
+    images, levels = keras.Input((4, 4, 1), batch), keras.Input((1, 1, 1), batch)
+    network = keras.Model([images, levels], Look()(layer(images)) + 0.0 * levels)
+    seen.clear()
+    denoise = tf.function(
+        lambda noisy: denoisers.predict(
+            network, noisy, Conditions(tf.ones((1, 1, 1, 1))), ConditionSpec(), training
+        ),
+        autograph=False,
+    )
+    assert denoise(tf.ones((4, 4, 4, 1))).shape == (4, 4, 4, 1)
+    assert seen == sizes

@@ -100,13 +100,20 @@ def predict(
         _shaped(named[tensor.name], tensor) if tensor.name in named else unnamed.pop(0)
         for tensor in network.inputs
     ]
-    if not training:
-        outputs = by_parts(lambda part: network(part, training=False), inputs)
-    elif network.non_trainable_variables:  # statistics of the whole batch, or dropout's seeds
-        outputs = in_training(network, inputs)
-    else:
-        outputs = by_parts(lambda part: in_training(network, part), inputs)
-    return ops.cast(outputs, "float32")
+    call = in_training if training else _in_inference
+    if _needs_whole_batches(network, training):
+        return ops.cast(call(network, inputs), "float32")
+    return ops.cast(by_parts(lambda part: call(network, part), inputs), "float32")
+
+
+def _in_inference(network: keras.Model, inputs: Sequence[Tensor]) -> Tensor:
+    return network(inputs, training=False)
+
+
+def _needs_whole_batches(network: keras.Model, training: bool) -> bool:
+    """Whether the batch's size is fixed, or training takes statistics of it or draws for it."""
+    fixed = any(tensor.shape[0] is not None for tensor in network.inputs)
+    return fixed or (training and bool(network.non_trainable_variables))
 
 
 def _shaped(values: Tensor, wanted: keras.KerasTensor) -> Tensor:

@@ -25,7 +25,7 @@ def divide_batches_among_cores() -> int:
 
     It holds for the whole process: other models, which do not divide their batches, then compute
     on one core. So does the training of a network whose batch must stay whole, for its batch
-    normalisation or dropout.
+    normalisation or dropout. Layers of your own must treat each image by itself.
 
     Call it before anything is computed. Under JAX, on an accelerator, and with more than eight
     cores it changes nothing.
