@@ -294,7 +294,8 @@ def _filled_up(batch: Batch, multiple: int) -> Batch:
     places = tf.range(number + (-number) % multiple)
     weights = tf.ones(number) if batch.sample_weight is None else batch.sample_weight
     filled = tf.nest.map_structure(
-        lambda part: tf.gather(part, places % number), batch._replace(sample_weight=weights)
+        lambda part: None if part is None else tf.gather(part, places % number),
+        batch._replace(sample_weight=weights),
     )
     counted = tf.where(places < number, filled.sample_weight, -1.0)
     return filled._replace(sample_weight=counted)
