@@ -530,6 +530,7 @@ def _networks(
         policy = keras.dtype_policies.get(dtype)
         options |= {"num_classes": spec.num_classes, "condition_shape": spec.condition_shape}
         trained = residual_unet(image_shape, dtype=policy, name="network", **options)
+        options["recompute"] = False  # it is never trained
         average = residual_unet(image_shape, dtype=policy, name="ema_network", **options)
     else:
         if options["recompute"]:

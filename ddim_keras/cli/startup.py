@@ -1,5 +1,5 @@
-"""Starting TensorFlow without the lines that it writes at every start, whatever its settings
-say.
+"""Starting TensorFlow: without the lines that it writes at every start, whatever its settings say,
+and with a part of each batch on each core.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ _CHATTER = re.compile(
     rb"the following instructions"
     rb"|E\d{4} .*(cuInit|cuda_platform|cudart_stub|Unable to register cu|computation_placer)"
 )
-
-
 # Tracing a graph for the parts takes longer than a few images do.
 _FEWEST_IMAGES = 64
 
