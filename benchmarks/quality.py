@@ -1,21 +1,24 @@
-"""Train recipes on Fashion-MNIST for the same minutes on this machine, and score what each then
+"""Train recipes on one data set for the same minutes on this machine, and score what each then
 draws.
 
-    python benchmarks/quality.py --data-dir TFDS_DATA_DIR [--recipes published mended ours]
-        [--minutes 10] [--seeds 0] [--num-images 10000] [--train-only] [--out outputs/quality]
+    python benchmarks/quality.py --data fashion_mnist|cifar10|flowers --data-dir WHERE
+        [--recipes published mended ours] [--minutes 10] [--seeds 0] [--num-images 10000]
+        [--train-only] [--out outputs/quality]
 
-The 60,000 training images, padded to 32 x 32, come through TFDS (see scripts/place_fashion_mnist.py
-where there is no network). Scores are against the 10,000 test images, with the features of the
-package's own classifier, by S = 5, 20 and 50 network evaluations for each image. "published" and
-"mended" are the Keras example, sampled as it samples; "ours" is the preset fashion_mnist_32,
-sampled by the package's default, by a stochastic solver and as the example is; the other names each
-change one thing of ours, and are sampled by the default, but for "paper_schedule", which is sampled
-as two rows of the paper's table 1 are. Changes can be joined: "adamw+flips".
+Fashion-MNIST, padded to 32 x 32, and CIFAR-10 come through TFDS, from WHERE it keeps its data (see
+scripts/place_fashion_mnist.py where there is no network), and scores are against their 10,000 test
+images. The flowers are a folder, WHERE, of photos, such as TensorFlow's flower_photos; they are
+64 x 64, all are trained on, and scores are against all. Features are those of the package's own
+classifiers, by S = 5, 20 and 50 network evaluations for each image. "published" and "mended" are
+the Keras example, sampled as it samples; "ours" is what `presets.recommend` says for the data and
+the minutes, sampled by the package's default, by a stochastic solver and as the example is; the
+other names each change one thing of ours, and are sampled by the default, but for "paper_schedule",
+which is sampled as two rows of the paper's table 1 are. Changes can be joined: "adamw+flips".
 
 A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first.
 All are trained before any is scored, as only the training needs the machine to itself. The models
 stay in the output folder and are not trained again; each result is added to results.jsonl there,
-and comparison.png shows what each draws in 20 evaluations.
+and comparison_DATA.png shows what each draws in 20 evaluations.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import json
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -39,8 +42,70 @@ from ddim_keras import plotting, presets
 from ddim_keras.schedules import AngleSchedule
 from ddim_keras.support import backend
 
-PRESET = "fashion_mnist_32"
 TIMED_STEPS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set to compare on.
+
+    Attributes:
+        image_size: side of the images, in pixels.
+        extractor: whose features the scores are of.
+        fit: how images are brought to size.
+        is_folder: whether it is a folder, which has no test images: scores are against all of it.
+    """
+
+    image_size: int
+    extractor: str
+    fit: str = "crop"
+    is_folder: bool = False
+
+    def load(
+        self, name: str, where: str | None, batch_size: int = 64, flip: bool = False, seed: int = 0
+    ) -> tuple[Any, Any]:
+        """Return batches of the images to train on, and of those to score against."""
+        if not self.is_folder:
+            return ddim_keras.data.load_dataset(
+                name, self.image_size, batch_size, fit=self.fit, flip=flip, seed=seed,
+                data_dir=where,
+            )  # fmt: skip
+        if where is None:
+            raise SystemExit(f"--data {name} needs --data-dir, the folder of its photos")
+        options = {"fit": self.fit, "seed": seed}
+        train, _ = ddim_keras.data.load_dataset(
+            where, self.image_size, batch_size, flip=flip, **options
+        )
+        rest = ddim_keras.data.load_dataset(where, self.image_size, drop_remainder=False, **options)
+        return train, rest[0].concatenate(rest[1])
+
+
+DATA = {
+    "fashion_mnist": Data(32, "fashion_mnist", fit="pad"),
+    "cifar10": Data(32, "cifar10"),
+    "flowers": Data(64, "cifar10", is_folder=True),
+}
+
+
+class Task(NamedTuple):
+    """What all recipes are compared on: a data set, where it is, and the minutes of training."""
+
+    name: str
+    where: str | None
+    minutes: float
+
+    @property
+    def data(self) -> Data:
+        return DATA[self.name]
+
+    def load(self, batch_size: int = 64, flip: bool = False, seed: int = 0) -> tuple[Any, Any]:
+        return self.data.load(self.name, self.where, batch_size, flip, seed)
+
+    def recommendation(self, images: Any) -> presets.Recommendation:
+        """What the package recommends for the images, batches of them, and the minutes."""
+        height, width, channels = images.element_spec.shape[1:]
+        number = int(images.cardinality()) * int(images.element_spec.shape[0] or 64)
+        return presets.recommend((height, width), channels, number, self.minutes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +113,12 @@ class Recipe:
     """What to train, and how.
 
     Attributes:
-        model: changes to the preset's model, arguments of `DiffusionModel`.
-        training: changes to the preset's training, arguments of `presets.Training`.
+        model: changes to the recommended model, arguments of `DiffusionModel`.
+        training: changes to the recommended training, arguments of `presets.Training`.
         example: "published" for the Keras example as it is, "mended" for one whose EMA network
-            starts equal to the network and whose decay warms up; None for the preset.
+            starts equal to the network and whose decay warms up; None for ours.
         samplings: ways to sample, by name: arguments of `generate`.
-        model_class: of the preset's model.
+        model_class: of our model.
     """
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -176,30 +241,23 @@ class StopInTime(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def load_images(
-    data_dir: str | None, batch_size: int = 64, flip: bool = False, seed: int = 0
-) -> tuple[Any, Any]:
-    """Return batches of the 60,000 training and the 10,000 test images, 32 x 32 x 1."""
-    return ddim_keras.data.load_dataset(
-        "fashion_mnist", 32, batch_size, fit="pad", flip=flip, seed=seed, data_dir=data_dir
-    )
+def training_of(recipe: Recipe, recommended: presets.Recommendation) -> presets.Training:
+    base = presets.training("keras_example") if recipe.example else recommended.training
+    return dataclasses.replace(base, **recipe.training)
 
 
-def training_of(recipe: Recipe) -> presets.Training:
-    return dataclasses.replace(
-        presets.training("keras_example" if recipe.example else PRESET), **recipe.training
-    )
-
-
-def make(recipe: Recipe, images: Any, seed: int, steps: int) -> keras.Model:
+def make(recipe: Recipe, images: Any, task: Task, seed: int, steps: int) -> keras.Model:
     """Return a compiled model that has seen nothing."""
     keras.utils.set_random_seed(seed)
     if recipe.example:
         return keras_example.make_example(images, mended=recipe.example == "mended")
+    recommended = task.recommendation(images)
     changes = {"dtype": backend.fastest_precision(), "seed": seed, **recipe.model}
-    model = recipe.model_class.from_preset(PRESET, load_weights=False, **changes)
+    model = recipe.model_class.from_preset(
+        recommended.preset, load_weights=False, **{**recommended.model, **changes}
+    )
     model.normalizer.adapt(images)
-    model.compile(**training_of(recipe).compile_arguments(steps))
+    model.compile(**training_of(recipe, recommended).compile_arguments(steps))
     return model
 
 
@@ -234,9 +292,9 @@ class StepTimes(keras.callbacks.Callback):
         self.ends.append(time.perf_counter())
 
 
-def seconds_per_step(recipe: Recipe, images: Any) -> float:
+def seconds_per_step(recipe: Recipe, images: Any, task: Task) -> float:
     """Time single steps; the median of the quicker half, as whatever else runs only slows them."""
-    model = make(recipe, images, 0, 1000)
+    model = make(recipe, images, task, 0, 1000)
     times = StepTimes()
     model.fit(images.repeat(), epochs=1, steps_per_epoch=TIMED_STEPS, verbose=0, callbacks=[times])
     return float(np.median(sorted(np.diff(times.ends))[: TIMED_STEPS // 2]))
@@ -248,27 +306,22 @@ def divisible(name: str) -> bool:
     return recipe.example is None and recipe.model.get("normalization") != "batch"
 
 
-def train(
-    name: str,
-    data_dir: str | None,
-    minutes: float,
-    fixed_steps: int | None,
-    seed: int,
-    path: pathlib.Path,
-) -> None:
+def train(name: str, task: Task, fixed_steps: int | None, seed: int, path: pathlib.Path) -> None:
     """Train a recipe, and keep the model that samples from it at `path`, with what it took in a
     .json beside it.
     """
     recipe = recipe_of(name)
-    training = training_of(recipe)
-    images, _ = load_images(data_dir, training.batch_size, training.flip, seed)
-    steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, images)))
-    model = make(recipe, images, seed, steps)
+    training = training_of(recipe, task.recommendation(task.load()[0]))
+    images, _ = task.load(training.batch_size, training.flip, seed)
+    minutes = task.minutes
+    steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, images, task)))
+    model = make(recipe, images, task, seed, steps)
     stop = StopInTime(60.0 * minutes if fixed_steps is None else float("inf"))
     start = time.perf_counter()
     model.fit(images.repeat(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop])
     seconds = time.perf_counter() - start
     facts = {
+        "data": task.name,
         "recipe": name,
         "seed": seed,
         "parameters": model.network.count_params(),
@@ -284,7 +337,7 @@ def train(
 
 
 def score(
-    path: pathlib.Path, data_dir: str | None, num_images: int, evaluations: list[int]
+    path: pathlib.Path, task: Task, num_images: int, evaluations: list[int]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Score a model that `train` made; return the figures, and a row of its images for each
     sampling.
@@ -292,18 +345,18 @@ def score(
     result = json.loads(path.with_suffix(".json").read_text())
     samplings = recipe_of(result["recipe"]).samplings
     model = keras.models.load_model(path)
-    _, test = load_images(data_dir)
+    _, real = task.load()
     result |= {"num_images": num_images, "scores": {}}
     rows = {}
     for name, sampling in samplings.items():
         of_sampling = result["scores"].setdefault(name, {})
         for number in evaluations:
             scores = model.score(
-                test,
+                real,
                 num_images,
                 network_evaluations=number,
                 seed=1,
-                extractor="fashion_mnist",
+                extractor=task.data.extractor,
                 **sampling,
             )
             of_sampling[str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
@@ -334,7 +387,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--data-dir", help="where TFDS keeps its data")
+    parser.add_argument("--data", choices=sorted(DATA), default="fashion_mnist", help="the images")
+    parser.add_argument("--data-dir", help="where TFDS keeps its data; of flowers, their folder")
     parser.add_argument(
         "--recipes",
         nargs="+",
@@ -370,26 +424,25 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if all(divisible(name) for name in arguments.recipes):
         ddim_keras.divide_batches_among_cores()
+    task = Task(arguments.data, arguments.data_dir, arguments.minutes)
     length = f"{arguments.minutes:g}min" if arguments.steps is None else f"{arguments.steps}steps"
     paths = []
     for seed in arguments.seeds:
         for name in arguments.recipes:
-            paths.append(arguments.out / f"{name}_{length}_seed{seed}.keras")
+            paths.append(arguments.out / f"{task.name}_{name}_{length}_seed{seed}.keras")
             if not paths[-1].exists():
-                train(name, arguments.data_dir, arguments.minutes, arguments.steps, seed, paths[-1])
+                train(name, task, arguments.steps, seed, paths[-1])
     if arguments.train_only:
         return
     rows: dict[str, np.ndarray] = {}
     for path in paths:
-        result, own_rows = score(
-            path, arguments.data_dir, arguments.num_images, arguments.evaluations
-        )
+        result, own_rows = score(path, task, arguments.num_images, arguments.evaluations)
         print(describe(result), flush=True)
         with open(arguments.out / "results.jsonl", "a") as file:
             file.write(json.dumps(result) + "\n")
         rows |= own_rows
     figure = plotting.plot_rows(np.stack(list(rows.values())), list(rows))
-    plotting.save_figure(arguments.out / "comparison.png", figure)
+    plotting.save_figure(arguments.out / f"comparison_{task.name}.png", figure)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ class DiffusionModel(EMATrainer):
         image_size: side of the square images in pixels, or (height, width). Each must be divisible
             by 2**(len(widths) - 1).
         widths: channels of the U-Net's levels, from the full resolution down.
-        block_depth: residual blocks per level, on the way down and on the way up.
+        block_depth: residual blocks per level, on the way down and on the way up; or of each level
+            its own, such as (1, 2, 2).
         channels: channels of the images: 1 for grayscale, 3 for RGB, 4 for RGBA, or any other
             count.
         schedule: a `Schedule` or its name: continuous "angle", "linear_noise_power" or
@@ -79,6 +80,7 @@ class DiffusionModel(EMATrainer):
             the pixels.
         patch_size: p: the network works on patches of p x p pixels, at 1/p of the size and so p * p
             times as fast. `image_size` must then be divisible by p times as much.
+        dropout: share, in [0, 1), of the features within each block that training leaves out.
         recompute: whether training keeps only what goes into each of the network's blocks and works
             out the rest again for the gradients: less memory, for a third more work. Needs group
             normalisation, and changes neither weights nor files.
@@ -131,7 +133,7 @@ class DiffusionModel(EMATrainer):
         self,
         image_size: int | Sequence[int],
         widths: Sequence[int] = (32, 64, 96, 128),
-        block_depth: int = 2,
+        block_depth: int | Sequence[int] = 2,
         *,
         channels: int = 3,
         schedule: str | Schedule | Config = "angle",
@@ -143,6 +145,7 @@ class DiffusionModel(EMATrainer):
         normalization: str = "batch",
         attention_levels: Sequence[int] = (),
         patch_size: int = 1,
+        dropout: float = 0.0,
         recompute: bool = False,
         ema_decay: float = 0.999,
         num_classes: int | None = None,
@@ -164,13 +167,14 @@ class DiffusionModel(EMATrainer):
         # What describes the residual U-Net, as `residual_unet` calls it.
         self_made = {
             "widths": [int(width) for width in widths],
-            "block_depth": block_depth,
+            "block_depth": block_depth if isinstance(block_depth, int) else list(block_depth),
             "embedding_dims": embedding_dims,
             "embedding_max_frequency": float(embedding_max_frequency),
             "conditioning": conditioning,
             "normalization": normalization,
             "attention_levels": [int(level) for level in attention_levels],
             "patch_size": patch_size,
+            "dropout": float(dropout),
             "recompute": bool(recompute),
         }
         max_condition = objective.schedule.max_condition
@@ -445,6 +449,7 @@ class DiffusionModel(EMATrainer):
             "normalization": self.normalization,
             "attention_levels": list(self.attention_levels),
             "patch_size": self.patch_size,
+            "dropout": self.dropout,
             "recompute": self.recompute,
             "ema_decay": self.ema_decay,
             "num_classes": spec.num_classes,
@@ -530,13 +535,17 @@ def _networks(
         policy = keras.dtype_policies.get(dtype)
         options |= {"num_classes": spec.num_classes, "condition_shape": spec.condition_shape}
         trained = residual_unet(image_shape, dtype=policy, name="network", **options)
-        options["recompute"] = False  # it is never trained
+        options |= {"recompute": False, "dropout": 0.0}  # it is never trained
         average = residual_unet(image_shape, dtype=policy, name="ema_network", **options)
     else:
         if options["recompute"]:
             raise ValueError(
                 "recompute=True is for the residual U-Net, whose blocks are known: give a network "
                 "of your own recomputation by itself (keras.RematScope while it is built)"
+            )
+        if options["dropout"]:
+            raise ValueError(
+                "dropout is for the residual U-Net: give a network of your own Dropout layers"
             )
         is_config = isinstance(network, dict)
         trained = keras.saving.deserialize_keras_object(network) if is_config else network

@@ -172,6 +172,17 @@ def fashion_mnist_dir(tmp_path_factory):
     return folder
 
 
+def folder_of_cifar10() -> pathlib.Path:
+    """Where TFDS has prepared CIFAR-10: TFDS_DATA_DIR, or shared/data beside the repository. The
+    test is skipped where neither has it.
+    """
+    places = [os.environ.get("TFDS_DATA_DIR", ""), ROOT.parent / "shared" / "data" / "tfds"]
+    for place in map(pathlib.Path, places):
+        if (place / "cifar10").is_dir():
+            return place
+    pytest.skip("CIFAR-10 is not here: prepare it by TFDS and set TFDS_DATA_DIR")
+
+
 def write_stand_in_for_fashion_mnist(folder: pathlib.Path) -> pathlib.Path:
     """Write four files of the originals' names, format and size, with even images that are brighter
     the higher their label.

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import make_small_model, random_images, run_python, slow_on_jax
+from conftest import folder_of_cifar10, make_small_model, random_images, run_python, slow_on_jax
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
@@ -574,6 +574,22 @@ def test_the_fashion_mnist_extractor_tells_clothes_apart():
     assert extractor.features(colours).shape == (2, 128)
 
 
+@pytest.mark.slow
+@slow_on_jax
+def test_the_cifar10_extractor_tells_photos_apart():
+    """Over 90 % of all 10,000 test images at training; here of some of them, where they are."""
+    _, test = ddim_keras.data.load_dataset(
+        "cifar10", 32, 500, labels=True, data_dir=folder_of_cifar10(), download=False
+    )
+    extractor = metrics.get_extractor("cifar10")
+    right = [
+        np.argmax(extractor.probabilities(images.numpy()), axis=1) == labels
+        for images, labels in test.take(4)
+    ]
+    assert np.mean(right) > 0.88
+    assert extractor.features(random_images(2, seed=0)).shape == (2, 192)
+
+
 def test_metrics_given_a_name_share_one_extractor():
     assert metrics.FID("fashion_mnist").extractor is metrics.KID("fashion_mnist").extractor
 
@@ -599,7 +615,9 @@ def test_inception_that_cannot_be_had_says_what_to_do(monkeypatch):
         raise Exception("URL fetch failure: no address")
 
     monkeypatch.setattr(keras.applications, "InceptionV3", fail)
-    with pytest.raises(ConnectionError, match="extractor='fashion_mnist'"):
+    with pytest.raises(
+        ConnectionError, match="extractor='cifar10', or 'fashion_mnist' for clothes"
+    ):
         metrics.InceptionV3Extractor()
     with pytest.raises(FileNotFoundError, match="no weights of InceptionV3 at /nowhere"):
         metrics.InceptionV3Extractor(weights="/nowhere")

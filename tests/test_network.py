@@ -68,6 +68,18 @@ def test_output_has_the_shape_of_the_images(shape, widths):
     assert network.count_params() == parameters_of_the_example(widths, 1, shape[-1])
 
 
+def test_each_level_may_have_a_depth_of_its_own():
+    """A block more at the lowest level adds that block's weights and no others."""
+    options = {"conditioning": "every_block", "normalization": "group"}
+    plain, deeper, even = (
+        residual_unet((8, 8, 1), [4, 8], depth, **options) for depth in (1, [1, 2], [1, 1])
+    )
+    gain_and_bias, kernel, embedding = 2 * 8, 9 * 8 * 8 + 8, (4 * 32 + 1) * 8
+    block = gain_and_bias + 2 * kernel + embedding
+    assert deeper.count_params() - plain.count_params() == block
+    assert even.count_params() == plain.count_params()
+
+
 def test_an_untrained_network_predicts_zero():
     network = residual_unet((8, 8, 1), [4, 8], 1)
     assert not np.any(network([np.ones((2, 8, 8, 1), "float32"), np.ones((2, 1, 1, 1), "float32")]))
@@ -83,6 +95,8 @@ OPTIONS = [
         "normalization": "group",
         "attention_levels": [0, 1],
         "patch_size": 2,
+        "block_depth": [1, 2],
+        "dropout": 0.5,
     },
 ]
 
@@ -170,13 +184,37 @@ def test_recomputing_works_blocks_out_twice():
     [
         ({}, 'each batch twice .* batch normalisation: give normalization="group"'),
         ({"network": "own"}, "is for the residual U-Net"),
+        ({"normalization": "group", "dropout": 0.1}, "other features to leave out"),
     ],
 )
 def test_recomputing_is_refused_where_it_cannot_be(changes, message):
-    if changes:
+    if "network" in changes:
         changes = {"network": make_small_model().network}
     with pytest.raises(ValueError, match=message):
         make_small_model(recompute=True, **changes)
+
+
+@pytest.mark.parametrize("conditioning", ["input", "every_block"])
+def test_dropout_leaves_features_out_in_training_alone(conditioning):
+    model = make_small_model(dropout=0.5, conditioning=conditioning, normalization="group")
+    network = model.network
+    network.get_layer("prediction").kernel.assign(np.ones((1, 1, 4, 1)))
+    inputs = [random_images(2), np.full((2, 1, 1, 1), 0.5, "float32")]
+
+    def outputs(training):
+        return np.asarray(network(inputs, training=training))
+
+    assert np.abs(outputs(True) - outputs(True)).max() > 1e-3
+    np.testing.assert_array_equal(outputs(False), outputs(False))
+    names = [layer.name for layer in model.ema_network.layers]
+    assert not any("dropout" in name for name in names), "the average is never trained"
+
+
+def test_impossible_dropouts_are_refused():
+    with pytest.raises(ValueError, match=r"dropout must be a share in \[0, 1\), got 1.0"):
+        make_small_model(dropout=1.0)
+    with pytest.raises(ValueError, match="dropout is for the residual U-Net"):
+        make_small_model(dropout=0.1, network=make_small_model().network)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -281,7 +319,13 @@ def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can():
 
 @pytest.mark.parametrize(
     ("widths", "depth", "message"),
-    [([], 1, "widths"), ([4, 0], 1, "widths"), ([4], 0, "block_depth")],
+    [
+        ([], 1, "widths"),
+        ([4, 0], 1, "widths"),
+        ([4], 0, "block_depth"),
+        ([4, 8], [1], "block_depth"),
+        ([4, 8], [1, 0], "block_depth"),
+    ],
 )
 def test_impossible_levels_are_refused(widths, depth, message):
     with pytest.raises(ValueError, match=f"{message} must be"):

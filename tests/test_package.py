@@ -240,6 +240,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
         "py.typed",
         "presets/pretrained/fashion_mnist_32/weights.npz",
         "metrics/fashion_mnist_classifier.npz",
+        "metrics/cifar10_classifier.npz",
     ):
         assert f"ddim_keras/{needed}" in package
     assert any(name.endswith("/LICENSE") for name in names - package)

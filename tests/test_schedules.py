@@ -38,6 +38,27 @@ def test_angle_schedule_follows_its_formula():
     np.testing.assert_allclose([signal_rates[0], signal_rates[-1]], [0.95, 0.02], rtol=1e-12)
 
 
+def test_a_shifted_angle_has_a_ratio_of_rates_as_many_times_as_large():
+    """Between the ends, which stay; on tensors as on arrays."""
+    times = np.linspace(0, 1, 11)
+    plain, shifted = AngleSchedule(), AngleSchedule(shift=2.0)
+    signal_rates, noise_rates = shifted(times)
+    np.testing.assert_allclose(signal_rates**2 + noise_rates**2, 1.0, rtol=1e-14)
+    np.testing.assert_allclose([signal_rates[0], signal_rates[-1]], [0.95, 0.02], rtol=1e-12)
+    angles = np.arctan(noise_rates / (2.0 * signal_rates))
+    np.testing.assert_allclose(np.diff(angles), (angles[-1] - angles[0]) / 10, rtol=1e-12)
+    assert np.all(shifted.log_snr(times)[1:-1] < plain.log_snr(times)[1:-1] - 0.5)
+    of_tensors = shifted(keras.ops.convert_to_tensor(times.astype("float32")))
+    np.testing.assert_allclose(of_tensors, shifted(times), rtol=1e-5)
+    again = AngleSchedule.from_config(shifted.get_config())
+    np.testing.assert_array_equal(again(times), shifted(times))
+
+
+def test_impossible_shifts_are_refused():
+    with pytest.raises(ValueError, match="shift must be a positive number, 1 for none, got 0"):
+        AngleSchedule(shift=0.0)
+
+
 def test_the_log_snr_families_are_linear_in_what_they_say():
     times = np.linspace(0, 1, 11)
     _, noise_rates = LinearNoisePowerSchedule(0.1, 0.9)(times)

@@ -37,8 +37,8 @@ from ddim_keras.runs import RunConfig
 @click.option(
     "--features",
     default=None,
-    help="inception_v3, fashion_mnist, inception_2015.  [default: inception_v3 for colour, "
-    "fashion_mnist for grey images]",
+    help="inception_v3, cifar10, fashion_mnist, inception_2015.  [default: inception_v3 for "
+    "colour, fashion_mnist for grey images]",
 )
 @click.option(
     "--metric",

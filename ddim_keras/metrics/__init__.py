@@ -5,6 +5,7 @@ metric.
 from ddim_keras.metrics.base import ImageMetric
 from ddim_keras.metrics.extractors import (
     EXTRACTORS,
+    CIFAR10Extractor,
     Extractor,
     FashionMNISTExtractor,
     Inception2015Extractor,
@@ -30,6 +31,7 @@ __all__ = [
     "FID",
     "KID",
     "METRICS",
+    "CIFAR10Extractor",
     "DensityCoverage",
     "DensityCoverageResult",
     "Extractor",

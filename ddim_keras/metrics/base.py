@@ -27,8 +27,8 @@ class ImageMetric(keras.metrics.Metric, abc.ABC):
     of images: give None for one of them.
 
     Args:
-        extractor: an `Extractor`, its name ("inception_v3", "fashion_mnist", "inception_2015"), or
-            a Keras model.
+        extractor: an `Extractor`, its name ("inception_v3", "cifar10", "fashion_mnist",
+            "inception_2015"), or a Keras model.
         name: name of the metric; validation logs its figure as `val_<name>`, or several under names
             of their own.
 

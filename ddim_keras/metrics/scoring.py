@@ -176,8 +176,9 @@ def score_generated(
         diffusion_steps: S, as for `generate`.
         metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage",
             or `ddim_keras.metrics.ImageMetric` objects.
-        extractor: features of the metrics given by name: "inception_v3", "fashion_mnist",
-            "inception_2015" (comparable with papers), an `Extractor` or a Keras model. None takes
+        extractor: features of the metrics given by name: "inception_v3", "cifar10",
+            "fashion_mnist", "inception_2015" (comparable with papers), an `Extractor` or a Keras
+            model. None takes
             "fashion_mnist" for images of one channel, and otherwise "inception_v3".
         per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of
             such arrays.

@@ -20,7 +20,7 @@ from ddim_keras.networks.layers import (
     Swish,
 )
 from ddim_keras.support import backend
-from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.arguments import is_number, positive_int
 from ddim_keras.support.types import DType, Tensor
 
 CONDITIONINGS = ("input", "every_block")
@@ -32,7 +32,7 @@ LABELS, CONDITION = "labels", "condition"
 def residual_unet(
     image_shape: tuple[int, int, int],
     widths: Sequence[int] = (32, 64, 96, 128),
-    block_depth: int = 2,
+    block_depth: int | Sequence[int] = 2,
     embedding_dims: int = 32,
     embedding_max_frequency: float = 1000.0,
     max_condition: float = 1.0,
@@ -40,6 +40,7 @@ def residual_unet(
     normalization: str = "batch",
     attention_levels: Sequence[int] = (),
     patch_size: int = 1,
+    dropout: float = 0.0,
     recompute: bool = False,
     num_classes: int | None = None,
     condition_shape: Sequence[int] | None = None,
@@ -57,7 +58,7 @@ def residual_unet(
         image_shape: (height, width, channels); both sizes divisible by patch_size * 2**(len(widths)
             - 1).
         widths: channels of each level, from the full resolution down.
-        block_depth: residual blocks per level, each way.
+        block_depth: residual blocks per level, each way; or of each level its own.
         embedding_dims: features of the noise variance's embedding, even.
         embedding_max_frequency: its highest frequency, in periods over the range of the noise
             variance.
@@ -71,9 +72,12 @@ def residual_unet(
             by self-attention over the pixels (Ho et al. 2020), in heads of 32 channels.
         patch_size: p: the network works on patches of p x p pixels, as p * p times the channels at
             1/p of the size.
+        dropout: share, in [0, 1), of what enters each block's second convolution that training
+            leaves out (Ho et al. 2020).
         recompute: whether training keeps only what goes into each block and works out the rest
             again for the gradients: less memory for a third more work. Not with batch
-            normalisation, which would count each batch twice.
+            normalisation, which would count each batch twice, or dropout, which would be drawn
+            twice.
         num_classes: K: the network also takes labels from 0 to K, where K says nothing. Each has a
             vector, which is learned and joins the noise variance's embedding.
         condition_shape: the network also takes images (height, width, channels), which are resized
@@ -91,14 +95,15 @@ def residual_unet(
 
     Raises:
         ValueError: no widths, a width or a depth below 1, a size that cannot be halved often
-            enough, an unknown conditioning, normalization or level, or `recompute` with batch
-            normalisation.
+            enough, an unknown conditioning, normalization or level, a dropout outside [0, 1), or
+            `recompute` with batch normalisation or dropout.
     """
-    check_levels(image_shape[:2], widths, block_depth, patch_size)
+    depths = check_levels(image_shape[:2], widths, block_depth, patch_size)
     _check_choice("conditioning", conditioning, CONDITIONINGS)
     _check_choice("normalization", normalization, NORMALIZATIONS)
     _check_attention(attention_levels, len(widths))
-    _check_recompute(recompute, normalization)
+    _check_dropout(dropout)
+    _check_recompute(recompute, normalization, dropout)
     noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
     dtype = _with_float32_weights(dtype)
@@ -110,12 +115,12 @@ def residual_unet(
         embedding = told.added_to(embedding, 4 * embedding_dims)
     else:
         embedding = told.joined_to(embedding)
-    blocks = _Blocks(embedding, conditioning, normalization, dtype)
+    blocks = _Blocks(embedding, conditioning, normalization, dropout, dtype)
 
     def level_blocks(x: Tensor, level: int, skips: list | None = None) -> list:
         """The blocks of a level, each one's output; on the way up each takes a skip connection."""
         outputs = []
-        for depth in range(block_depth):
+        for depth in range(depths[level]):
             if skips is None and level == depth == 0 and conditioning == "input":
                 x = blocks.residual_with_embedding(x, widths[0])
             else:
@@ -215,10 +220,11 @@ class _Blocks:
         embedding: Tensor,
         conditioning: str,
         normalization: str,
+        dropout: float,
         dtype: DType,
     ):
         self.embedding, self.conditioning = embedding, conditioning
-        self.normalization = normalization
+        self.normalization, self.dropout = normalization, dropout
         self.dtype = dtype
         self.steps: list[recomputing.Step] = []
 
@@ -270,8 +276,11 @@ class _Blocks:
         if embedding is not None:
             x = layers.Add(dtype=self.dtype)([x, layers.Dense(width, dtype=self.dtype)(embedding)])
         x = Swish(dtype=self.dtype)(x)
-        x = self.convolution(x, width, 3)
+        x = self.convolution(self.thinned(x), width, 3)
         return layers.Add(dtype=self.dtype)([x, skipped])
+
+    def thinned(self, x: Tensor) -> Tensor:
+        return layers.Dropout(self.dropout, dtype=self.dtype)(x) if self.dropout else x
 
     def residual_with_embedding(self, x: Tensor, width: int) -> Tensor:
         """A residual block of x joined with the embedding repeated over the image."""
@@ -283,7 +292,7 @@ class _Blocks:
         x = ConditionedConv2D(width, kernel_size=3, activation="swish", dtype=self.dtype)(
             [x, embedding]
         )
-        x = self.convolution(x, width, 3)
+        x = self.convolution(self.thinned(x), width, 3)
         return layers.Add(dtype=self.dtype)([x, skipped])
 
     def attention(self, x: Tensor) -> Tensor:
@@ -336,22 +345,31 @@ def _from_patches(x: Tensor, size: int) -> Tensor:
 
 
 def check_levels(
-    image_size: Sequence[int], widths: Sequence[int], block_depth: int, patch_size: int = 1
-) -> None:
-    """Raise ValueError, naming the nearest sizes that work, unless every level can halve the
-    image.
+    image_size: Sequence[int],
+    widths: Sequence[int],
+    block_depth: int | Sequence[int],
+    patch_size: int = 1,
+) -> list[int]:
+    """Return the number of residual blocks of each level.
+
+    Raises:
+        ValueError: naming the nearest sizes that work, unless every level can halve the image.
     """
     if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
         raise ValueError(
             "widths must be one or more positive integers, the channels of each level, got "
             f"{widths!r}"
         )
-    if not isinstance(block_depth, int) or block_depth < 1:
-        raise ValueError(f"block_depth must be a positive integer, got {block_depth!r}")
+    depths = [block_depth] * len(widths) if isinstance(block_depth, int) else list(block_depth)
+    if len(depths) != len(widths) or any(not isinstance(part, int) or part < 1 for part in depths):
+        raise ValueError(
+            f"block_depth must be a positive integer, or one for each of the {len(widths)} widths, "
+            f"got {block_depth!r}"
+        )
     positive_int("patch_size", patch_size)
     factor = patch_size * 2 ** (len(widths) - 1)
     if all(size % factor == 0 for size in image_size):
-        return
+        return depths
     patches = f"in patches of {patch_size} x {patch_size} pixels " if patch_size > 1 else ""
     needed = f"{len(widths) - 1} times, as {len(widths)} widths need"
     nearest = [
@@ -373,7 +391,17 @@ def _check_attention(chosen: Sequence[int], number: int) -> None:
         )
 
 
-def _check_recompute(recompute: bool, normalization: str) -> None:
+def _check_dropout(dropout: float) -> None:
+    if not is_number(dropout) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be a share in [0, 1), got {dropout!r}")
+
+
+def _check_recompute(recompute: bool, normalization: str, dropout: float) -> None:
+    if recompute and dropout:
+        raise ValueError(
+            "recompute=True would draw other features to leave out when it works a block out "
+            "again: give dropout=0, or recompute=False"
+        )
     if recompute and normalization == "batch":
         raise ValueError(
             "recompute=True would count each batch twice in the averages of batch normalisation: "

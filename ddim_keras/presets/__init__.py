@@ -7,5 +7,18 @@ arrays and a recipe.
 
 from ddim_keras.presets.folders import Preset, assign, check_free, names, read, training, write
 from ddim_keras.presets.recipes import Training
+from ddim_keras.presets.recommending import RECOMMENDED, Recommendation, recommend
 
-__all__ = ["Preset", "Training", "assign", "check_free", "names", "read", "training", "write"]
+__all__ = [
+    "RECOMMENDED",
+    "Preset",
+    "Recommendation",
+    "Training",
+    "assign",
+    "check_free",
+    "names",
+    "read",
+    "recommend",
+    "training",
+    "write",
+]

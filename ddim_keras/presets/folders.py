@@ -22,7 +22,7 @@ _FOLDER = pathlib.Path(__file__).parent / "pretrained"
 _FORMAT = 1
 # What may be changed without making trained weights wrong.
 _FIT_ANY_WEIGHTS = {
-    *("seed", "dtype", "ema_decay", "loss_weighting", "recompute", "name"),
+    *("seed", "dtype", "ema_decay", "loss_weighting", "recompute", "dropout", "name"),
     *("class_names", "label_dropout", "condition_dropout", "condition_noise"),
 }
 _LARGEST_HALF = 65504.0

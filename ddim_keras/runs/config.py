@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -23,10 +24,11 @@ MAY_CHANGE = {
     "samples_every",
     "tensorboard",
 }
-FEATURES = ("inception_v3", "fashion_mnist")  # what can run within a compiled step
+FEATURES = ("inception_v3", "cifar10", "fashion_mnist")  # what can run within a compiled step
 FITS = ("crop", "pad")
 UNREADABLE = ("refuse", "skip")
 TASKS = ("super-resolution", "colorization")
+AUTO = "auto"  # a preset: what is recommended for the data
 # The settings of which version 0.1 wrote all, and no others.
 _SETTINGS_OF_0_1 = frozenset(
     "data steps image_size channels split fit unreadable data_dir cache preset model training "
@@ -65,7 +67,9 @@ class RunConfig:
         data_dir: where TFDS keeps its data.
         cache: where resized images are kept: memory (true in the file), no (false; they are resized
             anew each epoch), or a folder.
-        preset: whose network and recipe to take.
+        preset: whose network and recipe to take; auto for what `presets.recommend` says of the
+            images and the minutes.
+        minutes: of training that there are, about, on two CPU cores; for auto.
         model: arguments of `DiffusionModel` that differ from the preset's.
         training: settings of `presets.Training` that differ from the preset's.
         precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where
@@ -76,9 +80,9 @@ class RunConfig:
             one pass over the data, but at least 100.
         validation_images: how many images of the validation part to validate on, about, from all
             over it; null in the file for all.
-        kid: features for the KID of each validation: inception_v3, fashion_mnist, or none for no
-            KID. auto becomes the first for colour images where its weights can be had, and the
-            second otherwise.
+        kid: features for the KID of each validation: inception_v3, cifar10, fashion_mnist, or none
+            for no KID. auto becomes the first for colour images where its weights can be had, else
+            the second, and the third for grey ones.
         samples: images generated after validations, to look at; 0 for none.
         samples_every: validations between them.
         tensorboard: whether to write a TensorBoard log.
@@ -104,7 +108,8 @@ class RunConfig:
     unreadable: str = "refuse"
     data_dir: str | None = None
     cache: bool | str = True
-    preset: str = "fashion_mnist_32"
+    preset: str = AUTO
+    minutes: float | None = None
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     precision: str = "auto"
@@ -181,11 +186,23 @@ class RunConfig:
             raise ValueError(
                 f"unknown training settings {unknown}: expected some of {sorted(known)}"
             )
-        return dataclasses.replace(presets.training(self.preset), **self.training)
+        base = presets.training(presets.RECOMMENDED if self.preset == AUTO else self.preset)
+        return dataclasses.replace(base, **self.training)
+
+    def recommended(
+        self, image_size: Sequence[int], channels: int, num_images: int
+    ) -> tuple[RunConfig, Sequence[str]]:
+        """Return the configuration with what is recommended for such images in the place of "auto",
+        and the reasons. What it says of the model itself stands.
+        """
+        found = presets.recommend(image_size, channels, num_images, self.minutes)
+        model = {**found.model, **self.model}
+        return dataclasses.replace(self, preset=found.preset, model=model), found.reasons
 
     def normalization(self) -> str:
         """Return how the network is normalised, "batch" or "group"."""
-        found = presets.read(self.preset, load_weights=False, changes=self.model)
+        preset = presets.RECOMMENDED if self.preset == AUTO else self.preset
+        found = presets.read(preset, load_weights=False, changes=self.model)
         return str(found.config.get("normalization", "batch"))
 
     def write(self, path: pathlib.Path) -> None:

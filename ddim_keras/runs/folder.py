@@ -11,7 +11,7 @@ from typing import Any
 
 from ddim_keras.data import fingerprint
 from ddim_keras.data.source import EMBEDDED
-from ddim_keras.runs.config import MAY_CHANGE, RunConfig
+from ddim_keras.runs.config import AUTO, MAY_CHANGE, RunConfig
 from ddim_keras.support import files
 
 
@@ -59,6 +59,10 @@ class RunFolder:
         found = RunConfig.read(self.config)
         if config.kid == "auto":  # as it was found out then
             config = dataclasses.replace(config, kid=found.kid)
+        if config.preset == AUTO:  # and so are network and recipe, but for what is said of them now
+            config = dataclasses.replace(
+                config, preset=found.preset, model={**found.model, **config.model}
+            )
         if config.channels is None:
             config = dataclasses.replace(config, channels=found.channels)
         before, now = _place(found), _place(config)

@@ -17,7 +17,7 @@ from ddim_keras.data.batches import taken_apart
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs import callbacks, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
-from ddim_keras.runs.config import RunConfig, check_model_settings
+from ddim_keras.runs.config import AUTO, RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.support import backend, files, progress
@@ -146,12 +146,24 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:
     if config.task:
         training_data = validating.for_task(training_data, config.task, config.factor)
         validation = validation and validating.for_task(validation, config.task, config.factor)
+    if config.preset == AUTO:
+        config = _with_recommended(config, training_data, tell)
     validation = _spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
     model = _make_model(config, recipe, training_data)
     place.write(config)
     return _Training(config, recipe, place, model, training_data, validation, tell)
+
+
+def _with_recommended(config: RunConfig, training_data: Dataset, tell: Tell) -> RunConfig:
+    """Choose network and recipe by the images, and say why."""
+    height, width, channels = taken_apart(training_data.element_spec).images.shape[1:]
+    number = int(training_data.cardinality()) * config.recipe().batch_size
+    config, reasons = config.recommended((height, width), channels, number)
+    for reason in reasons:
+        tell(reason)
+    return config
 
 
 def _resume(training: _Training, checkpoints: Checkpoints) -> int:
@@ -261,7 +273,8 @@ def _features_for(validation: Dataset, tell: Tell) -> str | None:
             metrics.get_extractor("inception_v3")
             return "inception_v3"
         except ConnectionError as error:
-            tell(f"The validation's KID is a rough one, by the features of fashion_mnist: {error}")
+            tell(f"The validation's KID is a rough one, by the features of cifar10: {error}")
+            return "cifar10"
     return "fashion_mnist"
 
 
