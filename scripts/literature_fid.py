@@ -118,7 +118,8 @@ def fid_of(
     key: str,
 ) -> float:
     """FID of the model's images by one way to sample."""
-    identity = json.dumps([str(arguments.model), arguments.seed, sampling, key])
+    weights = b"".join(np.ascontiguousarray(part) for part in model.ema_network.get_weights())
+    identity = json.dumps([_short(weights), arguments.seed, sampling, key])
     moments = Moments(arguments.out / f"generated_{_short(identity)}.npz", identity)
     classes = model.num_classes
     while moments.count < arguments.num_images:
@@ -137,8 +138,9 @@ def fid_of(
     return metrics.frechet_distance(*real.mean_and_covariance(), *moments.mean_and_covariance())
 
 
-def _short(identity: str) -> str:
-    return hashlib.sha256(identity.encode()).hexdigest()[:12]
+def _short(identity: str | bytes) -> str:
+    content = identity.encode() if isinstance(identity, str) else identity
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def main() -> None:

@@ -209,3 +209,47 @@ def test_the_learning_rate_takes_as_many_batches_where_several_make_a_step():
             rates[accumulate].append(float(optimizer.learning_rate))
             optimizer.apply([keras.ops.ones(1)], [variable])
     assert rates[4] == rates[1]
+
+
+@pytest.mark.parametrize("size", [8, 16, 28, 32, 48, (48, 80), 64, 96, 128, 256])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_recommended_fits_the_size(size, channels):
+    """Levels down to a handful of pixels, and a network that takes such images."""
+    found = presets.recommend(size, channels, num_images=4000)
+    height, width = (size, size) if isinstance(size, int) else size
+    shrunk = found.model["patch_size"] * 2 ** (len(found.model["widths"]) - 1)
+    assert height % shrunk == width % shrunk == 0
+    assert 4 <= min(height, width) // shrunk <= 8
+    assert found.reasons
+
+
+@slow_on_jax
+def test_a_recommended_model_trains():
+    found = presets.recommend(16, 3)
+    model = DiffusionModel.from_preset(
+        found.preset, load_weights=False, image_size=16, channels=3, seed=0, **found.model
+    )
+    model.compile(**found.training.compile_arguments(steps=2))
+    losses = model.fit(random_images(8, (16, 16, 3)), batch_size=4, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+
+
+def test_clothes_are_recommended_the_recipe_that_was_found_on_them():
+    found = presets.recommend(32, channels=1, num_images=60_000)
+    config = presets.read("fashion_mnist_32", load_weights=False).config
+    assert {name: config[name] for name in found.model} == found.model
+    assert found.training == presets.training("fashion_mnist_32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 0}, "image_size must be an integer, at least 1"),
+        ({"image_size": 32, "channels": 0}, "channels must be"),
+        ({"image_size": 32, "num_images": 0}, "num_images must be"),
+        ({"image_size": 32, "minutes": 0.0}, "minutes must be a positive number, got 0.0"),
+    ],
+)
+def test_nothing_is_recommended_for_what_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        presets.recommend(**arguments)

@@ -15,12 +15,12 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 import yaml
-from conftest import ROOT, make_trained_model, slow_on_jax
+from conftest import ROOT, make_small_model, make_trained_model, slow_on_jax
 
 import ddim_keras
-from ddim_keras import runs
+from ddim_keras import presets, runs
 from ddim_keras.data import seeded
-from ddim_keras.runs import Checkpoints, DivergedError, RunConfig, training, watching
+from ddim_keras.runs import Checkpoints, DivergedError, RunConfig, timing, training, watching
 from ddim_keras.runs.folder import RunFolder
 
 pytestmark = slow_on_jax
@@ -139,7 +139,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
     )
     found = RunConfig.read(tmp_path / "run" / "config.yaml")
     assert found == dataclasses.replace(
-        config, kid="fashion_mnist"
+        config, preset=presets.RECOMMENDED, kid="fashion_mnist"
     )  # what grey images are judged by
 
 
@@ -163,9 +163,9 @@ def test_the_kid_of_colour_images_is_rough_where_inception_cannot_be_had(monkeyp
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr("ddim_keras.metrics.extractors.reachable", lambda url: False)
     said = []
-    assert training._features_for(batches_of(4, 4, 3), said.append) == "fashion_mnist"
+    assert training._features_for(batches_of(4, 4, 3), said.append) == "cifar10"
     assert (
-        "rough one, by the features of fashion_mnist: the weights of InceptionV3 are not in"
+        "rough one, by the features of cifar10: the weights of InceptionV3 are not in"
         in said[0]
     )
     monkeypatch.setattr("ddim_keras.metrics.get_extractor", lambda name: name)
@@ -251,6 +251,61 @@ def test_a_task_gives_the_model_something_to_make_images_from(tmp_path, flowers)
     assert runs.train(config, tmp_path / "colour", verbose=0).model.condition_shape == (8, 8, 1)
     with pytest.raises(ValueError, match="task must be one of"):
         RunConfig(task="painting")
+
+
+def test_a_run_chooses_its_network_by_the_images_and_says_why(tmp_path, photos):
+    config = small_config(photos, steps=2, model={"ema_decay": 0.5}, split=0.2)
+    assert config.preset == "auto"
+    said = []
+    model = runs.train(config, tmp_path / "run", tell=said.append, verbose=0).model
+    found = presets.recommend(8, 1, 17)
+    assert model.widths == found.model["widths"] and model.ema_decay == 0.5
+    assert set(found.reasons) <= set(said)
+    written = RunConfig.read(tmp_path / "run" / "config.yaml")
+    assert written.preset == found.preset and written.model == {**found.model, "ema_decay": 0.5}
+    assert runs.train(config, tmp_path / "run", verbose=0).finished  # the same command resumes
+    assert runs.train(written, tmp_path / "run", verbose=0).finished
+    other = dataclasses.replace(config, model={"widths": [4]})
+    with pytest.raises(ValueError, match="holds a run with another configuration"):
+        runs.train(other, tmp_path / "run", verbose=0)
+
+
+def test_a_network_of_the_users_own_levels_is_not_given_others(tmp_path, photos):
+    config, _ = small_config(photos, model={"widths": [4]}).recommended((32, 32), 3, 100)
+    assert config.model == {"widths": [4]}
+
+
+@pytest.mark.slow
+def test_minutes_become_steps_once_and_the_run_is_as_one_of_so_many_steps(
+    tmp_path, photos, monkeypatch
+):
+    monkeypatch.setattr(training, "steps_within", lambda minutes, model, data: int(minutes))
+    config = small_config(photos, minutes=12.0, steps=1)
+    said = []
+    runs.train(config, tmp_path / "run", tell=said.append, verbose=0)
+    assert "12 steps of 4 images fit into 12 minutes of training" in said
+    assert RunConfig.read(tmp_path / "run" / "config.yaml").steps == 12
+    killed_after(6, config, tmp_path / "cut", monkeypatch)
+    monkeypatch.setattr(training, "steps_within", lambda *arguments: 1 / 0)
+    runs.train(config, tmp_path / "cut", verbose=0)
+    assert_equal_weights(tmp_path / "run", tmp_path / "cut")
+    longer = dataclasses.replace(config, minutes=20.0)
+    with pytest.raises(ValueError, match="was begun for 12.0 minutes, 12 steps: give --steps"):
+        runs.train(longer, tmp_path / "run", verbose=0)
+    longer = dataclasses.replace(config, minutes=None, steps=14)
+    assert runs.train(longer, tmp_path / "run", verbose=0).step == 14
+
+
+def test_so_many_steps_are_tried_and_counted(photos):
+    model = make_small_model()
+    model.compile()
+    images = ddim_keras.data.load_dataset(str(photos), 8, 4, split=0.0)[0]
+    model.normalizer.adapt(images)
+    start = time.perf_counter()
+    steps = timing.steps_within(1.0, model, images.from_step(0))
+    slowest = 60.0 / (time.perf_counter() - start) * 30
+    assert int(model.optimizer.iterations) == 30
+    assert steps > slowest, "the time of compiling is not a step's"
 
 
 @pytest.mark.parametrize("step", [1, pytest.param(6, marks=pytest.mark.slow)])
@@ -584,6 +639,7 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         ("validation_images: 0", "validation_images must be"),
         ("training: {learning_rate: 1e-4}", r"write 1.0e-4"),
         ("training: null", "training must hold settings by name"),
+        ("minutes: 0", "^.*: minutes must be a positive number, got 0"),
         ("checkpoint_minutes: ten", "checkpoint_minutes must be a positive number"),
         ("data: 3", "data must be a name or a folder"),
         ("[1, 2]", "must hold settings as NAME: VALUE"),

@@ -75,6 +75,8 @@ def train(
             f"there is no run in {out} to resume: give --data, or --config, to start one"
         )
     start = dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
+    if "steps" in given and "minutes" not in given:
+        start["minutes"] = None
     training = {
         name: given.pop(name)
         for name in [field.name for field in dataclasses.fields(Training)]

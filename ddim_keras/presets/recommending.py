@@ -12,8 +12,8 @@ from ddim_keras.support.types import Config
 
 # Whose settings a recommendation starts from.
 RECOMMENDED = "fashion_mnist_32"
-_FEW_IMAGES = 20_000
-_LONG_MINUTES = 180.0
+_WIDTHS = (64, 96, 128)
+_FINEST = 24
 _COARSEST = 4  # pixels of the smaller side of the lowest level, at least
 
 
@@ -70,9 +70,26 @@ def recommend(
     if minutes is not None and not minutes > 0.0:
         raise ValueError(f"minutes must be a positive number, got {minutes!r}")
     reasons: list[str] = []
-    model = _network(size, channels, minutes or _SHORT, reasons)
+    model = _network(size, channels, minutes, reasons)
     return Recommendation(RECOMMENDED, model, folders.training(RECOMMENDED), tuple(reasons))
 
 
 def _network(size: tuple[int, int], channels: int, minutes: float, reasons: list[str]) -> Config:
-    raise NotImplementedError
+    """The levels: patches that leave a grid of about 16, halved down to about 4."""
+    patch_size = _patch_size(size, reasons)
+    grid = [side // patch_size for side in size]
+    levels = 1
+    while levels < len(_WIDTHS) and min(grid) > _COARSEST and all(side % 2 == 0 for side in grid):
+        grid = [side // 2 for side in grid]
+        levels += 1
+    widths = list(_WIDTHS[:levels])
+    reasons.append(f"{levels} levels, down to {grid[0]} x {grid[1]}: widths {widths}")
+    return {"patch_size": patch_size, "widths": widths}
+
+
+def _patch_size(size: tuple[int, int], reasons: list[str]) -> int:
+    """The smallest power of two that leaves a grid of at most 16 or so, and divides both sides."""
+    patch_size = 1
+    while min(size) // patch_size > _FINEST and all(side % (2 * patch_size) == 0 for side in size):
+        patch_size *= 2
+    return patch_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ import yaml
 
 from ddim_keras import presets
 from ddim_keras.support import files
-from ddim_keras.support.arguments import height_and_width, integer, positive_int
+from ddim_keras.support.arguments import height_and_width, integer, is_number, positive_int
 
 # What does not touch the weights.
 MAY_CHANGE = {
+    "minutes",
     "cache",
     "keep",
     "checkpoint_every",
@@ -48,7 +50,9 @@ class RunConfig:
 
     Attributes:
         data: what to train on: embedded, the name of a TFDS data set, or a folder of images.
-        steps: batches in all.
+        steps: batches in all, where the minutes do not say it.
+        minutes: of training that there are: steps becomes what fits into them, by a few steps that
+            are tried at the start, and auto chooses the network by them. Validations come on top.
         image_size: side of the images in pixels, or height and width, such as 64x96.
         channels: 1, 3 or 4; without it the data set's own.
         labels: whether to train by label, so that images can be asked for by it: of a folder, each
@@ -69,7 +73,6 @@ class RunConfig:
             anew each epoch), or a folder.
         preset: whose network and recipe to take; auto for what `presets.recommend` says of the
             images and the minutes.
-        minutes: of training that there are, about, on two CPU cores; for auto.
         model: arguments of `DiffusionModel` that differ from the preset's.
         training: settings of `presets.Training` that differ from the preset's.
         precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where
@@ -96,6 +99,7 @@ class RunConfig:
 
     data: str = "embedded"
     steps: int = 5000
+    minutes: float | None = None
     image_size: int | list[int] = 32
     channels: int | None = None
     labels: bool = False
@@ -109,7 +113,6 @@ class RunConfig:
     data_dir: str | None = None
     cache: bool | str = True
     preset: str = AUTO
-    minutes: float | None = None
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     precision: str = "auto"
@@ -146,9 +149,12 @@ class RunConfig:
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
         height_and_width(self.image_size)
-        minutes = self.checkpoint_minutes
-        if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not minutes > 0.0:
-            raise ValueError(f"checkpoint_minutes must be a positive number, got {minutes!r}")
+        for name in ("checkpoint_minutes", "minutes"):
+            minutes = getattr(self, name)
+            if name == "minutes" and minutes is None:
+                continue
+            if not is_number(minutes) or not 0.0 < minutes < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {minutes!r}")
 
     def _check_words(self) -> None:
         for name in ("data", "preset", "precision"):
@@ -196,8 +202,10 @@ class RunConfig:
         and the reasons. What it says of the model itself stands.
         """
         found = presets.recommend(image_size, channels, num_images, self.minutes)
-        model = {**found.model, **self.model}
-        return dataclasses.replace(self, preset=found.preset, model=model), found.reasons
+        levels = found.model if "widths" not in self.model else {}  # they belong together
+        model = {**levels, **self.model}
+        reasons = found.reasons if levels else ()
+        return dataclasses.replace(self, preset=found.preset, model=model), reasons
 
     def normalization(self) -> str:
         """Return how the network is normalised, "batch" or "group"."""

@@ -63,6 +63,13 @@ class RunFolder:
             config = dataclasses.replace(
                 config, preset=found.preset, model={**found.model, **config.model}
             )
+        if config.minutes is not None:  # and so is their number of steps
+            if config.minutes != found.minutes:
+                raise ValueError(
+                    f"{self.path} was begun for {found.minutes or 'no number of'} minutes, "
+                    f"{found.steps} steps: give --steps to make it longer, or choose another folder"
+                )
+            config = dataclasses.replace(config, steps=found.steps)
         if config.channels is None:
             config = dataclasses.replace(config, channels=found.channels)
         before, now = _place(found), _place(config)

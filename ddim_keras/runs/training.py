@@ -20,6 +20,7 @@ from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import AUTO, RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.signals import stopping_after_the_step
+from ddim_keras.runs.timing import steps_within
 from ddim_keras.support import backend, files, progress
 from ddim_keras.support.types import Data, Dataset
 
@@ -86,7 +87,7 @@ def train(
     place = RunFolder(pathlib.Path(folder))
     files.check_folder(place.path)
     config = place.reconcile(config, tell)
-    training = _prepare(config, place, tell)
+    training = _prepare(config, place, tell, fitted=place.config.is_file())
     checkpoints = Checkpoints(place.checkpoints, config.keep)
     step = _resume(training, checkpoints)
     if step == config.steps and _model_is_saved(place, checkpoints):
@@ -121,8 +122,11 @@ def _model_is_saved(place: RunFolder, checkpoints: Checkpoints) -> bool:
     )
 
 
-def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:
-    """Load the data, make the model, and write the configuration now that it is known to work."""
+def _prepare(config: RunConfig, place: RunFolder, tell: Tell, fitted: bool) -> _Training:
+    """Load the data, make the model, and write the configuration now that it is known to work.
+
+    `fitted` says whether the number of steps is already what fits into the minutes.
+    """
     keras.utils.set_random_seed(
         config.seed
     )  # before the data: TensorFlow mixes its seed into their order
@@ -151,6 +155,10 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:
     validation = _spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
+    if config.minutes is not None and not fitted:
+        config = _fitted_into_minutes(config, recipe, training_data, tell)
+        # Afresh, as when it is resumed: trying steps has drawn random numbers.
+        return _prepare(config, place, tell, fitted=True)
     model = _make_model(config, recipe, training_data)
     place.write(config)
     return _Training(config, recipe, place, model, training_data, validation, tell)
@@ -164,6 +172,17 @@ def _with_recommended(config: RunConfig, training_data: Dataset, tell: Tell) -> 
     for reason in reasons:
         tell(reason)
     return config
+
+
+def _fitted_into_minutes(
+    config: RunConfig, recipe: presets.Training, training_data: Dataset, tell: Tell
+) -> RunConfig:
+    minutes = float(config.minutes or 0.0)
+    model = _make_model(config, recipe, training_data)
+    model.normalizer.adapt(training_data.take(10))
+    steps = steps_within(minutes, model, training_data.from_step(0))
+    tell(f"{steps} steps of {recipe.batch_size} images fit into {minutes:g} minutes of training")
+    return dataclasses.replace(config, steps=steps)
 
 
 def _resume(training: _Training, checkpoints: Checkpoints) -> int:
