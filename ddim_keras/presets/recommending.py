@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ddim_keras.presets import folders
 from ddim_keras.presets.recipes import Training
-from ddim_keras.support.arguments import height_and_width, positive_int
+from ddim_keras.support.arguments import height_and_width, is_number, positive_int
 from ddim_keras.support.types import Config
 
 # Whose settings a recommendation starts from.
 RECOMMENDED = "fashion_mnist_32"
-_WIDTHS = (64, 96, 128)
-_FINEST = 24
-_COARSEST = 4  # pixels of the smaller side of the lowest level, at least
+_MINUTES = 10.0  # where they are not known
+_FINEST = 16  # pixels of the smaller side that the network works at, about, after patches
+_LARGEST_PATCH = 4  # within which a convolution of 1 x 1 draws all detail
+_COARSEST = 4  # those of its lowest level, at least
+_MOST_ATTENDED = 256  # pixels of a level with attention, whose memory grows with their square
+_FEW_IMAGES = 10_000
+_SHORT, _LONG = 30.0, 240.0
+
+
+class _Size(NamedTuple):
+    """Of a network: widths of its levels, of which the last is that of all below, and how many of
+    the lowest levels have attention.
+    """
+
+    widths: tuple[int, ...]
+    attention: int
+    ema_decay: float
+
+
+# Of colour images by the minutes, the first that reaches; and of grey ones.
+_COLOUR = {
+    _SHORT: _Size((64, 128, 192), 1, 0.995),
+    _LONG: _Size((96, 160, 224), 2, 0.999),
+    float("inf"): _Size((128, 192, 256), 2, 0.9995),
+}
+_GREY = {
+    _SHORT: _Size((64, 96, 128), 0, 0.995),
+    _LONG: _Size((64, 96, 128), 0, 0.999),
+    float("inf"): _Size((96, 160, 224), 2, 0.9995),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +76,11 @@ def recommend(
         channels: of the images.
         num_images: to train on; None if it is not known.
         minutes: of training on two CPU cores, or on what else there is as much as they do in that
-            time; None for ten or so.
+            time: a GPU takes seconds. None for ten.
 
     Returns:
-        What to train. Measured on clothes of 32 x 32 and on photos of 32 x 32 and 64 x 64; other
-        sizes follow from those.
+        What to train. It was measured on clothes and photos of 32 x 32 and photos of 64 x 64; what
+        it says of other sizes follows from those.
 
     Raises:
         ValueError: an argument out of its range.
@@ -61,35 +89,68 @@ def recommend(
 
     >>> found = recommend(64, channels=3, num_images=4317)
     >>> found.model["patch_size"], found.model["widths"]
-    (4, [64, 96, 128])
+    (4, [64, 128, 192])
     """
     size = height_and_width(image_size)
     positive_int("channels", channels)
     if num_images is not None:
         positive_int("num_images", num_images)
-    if minutes is not None and not minutes > 0.0:
+    if minutes is not None and (not is_number(minutes) or not 0.0 < minutes < float("inf")):
         raise ValueError(f"minutes must be a positive number, got {minutes!r}")
     reasons: list[str] = []
-    model = _network(size, channels, minutes, reasons)
+    minutes = minutes or _MINUTES
+    by_minutes = _GREY if channels == 1 else _COLOUR
+    chosen = next(found for most, found in by_minutes.items() if minutes <= most)
+    model = _levels(size, chosen, reasons)
+    reasons.append(
+        f"Widths {model['widths']}, attention at {len(model['attention_levels']) or 'none'} of the "
+        f"levels: for {'grey' if channels == 1 else 'colour'} images and {minutes:g} minutes of two "
+        "CPU cores"
+    )
+    model["ema_decay"] = chosen.ema_decay
+    if num_images is not None and num_images < _FEW_IMAGES and minutes > _SHORT:
+        model["dropout"] = 0.1
+        reasons.append(
+            f"Dropout of 0.1, as {num_images:,} images are few for so long a training; if mirrored "
+            "images are as good, flip them (--flip)"
+        )
     return Recommendation(RECOMMENDED, model, folders.training(RECOMMENDED), tuple(reasons))
 
 
-def _network(size: tuple[int, int], channels: int, minutes: float, reasons: list[str]) -> Config:
-    """The levels: patches that leave a grid of about 16, halved down to about 4."""
-    patch_size = _patch_size(size, reasons)
-    grid = [side // patch_size for side in size]
-    levels = 1
-    while levels < len(_WIDTHS) and min(grid) > _COARSEST and all(side % 2 == 0 for side in grid):
-        grid = [side // 2 for side in grid]
-        levels += 1
-    widths = list(_WIDTHS[:levels])
-    reasons.append(f"{levels} levels, down to {grid[0]} x {grid[1]}: widths {widths}")
-    return {"patch_size": patch_size, "widths": widths}
+def _levels(size: tuple[int, int], chosen: _Size, reasons: list[str]) -> Config:
+    """Patches that leave about 16 pixels a side, and levels from there down to about 4."""
+    patch_size, grid = 1, size
+    while min(grid) > 1.5 * _FINEST and _even(grid) and patch_size < _LARGEST_PATCH:
+        patch_size, grid = 2 * patch_size, _halved(grid)
+    # A grid that cannot be halved again would be all that there is: smaller patches, then.
+    while patch_size > 1 and not _even(grid):
+        patch_size, grid = patch_size // 2, (2 * grid[0], 2 * grid[1])
+    levels, lowest = 1, grid
+    while min(lowest) >= 2 * _COARSEST and _even(lowest):
+        levels, lowest = levels + 1, _halved(lowest)
+    if levels == 1 and min(lowest) >= 2 * _COARSEST:
+        nearest = [max(8, 8 * round(side / 8)) for side in size]
+        reasons.append(
+            f"Images of {size[0]} x {size[1]} cannot be halved evenly, so the network sees one "
+            f"resolution alone: {nearest[0]} x {nearest[1]} would serve it better"
+        )
+    patches = f" on patches of {patch_size} x {patch_size} pixels" if patch_size > 1 else ""
+    reasons.append(
+        f"The network works{patches} at {levels} resolution{'s' if levels > 1 else ''}, from "
+        f"{grid[0]} x {grid[1]} to {lowest[0]} x {lowest[1]}: for images of {size[0]} x {size[1]}"
+    )
+    widths = [chosen.widths[min(level, len(chosen.widths) - 1)] for level in range(levels)]
+    attention = [
+        level
+        for level in range(max(0, levels - chosen.attention), levels)
+        if (grid[0] * grid[1]) >> (2 * level) <= _MOST_ATTENDED
+    ]
+    return {"patch_size": patch_size, "widths": widths, "attention_levels": attention}
 
 
-def _patch_size(size: tuple[int, int], reasons: list[str]) -> int:
-    """The smallest power of two that leaves a grid of at most 16 or so, and divides both sides."""
-    patch_size = 1
-    while min(size) // patch_size > _FINEST and all(side % (2 * patch_size) == 0 for side in size):
-        patch_size *= 2
-    return patch_size
+def _even(grid: tuple[int, int]) -> bool:
+    return all(side % 2 == 0 for side in grid)
+
+
+def _halved(grid: tuple[int, int]) -> tuple[int, int]:
+    return grid[0] // 2, grid[1] // 2

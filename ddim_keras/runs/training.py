@@ -88,6 +88,7 @@ def train(
     files.check_folder(place.path)
     config = place.reconcile(config, tell)
     training = _prepare(config, place, tell, fitted=place.config.is_file())
+    config = training.config
     checkpoints = Checkpoints(place.checkpoints, config.keep)
     step = _resume(training, checkpoints)
     if step == config.steps and _model_is_saved(place, checkpoints):
