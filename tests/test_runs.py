@@ -164,10 +164,7 @@ def test_the_kid_of_colour_images_is_rough_where_inception_cannot_be_had(monkeyp
     monkeypatch.setattr("ddim_keras.metrics.extractors.reachable", lambda url: False)
     said = []
     assert training._features_for(batches_of(4, 4, 3), said.append) == "cifar10"
-    assert (
-        "rough one, by the features of cifar10: the weights of InceptionV3 are not in"
-        in said[0]
-    )
+    assert "rough one, by the features of cifar10: the weights of InceptionV3 are not in" in said[0]
     monkeypatch.setattr("ddim_keras.metrics.get_extractor", lambda name: name)
     assert training._features_for(batches_of(4, 4, 3), said.append) == "inception_v3"
     assert training._features_for(batches_of(4, 4, 1), said.append) == "fashion_mnist"

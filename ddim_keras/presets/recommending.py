@@ -102,10 +102,10 @@ def recommend(
     by_minutes = _GREY if channels == 1 else _COLOUR
     chosen = next(found for most, found in by_minutes.items() if minutes <= most)
     model = _levels(size, chosen, reasons)
+    kind, attended = "grey" if channels == 1 else "colour", len(model["attention_levels"])
     reasons.append(
-        f"Widths {model['widths']}, attention at {len(model['attention_levels']) or 'none'} of the "
-        f"levels: for {'grey' if channels == 1 else 'colour'} images and {minutes:g} minutes of two "
-        "CPU cores"
+        f"Widths {model['widths']}, attention at {attended or 'none'} of the levels: for {kind} "
+        f"images and {minutes:g} minutes of two CPU cores"
     )
     model["ema_decay"] = chosen.ema_decay
     if num_images is not None and num_images < _FEW_IMAGES and minutes > _SHORT:
