@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from ddim_keras.support.types import Config
 # Whose settings a recommendation starts from.
 RECOMMENDED = "fashion_mnist_32"
 _MINUTES = 10.0  # where they are not known
-_FINEST = 16  # pixels of the smaller side that the network works at, about, after patches
-_LARGEST_PATCH = 4  # within which a convolution of 1 x 1 draws all detail
+_FINEST = 32  # pixels of the smaller side that the network works at, about, after patches
+_LARGEST_PATCH = 8
 _COARSEST = 4  # those of its lowest level, at least
 _MOST_ATTENDED = 256  # pixels of a level with attention, whose memory grows with their square
 _FEW_IMAGES = 10_000
@@ -23,25 +24,25 @@ _SHORT, _LONG = 30.0, 240.0
 
 
 class _Size(NamedTuple):
-    """Of a network: widths of its levels, of which the last is that of all below, and how many of
-    the lowest levels have attention.
+    """Of a network: the widths of its levels by the pixels of their smaller side, how many of the
+    lowest have attention, and the memory of the average.
     """
 
-    widths: tuple[int, ...]
+    widths: dict[int, int]
     attention: int
     ema_decay: float
 
 
 # Of colour images by the minutes, the first that reaches; and of grey ones.
 _COLOUR = {
-    _SHORT: _Size((64, 128, 192), 1, 0.995),
-    _LONG: _Size((96, 160, 224), 2, 0.999),
-    float("inf"): _Size((128, 192, 256), 2, 0.9995),
+    _SHORT: _Size({32: 32, 16: 64, 8: 128, 4: 192}, 1, 0.995),
+    _LONG: _Size({32: 64, 16: 96, 8: 160, 4: 224}, 2, 0.999),
+    float("inf"): _Size({32: 64, 16: 128, 8: 192, 4: 256}, 2, 0.9995),
 }
 _GREY = {
-    _SHORT: _Size((64, 96, 128), 0, 0.995),
-    _LONG: _Size((64, 96, 128), 0, 0.999),
-    float("inf"): _Size((96, 160, 224), 2, 0.9995),
+    _SHORT: _Size({32: 48, 16: 64, 8: 96, 4: 128}, 0, 0.995),
+    _LONG: _Size({32: 48, 16: 64, 8: 96, 4: 128}, 0, 0.999),
+    float("inf"): _Size({32: 64, 16: 96, 8: 160, 4: 224}, 2, 0.9995),
 }
 
 
@@ -89,7 +90,7 @@ def recommend(
 
     >>> found = recommend(64, channels=3, num_images=4317)
     >>> found.model["patch_size"], found.model["widths"]
-    (4, [64, 128, 192])
+    (2, [32, 64, 128, 192])
     """
     size = height_and_width(image_size)
     positive_int("channels", channels)
@@ -101,7 +102,7 @@ def recommend(
     minutes = minutes or _MINUTES
     by_minutes = _GREY if channels == 1 else _COLOUR
     chosen = next(found for most, found in by_minutes.items() if minutes <= most)
-    model = _levels(size, chosen, reasons)
+    model = _levels(size, channels, chosen, reasons)
     kind, attended = "grey" if channels == 1 else "colour", len(model["attention_levels"])
     reasons.append(
         f"Widths {model['widths']}, attention at {attended or 'none'} of the levels: for {kind} "
@@ -117,10 +118,11 @@ def recommend(
     return Recommendation(RECOMMENDED, model, folders.training(RECOMMENDED), tuple(reasons))
 
 
-def _levels(size: tuple[int, int], chosen: _Size, reasons: list[str]) -> Config:
-    """Patches that leave about 16 pixels a side, and levels from there down to about 4."""
+def _levels(size: tuple[int, int], channels: int, chosen: _Size, reasons: list[str]) -> Config:
+    """Patches that leave 16 to 32 pixels a side, and levels from there down to about 4."""
     patch_size, grid = 1, size
-    while min(grid) > 1.5 * _FINEST and _even(grid) and patch_size < _LARGEST_PATCH:
+    finest = _FINEST if min(size) > 1.5 * _FINEST else _FINEST / 2
+    while min(grid) > 1.5 * finest and _even(grid) and patch_size < _LARGEST_PATCH:
         patch_size, grid = 2 * patch_size, _halved(grid)
     # A grid that cannot be halved again would be all that there is: smaller patches, then.
     while patch_size > 1 and not _even(grid):
@@ -139,13 +141,20 @@ def _levels(size: tuple[int, int], chosen: _Size, reasons: list[str]) -> Config:
         f"The network works{patches} at {levels} resolution{'s' if levels > 1 else ''}, from "
         f"{grid[0]} x {grid[1]} to {lowest[0]} x {lowest[1]}: for images of {size[0]} x {size[1]}"
     )
-    widths = [chosen.widths[min(level, len(chosen.widths) - 1)] for level in range(levels)]
+    sides = [min(grid) >> level for level in range(levels)]
+    widths = [chosen.widths[min(chosen.widths, key=lambda of: _apart(of, side))] for side in sides]
+    if (values := patch_size**2 * channels) > widths[0]:  # of a patch, which it has to tell apart
+        widths[0] = 32 * math.ceil(values / 32)
     attention = [
         level
         for level in range(max(0, levels - chosen.attention), levels)
         if (grid[0] * grid[1]) >> (2 * level) <= _MOST_ATTENDED
     ]
     return {"patch_size": patch_size, "widths": widths, "attention_levels": attention}
+
+
+def _apart(one: int, other: int) -> float:
+    return abs(math.log2(one / other))
 
 
 def _even(grid: tuple[int, int]) -> bool:
