@@ -20,8 +20,10 @@ from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.signals import stopping_after_the_step
+from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.support import backend, files, progress
 from ddim_keras.support.types import Data, Dataset
+from ddim_keras.training import averages
 
 Tell = Callable[[str], None]
 
@@ -67,8 +69,9 @@ def train(
     was not, on one machine. The first Ctrl-C (or SIGTERM) saves and stops after the step; the
     second stops at once.
 
-    The folder holds `config.yaml`, `checkpoints/`, `log.csv`, `samples/`, `tensorboard/`,
-    `best.keras` (by validation KID, or image loss), and at the end `model.keras`.
+    The folder holds `config.yaml`, `checkpoints/`, `ema/` (averages of the weights, for
+    `ddim_keras.ema`), `log.csv`, `samples/`, `tensorboard/`, `best.keras`
+    (by validation KID, or image loss), and at the end `model.keras`.
 
     Args:
         config: what to do.
@@ -93,7 +96,9 @@ def train(
         tell(f"Nothing is left to do: trained for {config.steps} steps, {place.model}")
         return RunResult(training.model, step, True)
     with stopping_after_the_step() as request:
-        keeper = watching.KeepCheckpoints(checkpoints, config, step, request)
+        snapshots = Snapshots(place.ema, config.ema_snapshots, config.steps)
+        snapshots.forget_after(step)
+        keeper = watching.KeepCheckpoints(checkpoints, config, step, request, snapshots)
         _continue_log(training, keeper)
         while keeper.step < config.steps and not request.asked:
             _fit(training, keeper, verbose)
@@ -146,7 +151,7 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell) -> _Training:
     if config.task:
         training_data = validating.for_task(training_data, config.task, config.factor)
         validation = validation and validating.for_task(validation, config.task, config.factor)
-    validation = _spread_over(validation, config.validation_images, recipe.batch_size)
+    validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
     model = _make_model(config, recipe, training_data)
@@ -239,16 +244,6 @@ def _catch_up(
             watcher.on_train_end()
 
 
-def _spread_over(validation: Dataset, number: int | None, batch_size: int) -> Any:
-    """Return about as many images of a validation set: every so many batches, as it may be sorted
-    by class.
-    """
-    if validation is None or number is None:
-        return validation
-    stride = -(-int(validation.cardinality()) // -(-number // batch_size))
-    return validation.shard(stride, 0) if stride > 1 else validation
-
-
 def _features_for(validation: Dataset, tell: Tell) -> str | None:
     """Choose the features of the validation's KID; None where there are too few images for one."""
     if validation is None:
@@ -294,6 +289,7 @@ def _make_model(
         **recipe.compile_arguments(config.steps),
         metrics=own_metrics,
         gradient_norm=True,
+        ema_lengths=averages.LENGTHS if config.ema_snapshots else (),
         jit_compile=config.jit,
     )
     return model

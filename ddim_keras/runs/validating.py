@@ -16,7 +16,7 @@ from ddim_keras.support.types import Dataset, ImageShape
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_BATCH_SIZE = 100
+BATCH_SIZE = 100
 
 
 def held_out_images(
@@ -52,7 +52,7 @@ def held_out_images(
     _, validation = datasets.load_dataset(
         data or config.data,
         size,
-        _BATCH_SIZE,
+        BATCH_SIZE,
         channels=channels,
         labels=labels,
         fit=fit or config.fit,
@@ -66,6 +66,16 @@ def held_out_images(
     if validation is None:
         raise ValueError(f"{data or config.data} has no images kept for validation")
     return for_task(validation, config.task, config.factor) if config.task else validation
+
+
+def spread_over(validation: Dataset, number: int | None, batch_size: int) -> Any:
+    """Return about as many images of a validation set: every so many batches, as it may be sorted
+    by class.
+    """
+    if validation is None or number is None:
+        return validation
+    stride = -(-int(validation.cardinality()) // -(-number // batch_size))
+    return validation.shard(stride, 0) if stride > 1 else validation
 
 
 def for_task(dataset: Dataset, task: str, factor: int) -> Any:

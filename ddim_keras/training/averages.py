@@ -3,8 +3,9 @@
 A power-function average of length sigma_rel gives the weights of time tau, of a training that has
 reached time t, the share (gamma + 1) tau^gamma / t^(gamma + 1), where sigma_rel is that profile's
 standard deviation over t (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of
-Diffusion Models", section 3.1). It has no time scale of its own: 0.1 is the last tenth of a training
-or so, however long it is. Any other length is a combination of stored averages (section 3.2).
+Diffusion Models", section 3.1). It has no time scale of its own: 0.1 is the last tenth of a
+training or so, however long it is. Any other length is a combination of stored averages
+(section 3.2).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def length_of(value: Any) -> float:
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not is_number or not 0.0 < value <= _LONGEST:
         raise ValueError(
-            f"an EMA length must lie in (0, {_LONGEST}], the standard deviation of the average over "
-            f"the training's length, such as 0.05 or 0.1, got {value!r}"
+            f"an EMA length must lie in (0, {_LONGEST}], the standard deviation of the average "
+            f"over the training's length, such as 0.05 or 0.1, got {value!r}"
         )
     return float(value)
 
