@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from ddim_keras import data, metrics, presets
 from ddim_keras.data.batches import taken_apart
 from ddim_keras.model import DiffusionModel
-from ddim_keras.runs import callbacks, validating, watching
+from ddim_keras.runs import callbacks, copying, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
@@ -295,6 +296,14 @@ def _make_model(
     return model
 
 
+def _copies_are_looked_for(training: _Training) -> bool:
+    """Whether it is asked for, makes sense and is cheap: few images are what a network copies."""
+    size = training.recipe.batch_size * int(np.prod(training.model.image_shape))
+    numbers = int(training.data.cardinality()) * size
+    asked = training.config.memorization > 0 and not training.config.task
+    return asked and numbers <= copying.LARGEST
+
+
 def _watchers(
     training: _Training, keeper: watching.KeepCheckpoints
 ) -> list[keras.callbacks.Callback]:
@@ -303,8 +312,11 @@ def _watchers(
         keeper,
         callbacks.Throughput(training.recipe.batch_size),
         watching.LearningRate(),
-        watching.Log(place.log),
     ]
+    if _copies_are_looked_for(training):
+        flip, seed = training.recipe.flip, config.seed
+        chosen.append(copying.Memorization(training.data, config.memorization, flip, seed=seed))
+    chosen.append(watching.Log(place.log))
     if config.samples:
         to_log = place.tensorboard / "samples" if config.tensorboard else None
         told: dict[str, Any] = {}
