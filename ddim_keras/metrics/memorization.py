@@ -12,8 +12,8 @@ be the nearer one, and about half of all held-out images would count.
 Distances as a test of copying: Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in
 Generative Models", and van den Burg & Williams 2021, "On Memorization in Probabilistic Deep
 Generative Models". Distances relative to those among training images, in diffusion models: Carlini
-et al. 2023, "Extracting Training Data from Diffusion Models", section 5; by features: Somepalli et al. 2023,
-"Diffusion Art or Digital Forgery?".
+et al. 2023, "Extracting Training Data from Diffusion Models", section 5. By features: Somepalli et
+al. 2023, "Diffusion Art or Digital Forgery?".
 """
 
 from __future__ import annotations
