@@ -104,6 +104,8 @@ def evaluate(
     if model.condition_shape is not None:
         told["condition"] = True
     chosen = metrics or ("fid", "kid", "precision_recall")
+    if pairs is not None and model.condition_shape is not None:
+        raise click.UsageError("--pairs is for models that make images from noise alone")
     training = None
     if "memorization" in chosen or pairs is not None:
         training = validating.training_images(model.image_shape, source, **chosen_data)
