@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import make_trained_model, random_images
+from conftest import make_small_model, random_images
 
 from ddim_keras import metrics, plotting, runs
 from ddim_keras.metrics import nearest_training_images
@@ -199,7 +199,7 @@ def test_no_copies_are_looked_for_where_it_is_costly_or_not_asked_for(few_images
         def cardinality(self):
             return 10_000_000
 
-    config, model = config_of(few_images), make_trained_model()
+    config, model = config_of(few_images), make_small_model()
     recipe = config.recipe()
     few = tf.data.Dataset.from_tensor_slices(TRAINING).batch(16)
 
