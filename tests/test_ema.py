@@ -241,7 +241,7 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [16, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_snapshots(whole_run, photos, tmp_path, monkeypatch, step):
     config = small_config(photos)
     keep = watching.KeepCheckpoints.on_train_batch_end

@@ -53,6 +53,7 @@ def small_config(photos, **changes):
         "checkpoint_every": 4,
         "samples": 0,
         "tensorboard": False,
+        "memorization": 0,
     }
     return RunConfig(**{**settings, **changes})
 
