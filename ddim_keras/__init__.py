@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
-    from ddim_keras.runs import callbacks, exporting
+    from ddim_keras.runs import callbacks, ema, exporting
     from ddim_keras.sampling import clipping, guidance
     from ddim_keras.sampling.guidance import (
         Autoguidance,
@@ -41,6 +41,7 @@ _MOVED = {
     "backend": "ddim_keras.support.backend",
     "callbacks": "ddim_keras.runs.callbacks",
     "clipping": "ddim_keras.sampling.clipping",
+    "ema": "ddim_keras.runs.ema",
     "exporting": "ddim_keras.runs.exporting",
     "forward": "ddim_keras.diffusion.forward",
     "guidance": "ddim_keras.sampling.guidance",
@@ -123,6 +124,7 @@ __all__ = [
     "clipping",
     "data",
     "divide_batches_among_cores",
+    "ema",
     "exporting",
     "forward",
     "guidance",

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.metrics.memorization import NearestImages
 from ddim_keras.sampling.generate import Trajectory
 from ddim_keras.support import files
 from ddim_keras.support.types import Images
@@ -245,6 +246,37 @@ def plot_consistency(
         options.setdefault("sampler", "ddim")
     rows = [model.generate(num_images, number, seed=seed, **options) for number in steps]
     return plot_rows(np.stack(rows), [f"S = {number}" for number in steps])
+
+
+def plot_pairs(pairs: NearestImages, number: int = 10) -> matplotlib.figure.Figure:
+    """Draw generated images above the training images nearest to them, the most suspicious first.
+
+    Above each pair stands how far they are apart, over the distance from the training image to the
+    next one: below 0.5 it counts as a copy.
+
+    Args:
+        pairs: what `metrics.nearest_training_images` found.
+        number: how many pairs to draw, at most.
+
+    Returns:
+        The figure; it is not shown.
+    """
+    from matplotlib.figure import Figure
+
+    ratios = pairs.distances / pairs.to_next
+    chosen = np.argsort(ratios, kind="stable")[:number]
+    figure = Figure(figsize=(0.9 * len(chosen) + 0.9, 2.4), layout="constrained")
+    all_axes = figure.subplots(2, len(chosen), squeeze=False)
+    for row, images in zip(all_axes, (pairs.images, pairs.nearest)):
+        for axes, index in zip(row, chosen):
+            axes.imshow(image_grid(images[index][None], padding=0), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+    for axes, index in zip(all_axes[0], chosen):
+        axes.set_title(f"{ratios[index]:.2f}", color="tab:red" if pairs.copies[index] else "black")
+    for axes, label in zip(all_axes[:, 0], ("generated", "nearest in\ntraining")):
+        axes.set_ylabel(label, rotation=0, ha="right", va="center")
+    return figure
 
 
 def plot_history(history: Mapping[str, Sequence[float]]) -> matplotlib.figure.Figure:

@@ -20,7 +20,15 @@ from conftest import ROOT, make_small_model, make_trained_model, slow_on_jax
 import ddim_keras
 from ddim_keras import presets, runs
 from ddim_keras.data import seeded
-from ddim_keras.runs import Checkpoints, DivergedError, RunConfig, timing, training, watching
+from ddim_keras.runs import (
+    Checkpoints,
+    DivergedError,
+    RunConfig,
+    timing,
+    training,
+    validating,
+    watching,
+)
 from ddim_keras.runs.folder import RunFolder
 
 pytestmark = slow_on_jax
@@ -53,6 +61,7 @@ def small_config(photos, **changes):
         "checkpoint_every": 4,
         "samples": 0,
         "tensorboard": False,
+        "memorization": 0,
     }
     return RunConfig(**{**settings, **changes})
 
@@ -93,6 +102,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
     assert names == {
         "config.yaml",
         "checkpoints",
+        "ema",
         "log.csv",
         "samples",
         "tensorboard",
@@ -153,10 +163,10 @@ def batches_of(number, batch_size, channels):
 
 
 def test_validation_looks_all_over_a_large_validation_set():
-    some = training._spread_over(batches_of(118, 4, 1), 20, 4)
+    some = validating.spread_over(batches_of(118, 4, 1), 20, 4)
     assert [round(118 * float(batch[0, 0, 0, 0])) for batch in some] == [0, 24, 48, 72, 96]
     for number in (None, 118, 500):
-        assert len(training._spread_over(batches_of(118, 4, 1), number, 4)) == 30
+        assert len(validating.spread_over(batches_of(118, 4, 1), number, 4)) == 30
 
 
 def test_the_kid_of_colour_images_is_rough_where_inception_cannot_be_had(monkeypatch, tmp_path):

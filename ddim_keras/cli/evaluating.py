@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import pathlib
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +19,10 @@ from ddim_keras.cli.options import (
 from ddim_keras.cli.options import guidance as options_guidance
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.runs import RunConfig
+
+if TYPE_CHECKING:
+    from ddim_keras.model import DiffusionModel
+    from ddim_keras.support.types import Dataset
 
 
 @main.command()
@@ -44,7 +49,15 @@ from ddim_keras.runs import RunConfig
     "--metric",
     "metrics",
     multiple=True,
-    help="fid, kid, precision_recall, ...  [default: these three]",
+    help="fid, kid, precision_recall, memorization (copies of training images), ...  "
+    "[default: the first three]",
+)
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=pathlib.Path),
+    default=None,
+    help="Write a PNG of the generated images, of 100, that are most like a training image, each "
+    "above it.",
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -63,6 +76,7 @@ def evaluate(
     num_images: int,
     features: str | None,
     metrics: tuple[str, ...],
+    pairs: pathlib.Path | None,
     seed: int,
     labels: bool,
     guidance: float | None,
@@ -90,12 +104,18 @@ def evaluate(
     if model.condition_shape is not None:
         told["condition"] = True
     chosen = metrics or ("fid", "kid", "precision_recall")
+    if pairs is not None and model.condition_shape is not None:
+        raise click.UsageError("--pairs is for models that make images from noise alone")
+    training = None
+    if "memorization" in chosen or pairs is not None:
+        training = validating.training_images(model.image_shape, source, **chosen_data)
     try:
         scores = model.score(
             validation,
             num_images,
             metrics=chosen,
             extractor=features,
+            training_images=training if "memorization" in chosen else None,
             seed=seed,
             **told,
             **sampling(**options),
@@ -106,3 +126,16 @@ def evaluate(
         ) from error
     for name, value in scores.items():
         click.echo(f"{name}: {value:.5f}")
+    if pairs is not None:
+        _draw_pairs(pairs, model, training, seed, sampling(**options))
+
+
+def _draw_pairs(
+    path: pathlib.Path, model: DiffusionModel, training: Dataset, seed: int, options: dict[str, Any]
+) -> None:
+    from ddim_keras import plotting
+    from ddim_keras.metrics import nearest_training_images
+
+    found = nearest_training_images(model, training, seed=seed, mirrored=True, **options)
+    plotting.save_figure(path, plotting.plot_pairs(found))
+    click.echo(f"Written to {path}")

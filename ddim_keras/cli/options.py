@@ -126,6 +126,23 @@ class _Interval(click.ParamType):
         return low, high
 
 
+class _EMALength(click.ParamType):
+    """A number, or best."""
+
+    name = "length"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if value == "best":
+            return "best"
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"expected a number, such as 0.08, or best, got {value!r}", param, ctx)
+
+
+EMA_LENGTH = _EMALength()
 _SHORT: Mapping[str, tuple[str, ...]] = {"data": ("-d",)}
 SIZE = _ImageSize()
 _PARSED: Mapping[str, click.ParamType] = {"image_size": SIZE, "split": _Split()}

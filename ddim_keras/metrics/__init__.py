@@ -24,6 +24,7 @@ from ddim_keras.metrics.manifolds import (
     density_coverage,
     precision_recall,
 )
+from ddim_keras.metrics.memorization import NearestImages, nearest_training_images
 from ddim_keras.metrics.scoring import METRICS
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "InceptionV3Extractor",
     "KIDResult",
     "KerasExtractor",
+    "NearestImages",
     "PrecisionRecall",
     "PrecisionRecallResult",
     "density_coverage",
@@ -51,6 +53,7 @@ __all__ = [
     "get_extractor",
     "inception_score",
     "kid",
+    "nearest_training_images",
     "precision_recall",
     "squared_mmd",
 ]

@@ -22,6 +22,7 @@ from ddim_keras.metrics.manifolds import (
     is_within,
     neighbour_radii,
 )
+from ddim_keras.metrics.memorization import nearest_training_images
 from ddim_keras.metrics.states import Sample
 from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.engine import Engine
@@ -36,8 +37,10 @@ METRICS: dict[str, Callable[..., ImageMetric]] = {
     "precision_recall": PrecisionRecall,
     "density_coverage": DensityCoverage,
 }
+MEMORIZATION = "memorization"
 _BATCH = 256
 _NEIGHBOURS = 5
+_COMPARED = 1000  # generated images that are compared with the training images, at most
 
 
 def score(
@@ -160,6 +163,7 @@ def score_generated(
     metrics: Sequence[Any] = ("fid", "kid", "precision_recall"),
     extractor: ExtractorLike = None,
     per_class: bool = False,
+    training_images: Data = None,
     labels: Labels = None,
     condition: Condition = None,
     seed: int = 0,
@@ -175,13 +179,16 @@ def score_generated(
             numbers.
         diffusion_steps: S, as for `generate`.
         metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage",
-            or `ddim_keras.metrics.ImageMetric` objects.
+            or `ddim_keras.metrics.ImageMetric` objects. "memorization" is the share of the first
+            1,000 generated images that are copies of `training_images`, by their pixels
+            (`metrics.nearest_training_images`).
         extractor: features of the metrics given by name: "inception_v3", "cifar10",
             "fashion_mnist", "inception_2015" (comparable with papers), an `Extractor` or a Keras
             model. None takes
             "fashion_mnist" for images of one channel, and otherwise "inception_v3".
         per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of
             such arrays.
+        training_images: what the model was trained on, for "memorization".
         labels: as for `generate`; or True for those of `dataset`, in their order, and again from
             the first where more images are made.
         condition: likewise.
@@ -213,6 +220,11 @@ def score_generated(
             )
     if extractor is None:
         extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
+    if MEMORIZATION in metrics and training_images is None:
+        raise ValueError(
+            f"the metric {MEMORIZATION!r} compares with what the model was trained on: give "
+            "training_images"
+        )
     if broken := engine.broken_weights():  # not after a pass over the real images
         raise FloatingPointError(broken)
     told: dict[str, Any] = {"labels": labels, "condition": condition}
@@ -223,7 +235,24 @@ def score_generated(
     generated = _generated_in_batches(engine, num_images, batch_size, checked, **options)
     names = getattr(dataset, "class_names", None)
     real = inputs.checked(dataset, engine.image_shape)
-    return score(generated, real, metrics, extractor, per_class, names)
+    first: list[np.ndarray] = []
+    others = [metric for metric in metrics if metric != MEMORIZATION]
+    if len(others) < len(metrics):
+        generated = _keeping_first(generated, first)
+    scores = score(generated, real, others, extractor, per_class, names)
+    if first:
+        training = inputs.checked(training_images, engine.image_shape)
+        compared = np.concatenate(first)[:_COMPARED]
+        scores[MEMORIZATION] = nearest_training_images(compared, training, mirrored=True).share
+    return scores
+
+
+def _keeping_first(batches: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterable[np.ndarray]:
+    """Yield batches of images, and leave the first of them in a list."""
+    for images in batches:
+        if sum(map(len, kept)) < _COMPARED:
+            kept.append(images)
+        yield images
 
 
 def _told_by(

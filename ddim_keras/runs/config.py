@@ -25,6 +25,8 @@ MAY_CHANGE = {
     "samples",
     "samples_every",
     "tensorboard",
+    "ema_snapshots",
+    "memorization",
 }
 FEATURES = ("inception_v3", "cifar10", "fashion_mnist")  # what can run within a compiled step
 FITS = ("crop", "pad")
@@ -92,6 +94,12 @@ class RunConfig:
         checkpoint_every: steps between checkpoints.
         checkpoint_minutes: minutes between them at the most.
         keep: how many of the newest checkpoints to keep.
+        ema_snapshots: how many times over the run to store two averages of the weights, of which
+            averages of any length are made afterwards (`ddim_keras.ema.reconstruct`, export
+            --ema-length); each takes four bytes a parameter. 0 for none.
+        memorization: how many images are generated at each validation and compared with those
+            trained on, to warn of a network that copies them; 0 for none. Of sets of more than 64
+            million numbers, and with a task, it is left out.
 
     Raises:
         ValueError: a setting out of its range.
@@ -127,6 +135,8 @@ class RunConfig:
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 10.0
     keep: int = 3
+    ema_snapshots: int = 12
+    memorization: int = 64
 
     def __post_init__(self) -> None:
         for name in ("model", "training"):
@@ -143,7 +153,8 @@ class RunConfig:
     def _check_numbers(self) -> None:
         for name in ("steps", "checkpoint_every", "keep", "samples_every", "factor"):
             positive_int(name, getattr(self, name))
-        integer("samples", self.samples, minimum=0)
+        for name in ("samples", "ema_snapshots", "memorization"):
+            integer(name, getattr(self, name), minimum=0)
         integer("seed", self.seed, minimum=0, below=2**32)
         for name in ("validate_every", "validation_images", "bits"):
             if getattr(self, name) is not None:

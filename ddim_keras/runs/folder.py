@@ -22,13 +22,14 @@ class RunFolder:
         path: of the folder; it need not exist yet.
 
     Attributes:
-        config, checkpoints, samples, log, tensorboard, best, model: what lies in it.
+        config, checkpoints, ema, samples, log, tensorboard, best, model: what lies in it.
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.config = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
+        self.ema = path / "ema"
         self.samples = path / "samples"
         self.log = path / "log.csv"
         self.tensorboard = path / "tensorboard"

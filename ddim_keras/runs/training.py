@@ -11,18 +11,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from ddim_keras import data, metrics, presets
 from ddim_keras.data.batches import taken_apart
 from ddim_keras.model import DiffusionModel
-from ddim_keras.runs import callbacks, validating, watching
+from ddim_keras.runs import callbacks, copying, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import AUTO, RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.signals import stopping_after_the_step
+from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
 from ddim_keras.support import backend, files, progress
 from ddim_keras.support.types import Data, Dataset
+from ddim_keras.training import averages
 
 Tell = Callable[[str], None]
 
@@ -68,8 +71,9 @@ def train(
     was not, on one machine. The first Ctrl-C (or SIGTERM) saves and stops after the step; the
     second stops at once.
 
-    The folder holds `config.yaml`, `checkpoints/`, `log.csv`, `samples/`, `tensorboard/`,
-    `best.keras` (by validation KID, or image loss), and at the end `model.keras`.
+    The folder holds `config.yaml`, `checkpoints/`, `ema/` (averages of the weights, for
+    `ddim_keras.ema`), `log.csv`, `samples/`, `tensorboard/`, `best.keras`
+    (by validation KID, or image loss), and at the end `model.keras`.
 
     Args:
         config: what to do.
@@ -95,7 +99,9 @@ def train(
         tell(f"Nothing is left to do: trained for {config.steps} steps, {place.model}")
         return RunResult(training.model, step, True)
     with stopping_after_the_step() as request:
-        keeper = watching.KeepCheckpoints(checkpoints, config, step, request)
+        snapshots = Snapshots(place.ema, config.ema_snapshots, config.steps)
+        snapshots.forget_after(step)
+        keeper = watching.KeepCheckpoints(checkpoints, config, step, request, snapshots)
         _continue_log(training, keeper)
         while keeper.step < config.steps and not request.asked:
             _fit(training, keeper, verbose)
@@ -153,7 +159,7 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell, fitted: bool) -> _
         validation = validation and validating.for_task(validation, config.task, config.factor)
     if config.preset == AUTO:
         config = _with_recommended(config, training_data, tell)
-    validation = _spread_over(validation, config.validation_images, recipe.batch_size)
+    validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
     if config.minutes is not None and not fitted:
@@ -271,16 +277,6 @@ def _catch_up(
             watcher.on_train_end()
 
 
-def _spread_over(validation: Dataset, number: int | None, batch_size: int) -> Any:
-    """Return about as many images of a validation set: every so many batches, as it may be sorted
-    by class.
-    """
-    if validation is None or number is None:
-        return validation
-    stride = -(-int(validation.cardinality()) // -(-number // batch_size))
-    return validation.shard(stride, 0) if stride > 1 else validation
-
-
 def _features_for(validation: Dataset, tell: Tell) -> str | None:
     """Choose the features of the validation's KID; None where there are too few images for one."""
     if validation is None:
@@ -327,9 +323,18 @@ def _make_model(
         **recipe.compile_arguments(config.steps),
         metrics=own_metrics,
         gradient_norm=True,
+        ema_lengths=averages.LENGTHS if config.ema_snapshots else (),
         jit_compile=config.jit,
     )
     return model
+
+
+def _copies_are_looked_for(training: _Training) -> bool:
+    """Whether it is asked for, makes sense and is cheap: few images are what a network copies."""
+    size = training.recipe.batch_size * int(np.prod(training.model.image_shape))
+    numbers = int(training.data.cardinality()) * size
+    asked = training.config.memorization > 0 and not training.config.task
+    return asked and numbers <= copying.LARGEST
 
 
 def _watchers(
@@ -340,8 +345,11 @@ def _watchers(
         keeper,
         callbacks.Throughput(training.recipe.batch_size),
         watching.LearningRate(),
-        watching.Log(place.log),
     ]
+    if _copies_are_looked_for(training):
+        flip, seed = training.recipe.flip, config.seed
+        chosen.append(copying.Memorization(training.data, config.memorization, flip, seed=seed))
+    chosen.append(watching.Log(place.log))
     if config.samples:
         to_log = place.tensorboard / "samples" if config.tensorboard else None
         told: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from ddim_keras.support.types import Dataset, ImageShape
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_BATCH_SIZE = 100
+BATCH_SIZE = 100
 
 
 def held_out_images(
@@ -44,15 +44,33 @@ def held_out_images(
     Raises:
         ValueError: the data set has no validation part, or cannot be read.
     """
+    chosen = {"data": data, "split": split, "data_dir": data_dir, "fit": fit, "labels": labels}
+    _, validation, config = _loaded(image_shape, run, **chosen)
+    if validation is None:
+        raise ValueError(f"{data or config.data} has no images kept for validation")
+    return for_task(validation, config.task, config.factor) if config.task else validation
+
+
+def _loaded(
+    image_shape: ImageShape,
+    run: str | os.PathLike | None = None,
+    *,
+    data: str | None = None,
+    split: Any = None,
+    data_dir: str | None = None,
+    fit: str | None = None,
+    labels: bool = False,
+) -> tuple[Dataset, Dataset, RunConfig]:
+    """Return the two parts of a data set, and the run's configuration."""
     settings = pathlib.Path(run or "") / "config.yaml"
     config = RunConfig.read(settings) if run is not None and settings.is_file() else RunConfig()
     if split is None and data in (None, config.data):
         split = config.split
     *size, channels = image_shape
-    _, validation = datasets.load_dataset(
+    loaded = datasets.load_dataset(
         data or config.data,
         size,
-        _BATCH_SIZE,
+        BATCH_SIZE,
         channels=channels,
         labels=labels,
         fit=fit or config.fit,
@@ -63,9 +81,26 @@ def held_out_images(
         split=tuple(split) if isinstance(split, list) else split,
         seed=config.seed,  # what was trained on must not come back here
     )
-    if validation is None:
-        raise ValueError(f"{data or config.data} has no images kept for validation")
-    return for_task(validation, config.task, config.factor) if config.task else validation
+    return *loaded, config
+
+
+def training_images(
+    image_shape: ImageShape, run: str | os.PathLike | None = None, **chosen: Any
+) -> tf.data.Dataset:
+    """Return the training part of a data set, of a run's own if nothing else is said; as
+    `held_out_images`.
+    """
+    return _loaded(image_shape, run, **chosen)[0]
+
+
+def spread_over(validation: Dataset, number: int | None, batch_size: int) -> Any:
+    """Return about as many images of a validation set: every so many batches, as it may be sorted
+    by class.
+    """
+    if validation is None or number is None:
+        return validation
+    stride = -(-int(validation.cardinality()) // -(-number // batch_size))
+    return validation.shard(stride, 0) if stride > 1 else validation
 
 
 def for_task(dataset: Dataset, task: str, factor: int) -> Any:

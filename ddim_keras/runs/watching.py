@@ -13,6 +13,7 @@ import numpy as np
 from ddim_keras.runs.checkpoints import Checkpoints, DivergedError
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.signals import StopRequest
+from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.support import files
 from ddim_keras.support.progress import ProgressLines
 from ddim_keras.support.types import Logs
@@ -23,17 +24,30 @@ class Stopped(Exception):
 
 
 class KeepCheckpoints(keras.callbacks.Callback):
-    """Save by step and time, and when asked to stop; end a training whose loss is not finite."""
+    """Save by step and time, and when asked to stop; end a training whose loss is not finite.
+
+    Snapshots of averages are stored on the way, each before a checkpoint of the same step: a
+    training that resumes from there would not make it any more.
+    """
 
     def __init__(
-        self, checkpoints: Checkpoints, config: RunConfig, step: int, request: StopRequest
+        self,
+        checkpoints: Checkpoints,
+        config: RunConfig,
+        step: int,
+        request: StopRequest,
+        snapshots: Snapshots | None = None,
     ):
         super().__init__()
+        self.snapshots = snapshots
         self.checkpoints, self.config, self.step, self.request = checkpoints, config, step, request
         self.saved_step, self.saved_time = step, time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
+        if self.snapshots is not None and self.snapshots.is_due(self.step):
+            self._check(logs)
+            self.snapshots.save(self.model, self.step)
         minutes = (time.monotonic() - self.saved_time) / 60.0
         due = (
             self.step % self.config.checkpoint_every == 0

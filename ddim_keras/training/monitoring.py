@@ -57,7 +57,7 @@ def watching_what_exists(
 
 def direction_of(figure: str, metrics: Sequence[keras.metrics.Metric]) -> str | None:
     """Return whether a logged figure is better when it is "min" or "max"; None if nobody knows."""
-    if figure in ("n_loss", "i_loss", "loss", "gradient_norm"):
+    if figure in ("n_loss", "i_loss", "loss", "gradient_norm", "memorization"):
         return "min"
     for metric in metrics:
         if figure in getattr(metric, "result_names", [metric.name]):

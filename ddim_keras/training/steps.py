@@ -16,6 +16,7 @@ from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, random
 from ddim_keras.support.keras_files import WholeFiles
 from ddim_keras.support.types import Data, ImageShape, Rates, Tensor, Times
+from ddim_keras.training.averages import PowerAverages
 from ddim_keras.training.objective import Objective
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -39,6 +40,8 @@ class EMASteps(WholeFiles):
     Attributes:
         engine: what uses the trained network.
         normalizer: turns images in [0, 1] into zero mean and unit variance.
+        power_averages: averages whose length is chosen after the training; none until `compile`
+            asks for some.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class EMASteps(WholeFiles):
             name="ema_updates",
             aggregation="mean",
         )
+        self.power_averages = PowerAverages()
         self.normalizer = ImageNormalization(name="normalizer")
         self.normalizer.build((None, *image_shape))
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -273,6 +277,7 @@ class EMASteps(WholeFiles):
         self.ema_updates.assign(updates)
         for average, weight in zip(self.ema_network.weights, self.network.weights):
             average.assign(average + (1.0 - ops.cast(decay, average.dtype)) * (weight - average))
+        self.power_averages.update(self.network.weights)
 
     def diffusion_schedule(self, diffusion_times: Times) -> tuple[Rates, Rates]:
         """Return (noise_rates, signal_rates), in this order, at diffusion times in [0, 1], shaped

@@ -32,6 +32,7 @@ class EMATrainer(EMASteps):
         *,
         metric_diffusion_steps: int = 5,
         gradient_norm: bool = False,
+        ema_lengths: Sequence[float] = (),
         jit_compile: bool | str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -48,6 +49,9 @@ class EMATrainer(EMASteps):
             metric_diffusion_steps: sampling steps of the images generated for `metrics`.
             gradient_norm: whether `fit` logs `gradient_norm`, the norm of a batch's gradients of
                 all weights together, before any clipping: the epoch's mean.
+            ema_lengths: of power-function averages of the weights that training also keeps, in
+                `power_averages`, beside `ema_network`: their standard deviations over the
+                training's length, such as (0.05, 0.10). `ddim_keras.ema` makes others of them.
             jit_compile: True compiles with XLA, False makes plain TensorFlow graphs, "auto" takes
                 plain graphs on a CPU, where they measure faster, and XLA elsewhere. JAX always
                 compiles unless False.
@@ -79,9 +83,11 @@ class EMATrainer(EMASteps):
             "metrics": self.image_metrics,
             "metric_diffusion_steps": metric_diffusion_steps,
             "gradient_norm": gradient_norm,
+            "ema_lengths": list(ema_lengths),
             "jit_compile": jit_compile,
             **kwargs,
         }
+        self.power_averages.follow(self.network.weights, ema_lengths)
         # Built here, its state can be loaded before the first step.
         self.optimizer.build(self.trainable_variables)
 
