@@ -184,7 +184,7 @@ def interruptible():
 def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, monkeypatch, number):
     before = signal.getsignal(signal.SIGTERM)
 
-    def prepare(*_):
+    def prepare(*_, **__):
         os.kill(os.getpid(), number)
         for _ in range(1000):  # another thread may get the signal, which then takes a moment
             time.sleep(0.01)

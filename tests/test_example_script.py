@@ -93,6 +93,7 @@ def test_the_script_runs_to_its_end_without_one_and_says_what_it_monitors(datase
         run_script(make_model(), datasets, tmp_path / "diffusion_model.weights.h5")
 
 
+@slow_on_jax
 def test_the_examples_names_do_what_they_did():
     model = make_model()
     model.normalizer.adapt(random_images(8, (16, 16, 3)))

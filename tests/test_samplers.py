@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import GaussianOracle, MixtureOracle
+from conftest import GaussianOracle, MixtureOracle, slow_on_jax
 from keras import ops
 
 from ddim_keras import forward, samplers
@@ -240,7 +240,12 @@ def test_adams_bashforth_on_even_angles_has_the_classical_weights_in_the_limit()
     )
 
 
-STOCHASTIC = [DDIM(0.5), DDPM(), DDPM(variance="large"), DPMSolverMultistep(stochastic=True)]
+STOCHASTIC = [
+    DDIM(0.5),
+    pytest.param(DDPM(), marks=pytest.mark.slow),  # DDIM of eta 1
+    DDPM(variance="large"),
+    pytest.param(DPMSolverMultistep(stochastic=True), marks=slow_on_jax),
+]
 
 
 @pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)

@@ -293,7 +293,13 @@ def test_bad_steps_are_refused(steps, spacing, schedule, message):
 
 @slow_on_jax
 @pytest.mark.parametrize(
-    "schedule", ["linear_beta", "cosine_beta", "zero_terminal_snr", "linear_log_snr"]
+    "schedule",
+    [
+        "linear_beta",
+        pytest.param("cosine_beta", marks=pytest.mark.slow),
+        pytest.param("zero_terminal_snr", marks=pytest.mark.slow),
+        "linear_log_snr",
+    ],
 )
 def test_models_train_and_sample_with_every_kind_of_schedule(schedule, tmp_path):
     model = make_small_model(schedule=schedule, parameterization="velocity")

@@ -201,6 +201,7 @@ def mean_difference(real_images, generated_images):
     return ops.mean(ops.abs(real_images - generated_images), axis=(1, 2, 3))
 
 
+@slow_on_jax
 def test_compiled_metrics_compare_real_and_generated_images():
     model = compiled(make_small_model(), metrics=[mean_difference], metric_diffusion_steps=3)
     images = random_images()
@@ -302,7 +303,7 @@ def keras_configuration():
 @pytest.mark.parametrize(
     ("floatx", "dtype"),
     [
-        ("float16", None),
+        pytest.param("float16", None, marks=pytest.mark.slow),
         pytest.param("bfloat16", None, marks=pytest.mark.slow),
         pytest.param("float64", None, marks=pytest.mark.slow),
         ("float32", "float16"),
@@ -411,7 +412,7 @@ def test_global_policy_is_followed():
     [
         pytest.param((8, 12), 1, marks=pytest.mark.slow),
         pytest.param(8, 4, marks=pytest.mark.slow),
-        ((4, 8), 6),
+        pytest.param((4, 8), 6, marks=slow_on_jax),
     ],
 )
 def test_any_size_and_channel_count_trains_and_samples(size, channels):

@@ -102,14 +102,12 @@ def residual_unet(
     _check_choice("conditioning", conditioning, CONDITIONINGS)
     _check_choice("normalization", normalization, NORMALIZATIONS)
     _check_attention(attention_levels, len(widths))
-    _check_dropout(dropout)
-    _check_recompute(recompute, normalization, dropout)
+    _check_training(dropout, recompute, normalization)
     noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
     dtype = _with_float32_weights(dtype)
-    embedding = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)(
-        noise_variances
-    )
+    embed = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)
+    embedding = embed(noise_variances)
     told = _Told(num_classes, condition_shape, dtype)
     if conditioning == "every_block":
         embedding = told.added_to(embedding, 4 * embedding_dims)
@@ -391,12 +389,10 @@ def _check_attention(chosen: Sequence[int], number: int) -> None:
         )
 
 
-def _check_dropout(dropout: float) -> None:
+def _check_training(dropout: float, recompute: bool, normalization: str) -> None:
     if not is_number(dropout) or not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be a share in [0, 1), got {dropout!r}")
 
-
-def _check_recompute(recompute: bool, normalization: str, dropout: float) -> None:
     if recompute and dropout:
         raise ValueError(
             "recompute=True would draw other features to leave out when it works a block out "

@@ -95,8 +95,8 @@ class RunConfig:
         checkpoint_minutes: minutes between them at the most.
         keep: how many of the newest checkpoints to keep.
         ema_snapshots: how many times over the run to store two averages of the weights, of which
-            averages of any length are made afterwards (`ddim_keras.ema.reconstruct`, export
-            --ema-length); each takes four bytes a parameter. 0 for none.
+            averages of any length are made afterwards (`ddim_keras.ema.reconstruct`); each takes
+            four bytes a parameter. 0 for none.
         memorization: how many images are generated at each validation and compared with those
             trained on, to warn of a network that copies them; 0 for none. Of sets of more than 64
             million numbers, and with a task, it is left out.
