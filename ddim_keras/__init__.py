@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, exporting
     from ddim_keras.sampling import clipping, guidance
+    from ddim_keras.sampling.defaults import SamplingDefaults
     from ddim_keras.sampling.guidance import (
         Autoguidance,
         ClassifierFreeGuidance,
@@ -59,7 +60,8 @@ _REGISTERED = {
         *("ImageParameterization", "NoiseParameterization", "VelocityParameterization"),
     ),
     "ddim_keras.diffusion.schedules": (
-        *("AngleSchedule", "CosineBetaSchedule", "LinearBetaSchedule", "LinearLogSNRSchedule"),
+        *("AngleSchedule", "CosineBetaSchedule", "GivenBetaSchedule"),
+        *("LinearBetaSchedule", "LinearLogSNRSchedule"),
         *("LinearNoisePowerSchedule", "ScaledLinearBetaSchedule", "ZeroTerminalSNRSchedule"),
     ),
     "ddim_keras.diffusion.spacings": (
@@ -67,6 +69,7 @@ _REGISTERED = {
             "KarrasSpacing",
             "LeadingSpacing",
             "LinearSpacing",
+            "LinspaceSpacing",
             "LogSNRSpacing",
             "QuadraticSpacing",
             "TrailingSpacing",
@@ -83,6 +86,10 @@ _REGISTERED = {
         ),
     ),
     "ddim_keras.model": ("DiffusionModel",),
+    "ddim_keras.networks.ddpm_layers": (
+        *("Modulation", "Scaling", "SelfAttention2D", "TimeEmbedding"),
+    ),
+    "ddim_keras.networks.ddpm_unet": ("DDPMUNet",),
     "ddim_keras.networks.layers": (
         *("BatchNormalization", "BilinearUpsampling2D", "ConditionedConv2D", "GroupNormalization"),
         *("ImageNormalization", "SinusoidalEmbedding", "Swish"),
@@ -99,7 +106,10 @@ _REGISTERED = {
             "UniPC",
         ),
     ),
-    "ddim_keras.sampling.clipping": ("DynamicClipping", "NoClipping", "StaticClipping"),
+    "ddim_keras.sampling.clipping": (
+        *("DynamicClipping", "ImageOnlyClipping", "NoClipping", "StaticClipping"),
+    ),
+    "ddim_keras.sampling.defaults": ("SamplingDefaults",),
     "ddim_keras.sampling.guidance": ("ClassifierFreeGuidance",),
 }
 
@@ -109,6 +119,7 @@ _NAMES = {
     "ClassifierFreeGuidance": "ddim_keras.sampling.guidance",
     "DiffusionModel": "ddim_keras.model",
     "GuidanceFunction": "ddim_keras.sampling.guidance",
+    "SamplingDefaults": "ddim_keras.sampling.defaults",
     "divide_batches_among_cores": "ddim_keras.support.cores",
     "load_model": "ddim_keras.model",
 }
@@ -118,6 +129,7 @@ __all__ = [
     "ClassifierFreeGuidance",
     "DiffusionModel",
     "GuidanceFunction",
+    "SamplingDefaults",
     "__version__",
     "callbacks",
     "clipping",

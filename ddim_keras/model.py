@@ -18,9 +18,11 @@ from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameteri
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
+from ddim_keras.networks.ddpm_unet import DDPMUNet
 from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.choices import check_noise_end
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.denoisers import network_denoiser
 from ddim_keras.sampling.verbs import verb
 from ddim_keras.support.arguments import height_and_width, integer, not_negative, positive_int
@@ -107,6 +109,10 @@ class DiffusionModel(EMATrainer):
             "labels", integers (batch,) from 0 to K, where K says nothing, and "condition", (batch,
             *condition_shape), from -1 to 1 if it is an image and zeros where it says nothing, get
             those. `widths` and what else describes the residual U-Net are then unused.
+        pixels: how images enter the network: "measured", with zero mean and unit variance as
+            measured by `normalizer`, or "symmetric", from -1 to 1, as Ho et al. 2020 do.
+        sampling_defaults: a `SamplingDefaults`, what `generate` takes where its caller does not
+            say: steps, sampler, spacing, clipping. None for those of its documentation.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the
             samplers' arithmetic are float32 whatever it is.
         name: name of the model.
@@ -153,6 +159,8 @@ class DiffusionModel(EMATrainer):
         condition_noise: float = 0.0,
         seed: int | None = None,
         network: keras.Model | Config | None = None,
+        pixels: str = "measured",
+        sampling_defaults: SamplingDefaults | Config | None = None,
         dtype: DType = None,
         name: str | None = None,
     ):
@@ -187,6 +195,12 @@ class DiffusionModel(EMATrainer):
         self.schedule, self.parameterization = objective.schedule, objective.parameterization
         self.loss_weighting = objective.loss_weighting
         self._custom_network = network is not None
+        self.pixels = pixels
+        if pixels == "symmetric":
+            self.normalizer.fix(mean=0.5, deviation=0.5)
+        elif pixels != "measured":
+            raise ValueError(f'pixels must be "measured" or "symmetric", got {pixels!r}')
+        self.sampling_defaults = sampling_defaults  # type: ignore[assignment]
         for option, value in self_made.items():
             setattr(self, option, value)
 
@@ -199,6 +213,16 @@ class DiffusionModel(EMATrainer):
     def condition_shape(self) -> tuple[int, ...] | None:
         """Of the images or vectors that the model is conditioned on, or None."""
         return self.objective.spec.condition_shape
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What `generate` takes where its caller does not say. Can be set."""
+        return self.engine.defaults
+
+    @sampling_defaults.setter
+    def sampling_defaults(self, defaults: SamplingDefaults | Config | None) -> None:
+        chosen = SamplingDefaults() if defaults is None else defaults
+        self.engine.defaults = resolve(chosen, SamplingDefaults, {})
 
     @property
     def class_names(self) -> list[str] | None:
@@ -455,6 +479,8 @@ class DiffusionModel(EMATrainer):
             "condition_noise": self.condition_noise,
             "seed": self.seed,
             "network": serialize(self.network) if self._custom_network else None,
+            "pixels": self.pixels,
+            "sampling_defaults": serialize(self.sampling_defaults),
             "dtype": serialize(self.dtype_policy),
             "name": self.name,
         }
@@ -541,7 +567,8 @@ def _networks(
         is_config = isinstance(network, dict)
         trained = keras.saving.deserialize_keras_object(network) if is_config else network
         _check_network(trained, image_shape, spec)
-        average = keras.models.clone_model(trained)
+        is_ours = isinstance(trained, DDPMUNet)
+        average = trained.untrained_copy() if is_ours else keras.models.clone_model(trained)
     # Made anew or cloned, it has fresh random weights, which the average would drag along for
     # thousands of steps.
     average.set_weights(trained.get_weights())

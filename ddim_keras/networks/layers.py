@@ -288,6 +288,12 @@ class ImageNormalization(keras.layers.Layer):
         self.variance.assign(np.maximum(square - mean**2, 0.0))
         self.count.assign(float(count))
 
+    def fix(self, mean: float, deviation: float) -> None:
+        """Take a mean and a standard deviation for all channels, instead of measuring them."""
+        self.mean.assign(np.full(self.mean.shape, mean))
+        self.variance.assign(np.full(self.variance.shape, deviation**2))
+        self.count.assign(1.0)
+
     def standard_deviation(self) -> Tensor:
         """Return the scale of each channel, shape (channels,); 1 for a channel that does not
         vary.
