@@ -18,7 +18,7 @@ from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameteri
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
-from ddim_keras.networks.ddpm_unet import DDPMUNet
+from ddim_keras.networks.ddpm_unet import DDPMUNet, ddpm_unet
 from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.choices import check_noise_end
@@ -399,6 +399,91 @@ class DiffusionModel(EMATrainer):
             model.network.set_weights(model.ema_network.get_weights())
         return model
 
+    @classmethod
+    def from_diffusers(
+        cls,
+        source: str | os.PathLike,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        null_class: bool | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        **changes: Any,
+    ) -> DiffusionModel:
+        """Make a model of weights that diffusers wrote, of a pipeline with a `UNet2DModel`.
+
+        Schedule, prediction, clipping, spacing and size come from its configuration; they become
+        the model's `sampling_defaults`, so that `generate` draws what `DDIMPipeline` does.
+
+        Args:
+            source: a folder with model_index.json, or a name on the Hub, such as
+                "google/ddpm-cifar10-32", which needs huggingface_hub. Weights are read from
+                .safetensors, or from .bin where PyTorch is installed; never by unpickling.
+            image_size: instead of the configuration's.
+            null_class: whether the last of the class embeddings says nothing; None for what the
+                folder says if `save_to_diffusers` wrote it, and else False: then zeros say nothing.
+            variant: which of several weights, such as "fp16".
+            revision: which version, on the Hub.
+            **changes: arguments of `DiffusionModel`: `seed`, `dtype`, `ema_decay`, `recompute`,
+                `sampling_defaults`, ...
+
+        Raises:
+            ValueError: no such folder, a damaged file, or weights or settings that are missing, too
+                many, of another shape or unknown; names them.
+            ImportError: the Hub or a .bin file is asked for without what reads it.
+        """
+        found = presets.diffusers.read(
+            source, image_size=image_size, null_class=null_class, variant=variant, revision=revision
+        )
+        return _published(cls, found, changes)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        **changes: Any,
+    ) -> DiffusionModel:
+        """Make a model of a checkpoint of the DDIM paper's code, or of Ho et al.'s networks as
+        converted for it.
+
+        Args:
+            path: a .ckpt, .pth or .pt file, which needs PyTorch but is not unpickled, or the same
+                weights as .safetensors. The averaged weights are taken where it has some.
+            image_size: None for the size at which the attention is at 16 x 16 pixels.
+            **changes: as for `from_diffusers`.
+
+        Raises:
+            ValueError, ImportError: as for `from_diffusers`.
+        """
+        return _published(cls, presets.checkpoints.read(path, image_size=image_size), changes)
+
+    def save_to_diffusers(self, folder: str | os.PathLike) -> None:
+        """Write a folder that diffusers' `DDIMPipeline.from_pretrained` loads, with the EMA
+        network's weights as safetensors.
+
+        Raises:
+            ValueError: the network is no `ddpm_unet`, images do not enter it from -1 to 1, or the
+                model has what diffusers has no place for; says what. Or something else stands at
+                `folder`. Nothing is written then.
+        """
+        self.synchronize()
+        network = self.ema_network
+        if not isinstance(network, DDPMUNet):
+            raise ValueError(
+                "diffusers knows the network of Ho et al. alone: make the model with "
+                "network=ddim_keras.networks.ddpm_unet(...)"
+            )
+        if not np.allclose(self.normalizer.scales(), 0.5, atol=1e-6):
+            raise ValueError(
+                "diffusers' pipelines make images from -1 to 1, but this model's enter with the "
+                'mean and variance that were measured: train it with pixels="symmetric"'
+            )
+        told = {"class_names": self.class_names, "sampling_defaults": self.sampling_defaults}
+        told |= {"schedule": self.schedule, "parameterization": self.parameterization}
+        presets.diffusers.write(folder, network, told, has_null=True)
+
     def save_to_preset(
         self, folder: str | os.PathLike, *, half: bool = True, training: Any = None
     ) -> None:
@@ -425,9 +510,12 @@ class DiffusionModel(EMATrainer):
                 "the model was never trained: fit it, or load its weights, before it is saved as a "
                 "preset"
             )
-        if config.pop("network") is not None:
+        if config["network"] is None:
+            del config["network"]
+        elif not isinstance(self.network, DDPMUNet):
             raise ValueError(
-                "a preset describes the residual U-Net, not a network of your own: use model.save"
+                "a preset describes the residual U-Net or the DDPM U-Net, not a network of your "
+                "own: use model.save"
             )
         del config["name"], config["dtype"], config["seed"]
         arrays = [
@@ -495,6 +583,22 @@ class DiffusionModel(EMATrainer):
             if isinstance(dtype, dict):
                 dtype = keras.saving.deserialize_keras_object(dtype)
             return cls(**{**config, "dtype": dtype})
+
+
+def _published(
+    cls: type[DiffusionModel], found: presets.diffusers.Published, changes: Config
+) -> DiffusionModel:
+    """Return a model of what another library wrote."""
+    if unfit := sorted(set(changes) - presets.FIT_ANY_WEIGHTS):
+        raise ValueError(
+            f"the weights of {found.source} do not fit a model with another {', '.join(unfit)}: "
+            "leave that out"
+        )
+    recompute = bool(changes.pop("recompute", False))
+    settings = {**found.config["network"], "dtype": changes.get("dtype"), "recompute": recompute}
+    network = ddpm_unet(**settings)
+    presets.ddpm_names.assign(network, found.arrays, found.naming, found.source)
+    return cls(**{**found.config, "network": network, **changes})
 
 
 def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
