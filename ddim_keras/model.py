@@ -20,6 +20,7 @@ from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
 from ddim_keras.networks.ddpm_unet import DDPMUNet, ddpm_unet
 from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
+from ddim_keras.presets import checkpoints, ddpm_names, diffusers
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.choices import check_noise_end
 from ddim_keras.sampling.defaults import SamplingDefaults
@@ -432,7 +433,7 @@ class DiffusionModel(EMATrainer):
                 many, of another shape or unknown; names them.
             ImportError: the Hub or a .bin file is asked for without what reads it.
         """
-        found = presets.diffusers.read(
+        found = diffusers.read(
             source, image_size=image_size, null_class=null_class, variant=variant, revision=revision
         )
         return _published(cls, found, changes)
@@ -457,7 +458,7 @@ class DiffusionModel(EMATrainer):
         Raises:
             ValueError, ImportError: as for `from_diffusers`.
         """
-        return _published(cls, presets.checkpoints.read(path, image_size=image_size), changes)
+        return _published(cls, checkpoints.read(path, image_size=image_size), changes)
 
     def save_to_diffusers(self, folder: str | os.PathLike) -> None:
         """Write a folder that diffusers' `DDIMPipeline.from_pretrained` loads, with the EMA
@@ -482,7 +483,7 @@ class DiffusionModel(EMATrainer):
             )
         told = {"class_names": self.class_names, "sampling_defaults": self.sampling_defaults}
         told |= {"schedule": self.schedule, "parameterization": self.parameterization}
-        presets.diffusers.write(folder, network, told, has_null=True)
+        diffusers.write(folder, network, told, has_null=True)
 
     def save_to_preset(
         self, folder: str | os.PathLike, *, half: bool = True, training: Any = None
@@ -586,7 +587,7 @@ class DiffusionModel(EMATrainer):
 
 
 def _published(
-    cls: type[DiffusionModel], found: presets.diffusers.Published, changes: Config
+    cls: type[DiffusionModel], found: diffusers.Published, changes: Config
 ) -> DiffusionModel:
     """Return a model of what another library wrote."""
     if unfit := sorted(set(changes) - presets.FIT_ANY_WEIGHTS):
@@ -597,7 +598,7 @@ def _published(
     recompute = bool(changes.pop("recompute", False))
     settings = {**found.config["network"], "dtype": changes.get("dtype"), "recompute": recompute}
     network = ddpm_unet(**settings)
-    presets.ddpm_names.assign(network, found.arrays, found.naming, found.source)
+    ddpm_names.assign(network, found.arrays, found.naming, found.source)
     return cls(**{**found.config, "network": network, **changes})
 
 

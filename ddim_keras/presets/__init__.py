@@ -1,13 +1,13 @@
 """Presets: models and training recipes by name, some with trained weights; each a folder of
 preset.json and weights.npz.
 
-`diffusers` and `checkpoints` read and write what other libraries know of such models.
+`presets.diffusers` and `presets.checkpoints` read and write what other libraries know of such
+models.
 
 Nothing here knows `DiffusionModel`, which reads and writes presets: a preset is a configuration,
 arrays and a recipe.
 """
 
-from ddim_keras.presets import checkpoints, ddpm_names, diffusers
 from ddim_keras.presets.folders import (
     FIT_ANY_WEIGHTS,
     Preset,
@@ -26,9 +26,6 @@ __all__ = [
     "Training",
     "assign",
     "check_free",
-    "checkpoints",
-    "ddpm_names",
-    "diffusers",
     "names",
     "read",
     "training",
