@@ -147,8 +147,10 @@ def convert(
 def _may_be_on_the_hub(source: str) -> bool:
     from ddim_keras import presets
 
-    return source.count("/") == 1 and not pathlib.Path(source).exists() and (
-        source not in presets.names()
+    return (
+        source.count("/") == 1
+        and not pathlib.Path(source).exists()
+        and (source not in presets.names())
     )
 
 

@@ -172,7 +172,11 @@ def sampling_options(command: Callable) -> Callable:
             help="linear, quadratic, trailing, karras, ...  [default: karras with unipc, else "
             "linear]",
         ),
-        click.option("--clipping", default=None, help="none, static, dynamic or image_only.  [default: none, or the model's own]"),
+        click.option(
+            "--clipping",
+            default=None,
+            help="none, static, dynamic or image_only.  [default: none, or the model's own]",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

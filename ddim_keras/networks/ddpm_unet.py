@@ -389,9 +389,7 @@ def _check(settings: Config) -> None:
     for name in ("attention_levels", "up_attention_levels"):
         _check_levels_named(name, settings[name] or [], range(len(widths)))
     _check_levels_named("residual_halvings", settings["residual_halvings"], range(len(widths) - 1))
-    _check_levels_named(
-        "residual_doublings", settings["residual_doublings"], range(1, len(widths))
-    )
+    _check_levels_named("residual_doublings", settings["residual_doublings"], range(1, len(widths)))
     for name, choices in (("padding", PADDINGS), ("conditioning", CONDITIONINGS)):
         if settings[name] not in choices:
             raise ValueError(f"{name} must be one of {list(choices)}, got {settings[name]!r}")

@@ -184,8 +184,7 @@ def arrays_of(network: DDPMUNet, naming: Naming) -> dict[str, npt.NDArray[np.flo
     for link in _links(network, naming):
         value = np.asarray(link.variable.numpy(), "float32")
         arrays |= {
-            name: np.ascontiguousarray(part)
-            for name, part in zip(link.names, link.theirs(value))
+            name: np.ascontiguousarray(part) for name, part in zip(link.names, link.theirs(value))
         }
     return arrays
 
@@ -274,7 +273,9 @@ def _attention(layer: Any, prefix: str, naming: Naming) -> list[_Link]:
         lambda own: list(np.split(own, 3)),
     )
     return [
-        _matrix(layer.joint.kernel, [f"{name}.weight" for name in three], naming.matrices_of_images),
+        _matrix(
+            layer.joint.kernel, [f"{name}.weight" for name in three], naming.matrices_of_images
+        ),
         biases,
         _matrix(layer.last.kernel, [f"{last}.weight"], naming.matrices_of_images),
         _same(layer.last.bias, f"{last}.bias"),

@@ -159,7 +159,11 @@ def network_config(settings: Config, has_null: bool) -> Config:
     up_levels = settings["up_attention_levels"]
     up_levels = settings["attention_levels"] if up_levels is None else up_levels
     down = _blocks(
-        "Down", range(levels), settings["attention_levels"], settings["residual_halvings"], levels - 1
+        "Down",
+        range(levels),
+        settings["attention_levels"],
+        settings["residual_halvings"],
+        levels - 1,
     )
     up = _blocks("Up", range(levels)[::-1], up_levels, settings["residual_doublings"], 0)
     height, width, channels = settings["image_shape"]
@@ -227,7 +231,10 @@ def scheduler_settings(config: Config) -> Config:
     if is_solver and config.get("algorithm_type", "dpmsolver++") == "sde-dpmsolver++":
         sampler: Any = DPMSolverMultistep(stochastic=True)
     else:
-        sampler = {"DPMSolverMultistepScheduler": "dpm_solver_2m", "UniPCMultistepScheduler": "unipc"}
+        sampler = {
+            "DPMSolverMultistepScheduler": "dpm_solver_2m",
+            "UniPCMultistepScheduler": "unipc",
+        }
         sampler = sampler.get(kind, "ddim")
     defaults = SamplingDefaults(
         _STEPS, sampler, _spacing(config, kind, is_solver), _clipping(config, kind)
@@ -248,9 +255,7 @@ def scheduler_config(
     Raises:
         ValueError: diffusers has none for it.
     """
-    prediction = [
-        name for name, kind in _PREDICTIONS.items() if type(parameterization) is kind
-    ]
+    prediction = [name for name, kind in _PREDICTIONS.items() if type(parameterization) is kind]
     if not prediction:
         raise ValueError(f"diffusers has no scheduler for {parameterization!r}")
     clipping, limit = defaults.clipping, 1.0
@@ -424,5 +429,3 @@ def _clipping(config: Config, kind: str) -> Clipping:
     if kind in ("DDIMScheduler", "DDPMScheduler") and config.get("clip_sample", True):
         return ImageOnlyClipping(config.get("clip_sample_range", 1.0))
     return NoClipping()
-
-

@@ -99,7 +99,6 @@ def is_arrays(found: Any) -> bool:
         isinstance(found, dict)
         and bool(found)
         and all(
-            isinstance(name, str) and isinstance(array, np.ndarray)
-            for name, array in found.items()
+            isinstance(name, str) and isinstance(array, np.ndarray) for name, array in found.items()
         )
     )

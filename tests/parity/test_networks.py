@@ -76,11 +76,18 @@ def relative_difference(one, other):
     return np.abs(one - other).max() / np.abs(other).max()
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_the_network_says_what_the_peers_says(name, tmp_path):
-    config = CONFIGURATIONS[name]
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def pair(request, tmp_path_factory):
+    """A configuration, a network of diffusers' with it, and our model of its folder."""
+    torch.manual_seed(0)
+    config = CONFIGURATIONS[request.param]
     network = random_network(config)
-    model = DiffusionModel.from_diffusers(saved(network, tmp_path))
+    folder = saved(network, tmp_path_factory.mktemp("theirs"))
+    return config, network, DiffusionModel.from_diffusers(folder)
+
+
+def test_the_network_says_what_the_peers_says(pair):
+    config, network, model = pair
     images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype("float32")
     times = [0, 999]
     labels = [4, 0] if config.get("num_class_embeds") else None
@@ -88,12 +95,10 @@ def test_the_network_says_what_the_peers_says(name, tmp_path):
     assert relative_difference(said_by_ours(model, images, times, labels), expected) < 1e-4
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_the_round_trip_is_exact(name, tmp_path):
+def test_the_round_trip_is_exact(pair, tmp_path):
     from diffusers import UNet2DModel
 
-    network = random_network(CONFIGURATIONS[name])
-    model = DiffusionModel.from_diffusers(saved(network, tmp_path / "theirs"))
+    _, network, model = pair
     model.save_to_diffusers(tmp_path / "ours")
     again = UNet2DModel.from_pretrained(tmp_path / "ours" / "unet")
     weights, before = again.state_dict(), network.state_dict()

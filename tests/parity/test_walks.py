@@ -32,8 +32,9 @@ def pairs(tmp_path_factory):
             network = random_network(SMALL, scale=0.3)
             folder = tmp_path_factory.mktemp(prediction)
             scheduler = diffusers.DDPMScheduler(prediction_type=prediction, **BETAS)
-            made[prediction] = network, DiffusionModel.from_diffusers(
-                saved(network, folder, scheduler)
+            made[prediction] = (
+                network,
+                DiffusionModel.from_diffusers(saved(network, folder, scheduler)),
             )
         return made[prediction]
 
@@ -113,9 +114,7 @@ def test_dpm_solver_leads_where_theirs_leads(pairs, prediction, spacing):
     )
     theirs = walked_by_theirs(network, scheduler)
     times = (scheduler.timesteps.numpy() + 1).tolist()
-    given = walked_by_ours(
-        model, sampler="dpm_solver_2m", diffusion_steps=times, clipping="none"
-    )
+    given = walked_by_ours(model, sampler="dpm_solver_2m", diffusion_steps=times, clipping="none")
     agree(given, theirs)
 
 
@@ -146,9 +145,7 @@ def test_their_pipeline_draws_our_images_from_our_folder(pairs, tmp_path):
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((NUMBER, 3, 8, 8), generator=torch.Generator().manual_seed(0)).numpy()
     theirs = pipeline(NUMBER, generator, num_inference_steps=STEPS, output_type="np").images
-    ours = model.generate(
-        NUMBER, STEPS, initial_noise=noise.transpose(0, 2, 3, 1), verbose=0
-    )
+    ours = model.generate(NUMBER, STEPS, initial_noise=noise.transpose(0, 2, 3, 1), verbose=0)
     assert ((theirs > 0.01) & (theirs < 0.99)).mean() > 0.2
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 
