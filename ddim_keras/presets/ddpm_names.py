@@ -28,8 +28,8 @@ class Naming(NamedTuple):
         block: layers of a residual block.
         queries, keys, values, attended, attention_norm: those of self-attention.
         place: (way, level, kind, number, levels) -> the prefix of a block, where way is "down",
-            "middle" or "up", and kind "block", "attention", "convolution" or "resized", the last two
-            being what halves or doubles.
+            "middle" or "up", and kind "block" or "attention", or "convolution" or "resized" for
+            what halves or doubles.
         matrices_of_images: whether the matrices of attention are 1 x 1 convolutions.
     """
 

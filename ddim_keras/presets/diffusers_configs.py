@@ -1,4 +1,4 @@
-"""Configurations of diffusers' `UNet2DModel` and schedulers in the terms of this library, and back."""
+"""Configurations of diffusers' `UNet2DModel` and schedulers in this library's terms, and back."""
 
 from __future__ import annotations
 

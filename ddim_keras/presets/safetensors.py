@@ -1,7 +1,7 @@
 """Reading and writing safetensors files, with NumPy alone.
 
-A file is the length of a header in 8 bytes, the header, JSON that names each array's type, shape and
-place, and the arrays' bytes one after another. Nothing in it can be executed.
+A file is the length of a header in 8 bytes, the header, JSON that names each array's type, shape
+and place, and the arrays' bytes one after another. Nothing in it can be executed.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from ddim_keras import plotting
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
 from ddim_keras.sampling.choices import sampler_and_spacing
-from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.conditioning import Conditioning, conditioning
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.generate import plan_walk
 from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
 from ddim_keras.support import backend, files

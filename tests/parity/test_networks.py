@@ -23,8 +23,8 @@ CIFAR10 = {
     "attention_head_dim": None,
     "norm_eps": 1e-6,
 }
-# As google/ddpm-celebahq-256, ddpm-ema-church-256 and ddpm-bedroom-256, at a quarter of the size and
-# of the width.
+# As google/ddpm-celebahq-256, ddpm-ema-church-256 and ddpm-bedroom-256, at a quarter of the width
+# and of the size.
 LARGE = {
     **CIFAR10,
     "sample_size": 64,
