@@ -166,9 +166,8 @@ class DiffusionModel(EMATrainer):
         name: str | None = None,
     ):
         image_shape = (*height_and_width(image_size), positive_int("channels", channels))
-        spec = ConditionSpec(
-            num_classes, class_names, condition_shape, label_dropout, condition_dropout
-        )
+        told = (num_classes, class_names, condition_shape, label_dropout, condition_dropout)
+        spec = ConditionSpec(*told)
         objective = _objective(schedule, parameterization, loss_weighting, spec)
         # What describes the residual U-Net, as `residual_unet` calls it.
         self_made = {
@@ -182,26 +181,19 @@ class DiffusionModel(EMATrainer):
             "patch_size": patch_size,
             "recompute": bool(recompute),
         }
-        max_condition = objective.schedule.max_condition
         super().__init__(
-            *_networks(network, image_shape, spec, dtype, max_condition=max_condition, **self_made),
+            *_networks(network, image_shape, spec, dtype, objective.schedule, **self_made),
             image_shape=image_shape,
             objective=objective,
             ema_decay=ema_decay,
             condition_noise=not_negative("condition_noise", condition_noise),
+            pixels=pixels,
+            sampling_defaults=sampling_defaults,
             seed=None if seed is None else integer("seed", seed, minimum=0, below=2**32),
             dtype=dtype,
             name=name,
         )
-        self.schedule, self.parameterization = objective.schedule, objective.parameterization
-        self.loss_weighting = objective.loss_weighting
         self._custom_network = network is not None
-        self.pixels = pixels
-        if pixels == "symmetric":
-            self.normalizer.fix(mean=0.5, deviation=0.5)
-        elif pixels != "measured":
-            raise ValueError(f'pixels must be "measured" or "symmetric", got {pixels!r}')
-        self.sampling_defaults = sampling_defaults  # type: ignore[assignment]
         for option, value in self_made.items():
             setattr(self, option, value)
 
@@ -214,16 +206,6 @@ class DiffusionModel(EMATrainer):
     def condition_shape(self) -> tuple[int, ...] | None:
         """Of the images or vectors that the model is conditioned on, or None."""
         return self.objective.spec.condition_shape
-
-    @property
-    def sampling_defaults(self) -> SamplingDefaults:
-        """What `generate` takes where its caller does not say. Can be set."""
-        return self.engine.defaults
-
-    @sampling_defaults.setter
-    def sampling_defaults(self, defaults: SamplingDefaults | Config | None) -> None:
-        chosen = SamplingDefaults() if defaults is None else defaults
-        self.engine.defaults = resolve(chosen, SamplingDefaults, {})
 
     @property
     def class_names(self) -> list[str] | None:
@@ -652,6 +634,7 @@ def _networks(
     image_shape: tuple[int, int, int],
     spec: ConditionSpec,
     dtype: DType,
+    schedule: Schedule,
     **options: Any,
 ) -> tuple[keras.Model, keras.Model]:
     """Return the network that is trained, and the one that will be its average, with the same
@@ -659,6 +642,7 @@ def _networks(
     """
     if network is None:
         policy = keras.dtype_policies.get(dtype)
+        options["max_condition"] = schedule.max_condition
         options |= {"num_classes": spec.num_classes, "condition_shape": spec.condition_shape}
         trained = residual_unet(image_shape, dtype=policy, name="network", **options)
         options["recompute"] = False  # it is never trained

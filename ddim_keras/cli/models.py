@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load(source: str, compile: bool = False) -> DiffusionModel:
-    """The model at a .keras file, in a run's folder, or of a preset; `compile` brings the optimizer
+    """The model at a .keras file, in a folder of a run or of diffusers', or of a preset; `compile` brings the optimizer
     and metrics along.
     """
     from ddim_keras import presets
@@ -33,10 +33,12 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
         raise ValueError(
             f"the run in {path} has no model yet: resume it with ddim-keras train --out {path}"
         )
+    if (path / "model_index.json").is_file():
+        return DiffusionModel.from_diffusers(path)
     if not (path / "preset.json").is_file() and source not in presets.names():
         raise ValueError(
-            f"no model at {source}: expected a .keras file, a run's folder, or a preset: "
-            f"{presets.names()}"
+            f"no model at {source}: expected a .keras file, a run's folder, a folder of diffusers', or "
+            f"a preset: {presets.names()}"
         )
     return DiffusionModel.from_preset(source)
 

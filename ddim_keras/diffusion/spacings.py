@@ -195,6 +195,8 @@ class LinspaceSpacing(Spacing):
 
     def _parts(self, diffusion_steps: int) -> Array:
         """Rising from 0, or just above it, to 1."""
+        if diffusion_steps == 1:
+            return np.ones(1)
         parts = np.linspace(0.0, 1.0, diffusion_steps + (not self.with_first))
         return parts[-diffusion_steps:]
 

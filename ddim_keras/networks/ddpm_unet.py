@@ -141,13 +141,11 @@ def ddpm_unet(
     35746307
     """
     settings: Config = {
-        "image_shape": [int(size) for size in image_shape],
-        "widths": [int(width) for width in widths],
+        "image_shape": _integers(image_shape),
+        "widths": _integers(widths),
         "block_depth": block_depth,
-        "attention_levels": [int(level) for level in attention_levels],
-        "up_attention_levels": None
-        if up_attention_levels is None
-        else [int(level) for level in up_attention_levels],
+        "attention_levels": _integers(attention_levels),
+        "up_attention_levels": _integers(up_attention_levels),
         "middle": bool(middle),
         "middle_attention": bool(middle_attention),
         "middle_groups": middle_groups,
@@ -155,8 +153,8 @@ def ddpm_unet(
         "head_channels": head_channels,
         "dropout": float(dropout),
         "padding": padding,
-        "residual_halvings": [int(level) for level in residual_halvings],
-        "residual_doublings": [int(level) for level in residual_doublings],
+        "residual_halvings": _integers(residual_halvings),
+        "residual_doublings": _integers(residual_doublings),
         "conditioning": conditioning,
         "groups": groups,
         "epsilon": float(epsilon),
@@ -174,6 +172,10 @@ def ddpm_unet(
     if recompute:
         recomputing.recompute(network, first, steps)
     return network
+
+
+def _integers(values: Sequence[int] | None) -> list[int] | None:
+    return None if values is None else [int(value) for value in values]
 
 
 def _built(

@@ -1,4 +1,7 @@
-"""What the tests of parity share: networks of diffusers' with random weights, and their folders."""
+"""What the tests of parity share: networks of diffusers' with random weights, and their folders.
+
+torch and diffusers are no dependencies: `make test-parity` installs them.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ SMALL = {
 }
 
 
-def random_network(config: dict, scale: float = 1.0):
+def random_network(config: dict, scale: float = 1.0, seed: int = 0):
     """A `UNet2DModel` none of whose weights is at its initial value; outputs are of order
     `scale`.
     """
     import torch
     from diffusers import UNet2DModel
 
+    torch.manual_seed(seed)
     network = UNet2DModel(**config).eval()
     with torch.no_grad():
         for name, weight in network.named_parameters():

@@ -11,6 +11,8 @@ pytest.importorskip("diffusers", reason=NEEDED)
 
 from ddim_keras import DiffusionModel  # noqa: E402
 
+pytestmark = pytest.mark.parity
+
 # As google/ddpm-cifar10-32 has it.
 CIFAR10 = {
     "sample_size": 32,
@@ -79,7 +81,6 @@ def relative_difference(one, other):
 @pytest.fixture(scope="module", params=CONFIGURATIONS)
 def pair(request, tmp_path_factory):
     """A configuration, a network of diffusers' with it, and our model of its folder."""
-    torch.manual_seed(0)
     config = CONFIGURATIONS[request.param]
     network = random_network(config)
     folder = saved(network, tmp_path_factory.mktemp("theirs"))

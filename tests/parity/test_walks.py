@@ -13,6 +13,8 @@ from ddim_keras import DiffusionModel  # noqa: E402
 from ddim_keras.samplers import DDIM, plan  # noqa: E402
 from ddim_keras.support import random  # noqa: E402
 
+pytestmark = pytest.mark.parity
+
 STEPS, NUMBER, SEED = 8, 2, 5
 # The largest beta leaves more of the image at the noise end than DDPM's, so that what a random
 # network says is not magnified until all is cut off.
@@ -28,8 +30,7 @@ def pairs(tmp_path_factory):
 
     def pair(prediction):
         if prediction not in made:
-            torch.manual_seed(3)
-            network = random_network(SMALL, scale=0.3)
+            network = random_network(SMALL, scale=0.3, seed=3)
             folder = tmp_path_factory.mktemp(prediction)
             scheduler = diffusers.DDPMScheduler(prediction_type=prediction, **BETAS)
             made[prediction] = (
