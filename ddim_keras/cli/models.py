@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def load(source: str, compile: bool = False) -> DiffusionModel:
-    """The model at a .keras file, in a folder of a run or of diffusers', or of a preset; `compile` brings the optimizer
-    and metrics along.
+    """The model at a .keras file, in a folder of a run or of diffusers', or of a preset; `compile`
+    brings the optimizer and metrics along.
     """
     from ddim_keras import presets
     from ddim_keras.model import DiffusionModel, load_model
@@ -37,8 +37,8 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
         return DiffusionModel.from_diffusers(path)
     if not (path / "preset.json").is_file() and source not in presets.names():
         raise ValueError(
-            f"no model at {source}: expected a .keras file, a run's folder, a folder of diffusers', or "
-            f"a preset: {presets.names()}"
+            f"no model at {source}: expected a .keras file, a run's folder, a folder of diffusers', "
+            f"or a preset: {presets.names()}"
         )
     return DiffusionModel.from_preset(source)
 
