@@ -37,7 +37,7 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
         return DiffusionModel.from_diffusers(path)
     if not (path / "preset.json").is_file() and source not in presets.names():
         raise ValueError(
-            f"no model at {source}: expected a .keras file, a run's folder, a folder of diffusers', "
+            f"no model at {source}: expected a .keras file, a run's folder, one of diffusers', "
             f"or a preset: {presets.names()}"
         )
     return DiffusionModel.from_preset(source)
