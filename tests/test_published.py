@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import random_images
+from conftest import random_images, slow_on_jax
 
 import ddim_keras
 from ddim_keras import DiffusionModel, networks, presets
@@ -110,6 +110,7 @@ def test_its_configuration_becomes_the_models_own_defaults(model):
     assert np.abs(own - other).max() > 1e-3
 
 
+@slow_on_jax
 def test_defaults_are_saved_with_the_model_and_in_a_preset(model, tmp_path):
     images = model.generate(2, 4, initial_noise=NOISE, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -309,6 +310,7 @@ def test_what_diffusers_has_no_place_for_is_refused_before_anything_is_written(t
     assert not (tmp_path / "out").exists()
 
 
+@slow_on_jax
 def test_the_command_line_converts_in_and_out(folder, network, tmp_path):
     for source, out, more in (
         (folder, tmp_path / "model.keras", []),
@@ -343,6 +345,7 @@ def test_image_only_clipping_leaves_the_noises(model):
     np.testing.assert_allclose(np.asarray(images), np.clip(NOISE, -0.1, 0.1), atol=1e-6)
 
 
+@slow_on_jax
 def test_the_network_trains_on_labels_with_dropout():
     settings = {**TINY, "num_classes": 2, "dropout": 0.2, "conditioning": "scale_shift"}
     network = networks.ddpm_unet((8, 8, 1), **settings)
@@ -357,7 +360,8 @@ def test_the_network_trains_on_labels_with_dropout():
     assert np.mean(np.array(changes) > 0) > 0.9
 
 
-def test_recomputing_changes_no_gradient_and_refuses_dropout():
+@slow_on_jax
+def test_recomputing_changes_no_prediction_and_refuses_dropout():
     plain = random_weights(networks.ddpm_unet((8, 8, 1), **TINY))
     again = networks.ddpm_unet((8, 8, 1), **TINY, recompute=True)
     again.set_weights(plain.get_weights())
