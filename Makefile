@@ -10,13 +10,14 @@ export NO_MKDOCS_2_WARNING ?= 1
 # What `make compare` compares with: a commit or tag.
 BEFORE ?= HEAD~1
 
-.PHONY: help setup demo test test-slow test-all bench compare lint docs notebook clean
+.PHONY: help setup demo test test-slow test-all test-parity bench compare lint docs notebook clean
 
 help:
 	@echo "make demo      train, generate, and write pictures to outputs/demo (about 6 minutes on 2 cores)"
 	@echo "make test      run the tests on the TensorFlow and the JAX backend"
 	@echo "make test-slow run the slow tests, which make test leaves out"
 	@echo "make test-all  run both"
+	@echo "make test-parity compare with torch and diffusers, which it installs"
 	@echo "make bench     run the benchmarks"
 	@echo "make compare   time a training step and sampling against BEFORE=HEAD~1, in turns"
 	@echo "make lint      check style and types"
@@ -39,14 +40,23 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m "not slow"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m "not slow"
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m "not slow and not parity"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m "not slow and not parity"
 
 test-slow: setup
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m slow
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m slow
 
 test-all: test test-slow
+
+# torch and diffusers are installed for these alone.
+.venv/parity: .venv/ready
+	$(BIN)/python -m pip install --quiet -e '.[jax,test,parity]'
+	touch .venv/parity
+
+test-parity: .venv/parity
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/parity
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/parity -k "walks or cifar10 or script"
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py

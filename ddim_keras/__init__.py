@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, ema, exporting
     from ddim_keras.sampling import clipping, guidance
+    from ddim_keras.sampling.defaults import SamplingDefaults
     from ddim_keras.sampling.guidance import (
         Autoguidance,
         ClassifierFreeGuidance,
@@ -60,7 +61,8 @@ _REGISTERED = {
         *("ImageParameterization", "NoiseParameterization", "VelocityParameterization"),
     ),
     "ddim_keras.diffusion.schedules": (
-        *("AngleSchedule", "CosineBetaSchedule", "LinearBetaSchedule", "LinearLogSNRSchedule"),
+        *("AngleSchedule", "CosineBetaSchedule", "GivenBetaSchedule"),
+        *("LinearBetaSchedule", "LinearLogSNRSchedule"),
         *("LinearNoisePowerSchedule", "ScaledLinearBetaSchedule", "ZeroTerminalSNRSchedule"),
     ),
     "ddim_keras.diffusion.spacings": (
@@ -68,6 +70,7 @@ _REGISTERED = {
             "KarrasSpacing",
             "LeadingSpacing",
             "LinearSpacing",
+            "LinspaceSpacing",
             "LogSNRSpacing",
             "QuadraticSpacing",
             "TrailingSpacing",
@@ -84,6 +87,10 @@ _REGISTERED = {
         ),
     ),
     "ddim_keras.model": ("DiffusionModel",),
+    "ddim_keras.networks.ddpm_layers": (
+        *("Modulation", "Scaling", "SelfAttention2D", "TimeEmbedding"),
+    ),
+    "ddim_keras.networks.ddpm_unet": ("DDPMUNet",),
     "ddim_keras.networks.layers": (
         *("BatchNormalization", "BilinearUpsampling2D", "ConditionedConv2D", "GroupNormalization"),
         *("ImageNormalization", "SinusoidalEmbedding", "Swish"),
@@ -100,7 +107,10 @@ _REGISTERED = {
             "UniPC",
         ),
     ),
-    "ddim_keras.sampling.clipping": ("DynamicClipping", "NoClipping", "StaticClipping"),
+    "ddim_keras.sampling.clipping": (
+        *("DynamicClipping", "ImageOnlyClipping", "NoClipping", "StaticClipping"),
+    ),
+    "ddim_keras.sampling.defaults": ("SamplingDefaults",),
     "ddim_keras.sampling.guidance": ("ClassifierFreeGuidance",),
 }
 
@@ -110,6 +120,7 @@ _NAMES = {
     "ClassifierFreeGuidance": "ddim_keras.sampling.guidance",
     "DiffusionModel": "ddim_keras.model",
     "GuidanceFunction": "ddim_keras.sampling.guidance",
+    "SamplingDefaults": "ddim_keras.sampling.defaults",
     "divide_batches_among_cores": "ddim_keras.support.cores",
     "load_model": "ddim_keras.model",
 }
@@ -119,6 +130,7 @@ __all__ = [
     "ClassifierFreeGuidance",
     "DiffusionModel",
     "GuidanceFunction",
+    "SamplingDefaults",
     "__version__",
     "callbacks",
     "clipping",

@@ -18,9 +18,12 @@ from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameteri
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
+from ddim_keras.networks.ddpm_unet import DDPMUNet, ddpm_unet
 from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
+from ddim_keras.presets import checkpoints, ddpm_names, diffusers
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.choices import check_noise_end
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.denoisers import network_denoiser
 from ddim_keras.sampling.verbs import verb
 from ddim_keras.support.arguments import height_and_width, integer, not_negative, positive_int
@@ -109,6 +112,10 @@ class DiffusionModel(EMATrainer):
             "labels", integers (batch,) from 0 to K, where K says nothing, and "condition", (batch,
             *condition_shape), from -1 to 1 if it is an image and zeros where it says nothing, get
             those. `widths` and what else describes the residual U-Net are then unused.
+        pixels: how images enter the network: "measured", with zero mean and unit variance as
+            measured by `normalizer`, or "symmetric", from -1 to 1, as Ho et al. 2020 do.
+        sampling_defaults: a `SamplingDefaults`, what `generate` takes where its caller does not
+            say: steps, sampler, spacing, clipping. None for those of its documentation.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the
             samplers' arithmetic are float32 whatever it is.
         name: name of the model.
@@ -156,13 +163,14 @@ class DiffusionModel(EMATrainer):
         condition_noise: float = 0.0,
         seed: int | None = None,
         network: keras.Model | Config | None = None,
+        pixels: str = "measured",
+        sampling_defaults: SamplingDefaults | Config | None = None,
         dtype: DType = None,
         name: str | None = None,
     ):
         image_shape = (*height_and_width(image_size), positive_int("channels", channels))
-        spec = ConditionSpec(
-            num_classes, class_names, condition_shape, label_dropout, condition_dropout
-        )
+        told = (num_classes, class_names, condition_shape, label_dropout, condition_dropout)
+        spec = ConditionSpec(*told)
         objective = _objective(schedule, parameterization, loss_weighting, spec)
         # What describes the residual U-Net, as `residual_unet` calls it.
         self_made = {
@@ -177,19 +185,18 @@ class DiffusionModel(EMATrainer):
             "dropout": float(dropout),
             "recompute": bool(recompute),
         }
-        max_condition = objective.schedule.max_condition
         super().__init__(
-            *_networks(network, image_shape, spec, dtype, max_condition=max_condition, **self_made),
+            *_networks(network, image_shape, spec, dtype, objective.schedule, **self_made),
             image_shape=image_shape,
             objective=objective,
             ema_decay=ema_decay,
             condition_noise=not_negative("condition_noise", condition_noise),
+            pixels=pixels,
+            sampling_defaults=sampling_defaults,
             seed=None if seed is None else integer("seed", seed, minimum=0, below=2**32),
             dtype=dtype,
             name=name,
         )
-        self.schedule, self.parameterization = objective.schedule, objective.parameterization
-        self.loss_weighting = objective.loss_weighting
         self._custom_network = network is not None
         for option, value in self_made.items():
             setattr(self, option, value)
@@ -379,6 +386,91 @@ class DiffusionModel(EMATrainer):
             model.network.set_weights(model.ema_network.get_weights())
         return model
 
+    @classmethod
+    def from_diffusers(
+        cls,
+        source: str | os.PathLike,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        null_class: bool | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        **changes: Any,
+    ) -> DiffusionModel:
+        """Make a model of weights that diffusers wrote, of a pipeline with a `UNet2DModel`.
+
+        Schedule, prediction, clipping, spacing and size come from its configuration; they become
+        the model's `sampling_defaults`, so that `generate` draws what `DDIMPipeline` does.
+
+        Args:
+            source: a folder with model_index.json, or a name on the Hub, such as
+                "google/ddpm-cifar10-32", which needs huggingface_hub. Weights are read from
+                .safetensors, or from .bin where PyTorch is installed; never by unpickling.
+            image_size: instead of the configuration's.
+            null_class: whether the last of the class embeddings says nothing; None for what the
+                folder says if `save_to_diffusers` wrote it, and else False: then zeros say nothing.
+            variant: which of several weights, such as "fp16".
+            revision: which version, on the Hub.
+            **changes: arguments of `DiffusionModel`: `seed`, `dtype`, `ema_decay`, `recompute`,
+                `sampling_defaults`, ...
+
+        Raises:
+            ValueError: no such folder, a damaged file, or weights or settings that are missing, too
+                many, of another shape or unknown; names them.
+            ImportError: the Hub or a .bin file is asked for without what reads it.
+        """
+        found = diffusers.read(
+            source, image_size=image_size, null_class=null_class, variant=variant, revision=revision
+        )
+        return _published(cls, found, changes)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        **changes: Any,
+    ) -> DiffusionModel:
+        """Make a model of a checkpoint of the DDIM paper's code, or of Ho et al.'s networks as
+        converted for it.
+
+        Args:
+            path: a .ckpt, .pth or .pt file, which needs PyTorch but is not unpickled, or the same
+                weights as .safetensors. The averaged weights are taken where it has some.
+            image_size: None for the size at which the attention is at 16 x 16 pixels.
+            **changes: as for `from_diffusers`.
+
+        Raises:
+            ValueError, ImportError: as for `from_diffusers`.
+        """
+        return _published(cls, checkpoints.read(path, image_size=image_size), changes)
+
+    def save_to_diffusers(self, folder: str | os.PathLike) -> None:
+        """Write a folder that diffusers' `DDIMPipeline.from_pretrained` loads, with the EMA
+        network's weights as safetensors.
+
+        Raises:
+            ValueError: the network is no `ddpm_unet`, images do not enter it from -1 to 1, or the
+                model has what diffusers has no place for; says what. Or something else stands at
+                `folder`. Nothing is written then.
+        """
+        self.synchronize()
+        network = self.ema_network
+        if not isinstance(network, DDPMUNet):
+            raise ValueError(
+                "diffusers knows the network of Ho et al. alone: make the model with "
+                "network=ddim_keras.networks.ddpm_unet(...)"
+            )
+        if not np.allclose(self.normalizer.scales(), 0.5, atol=1e-6):
+            raise ValueError(
+                "diffusers' pipelines make images from -1 to 1, but this model's enter with the "
+                'mean and variance that were measured: train it with pixels="symmetric"'
+            )
+        told = {"class_names": self.class_names, "sampling_defaults": self.sampling_defaults}
+        told |= {"schedule": self.schedule, "parameterization": self.parameterization}
+        diffusers.write(folder, network, told, has_null=True)
+
     def save_to_preset(
         self, folder: str | os.PathLike, *, half: bool = True, training: Any = None
     ) -> None:
@@ -405,9 +497,12 @@ class DiffusionModel(EMATrainer):
                 "the model was never trained: fit it, or load its weights, before it is saved as a "
                 "preset"
             )
-        if config.pop("network") is not None:
+        if config["network"] is None:
+            del config["network"]
+        elif not isinstance(self.network, DDPMUNet):
             raise ValueError(
-                "a preset describes the residual U-Net, not a network of your own: use model.save"
+                "a preset describes the residual U-Net or the DDPM U-Net, not a network of your "
+                "own: use model.save"
             )
         del config["name"], config["dtype"], config["seed"]
         arrays = [
@@ -460,6 +555,8 @@ class DiffusionModel(EMATrainer):
             "condition_noise": self.condition_noise,
             "seed": self.seed,
             "network": serialize(self.network) if self._custom_network else None,
+            "pixels": self.pixels,
+            "sampling_defaults": serialize(self.sampling_defaults),
             "dtype": serialize(self.dtype_policy),
             "name": self.name,
         }
@@ -474,6 +571,22 @@ class DiffusionModel(EMATrainer):
             if isinstance(dtype, dict):
                 dtype = keras.saving.deserialize_keras_object(dtype)
             return cls(**{**config, "dtype": dtype})
+
+
+def _published(
+    cls: type[DiffusionModel], found: diffusers.Published, changes: Config
+) -> DiffusionModel:
+    """Return a model of what another library wrote."""
+    if unfit := sorted(set(changes) - presets.FIT_ANY_WEIGHTS):
+        raise ValueError(
+            f"the weights of {found.source} do not fit a model with another {', '.join(unfit)}: "
+            "leave that out"
+        )
+    recompute = bool(changes.pop("recompute", False))
+    settings = {**found.config["network"], "dtype": changes.get("dtype"), "recompute": recompute}
+    network = ddpm_unet(**settings)
+    ddpm_names.assign(network, found.arrays, found.naming, found.source)
+    return cls(**{**found.config, "network": network, **changes})
 
 
 def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
@@ -526,6 +639,7 @@ def _networks(
     image_shape: tuple[int, int, int],
     spec: ConditionSpec,
     dtype: DType,
+    schedule: Schedule,
     **options: Any,
 ) -> tuple[keras.Model, keras.Model]:
     """Return the network that is trained, and the one that will be its average, with the same
@@ -533,6 +647,7 @@ def _networks(
     """
     if network is None:
         policy = keras.dtype_policies.get(dtype)
+        options["max_condition"] = schedule.max_condition
         options |= {"num_classes": spec.num_classes, "condition_shape": spec.condition_shape}
         trained = residual_unet(image_shape, dtype=policy, name="network", **options)
         options |= {"recompute": False, "dropout": 0.0}  # it is never trained
@@ -550,7 +665,8 @@ def _networks(
         is_config = isinstance(network, dict)
         trained = keras.saving.deserialize_keras_object(network) if is_config else network
         _check_network(trained, image_shape, spec)
-        average = keras.models.clone_model(trained)
+        is_ours = isinstance(trained, DDPMUNet)
+        average = trained.untrained_copy() if is_ours else keras.models.clone_model(trained)
     # Made anew or cloned, it has fresh random weights, which the average would drag along for
     # thousands of steps.
     average.set_weights(trained.get_weights())

@@ -128,7 +128,7 @@ def test_untrained_models_and_foreign_networks_are_no_presets(tmp_path):
 def test_unknown_and_damaged_presets_are_refused(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"unknown preset 'mnist': expected one of \['fashion_mnist_32', 'keras_example'\]",
+        match=r"unknown preset 'mnist': expected one of \['ddpm_cifar10', 'fashion_mnist_32', ",
     ):
         DiffusionModel.from_preset("mnist")
     make_trained_model().save_to_preset(tmp_path / "mine")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddim_keras.cli.group import main
-from ddim_keras.cli.options import EMA_LENGTH, model_option
+from ddim_keras.cli.options import EMA_LENGTH, SIZE, model_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def load(source: str, compile: bool = False) -> DiffusionModel:
-    """The model at a .keras file, in a run's folder, or of a preset; `compile` brings the optimizer
-    and metrics along.
+    """The model at a .keras file, in a folder of a run or of diffusers', or of a preset; `compile`
+    brings the optimizer and metrics along.
     """
     from ddim_keras import presets
     from ddim_keras.model import DiffusionModel, load_model
@@ -33,10 +33,12 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
         raise ValueError(
             f"the run in {path} has no model yet: resume it with ddim-keras train --out {path}"
         )
+    if (path / "model_index.json").is_file():
+        return DiffusionModel.from_diffusers(path)
     if not (path / "preset.json").is_file() and source not in presets.names():
         raise ValueError(
-            f"no model at {source}: expected a .keras file, a run's folder, or a preset: "
-            f"{presets.names()}"
+            f"no model at {source}: expected a .keras file, a run's folder, one of diffusers', "
+            f"or a preset: {presets.names()}"
         )
     return DiffusionModel.from_preset(source)
 
@@ -93,6 +95,83 @@ def export(source: str, out: pathlib.Path, full: bool, ema_length: float | str |
     else:
         model.save_to_preset(out, half=not full)
     click.echo(f"Written to {out}")
+
+
+@main.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(["keras", "preset", "diffusers"]),
+    default=None,
+    help="What to write.  [default: keras if OUT ends in .keras, else a preset]",
+)
+@click.option(
+    "--image-size",
+    type=SIZE,
+    default=None,
+    help="Of the network's images.  [default: as its configuration says]",
+)
+@click.option(
+    "--null-class",
+    is_flag=True,
+    help="The last of the class embeddings stands for no label.",
+)
+@click.option("--variant", default=None, help="Which of several weights, such as fp16.")
+def convert(
+    source: str,
+    out: pathlib.Path,
+    kind: str | None,
+    image_size: int | list[int] | None,
+    null_class: bool,
+    variant: str | None,
+) -> None:
+    """Convert published weights to this library's formats, or a model to diffusers'.
+
+    SOURCE is a folder that diffusers wrote, a name on the Hub, a checkpoint of the DDIM paper's
+    code (.ckpt, .pth, .safetensors), or a model as for other commands.
+
+    \b
+    ddim-keras convert google/ddpm-cifar10-32 cifar10.keras
+    ddim-keras convert model-790000.ckpt cifar10.keras
+    ddim-keras convert cifar10.keras cifar10-folder --to diffusers
+    """
+    from ddim_keras.model import DiffusionModel
+
+    kind = kind or ("keras" if out.suffix == ".keras" else "preset")
+    if (kind == "keras") != (out.suffix == ".keras") or out.suffix not in ("", ".keras"):
+        raise click.BadParameter(
+            f"must end in .keras for a model's file, and is a folder otherwise, got {str(out)!r}",
+            param_hint="OUT",
+        )
+    path = pathlib.Path(source)
+    size = tuple(image_size) if isinstance(image_size, list) else image_size
+    if path.is_file() and path.suffix != ".keras":
+        model = DiffusionModel.from_checkpoint(path, image_size=size)
+    elif (path / "model_index.json").is_file() or _may_be_on_the_hub(source):
+        model = DiffusionModel.from_diffusers(
+            source, image_size=size, null_class=null_class or None, variant=variant
+        )
+    else:
+        model = load(source)
+    if kind == "keras":
+        model.save(out)
+    elif kind == "preset":
+        model.save_to_preset(out, half=False)
+    else:
+        model.save_to_diffusers(out)
+    click.echo(f"Written to {out}")
+
+
+def _may_be_on_the_hub(source: str) -> bool:
+    from ddim_keras import presets
+
+    return (
+        source.count("/") == 1
+        and not pathlib.Path(source).exists()
+        and (source not in presets.names())
+    )
 
 
 @main.command()

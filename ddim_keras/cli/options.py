@@ -166,7 +166,11 @@ def fit_option(command: Callable) -> Callable:
 def sampling_options(command: Callable) -> Callable:
     options = [
         click.option(
-            "--steps", "-s", default=20, show_default=True, help="S, the number of sampling steps."
+            "--steps",
+            "-s",
+            type=int,
+            default=None,
+            help="S, the number of sampling steps.  [default: 20, or the model's own]",
         ),
         click.option(
             "--sampler",
@@ -185,7 +189,11 @@ def sampling_options(command: Callable) -> Callable:
             help="linear, quadratic, trailing, karras, ...  [default: karras with unipc, else "
             "linear]",
         ),
-        click.option("--clipping", default=None, help="none, static or dynamic.  [default: none]"),
+        click.option(
+            "--clipping",
+            default=None,
+            help="none, static, dynamic or image_only.  [default: none, or the model's own]",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -240,9 +248,7 @@ def label(text: str | None, model: Any) -> str | int | None:
     return int(text) if text.isdecimal() else text
 
 
-def sampling(steps: int, **options: Any) -> dict[str, Any]:
+def sampling(steps: int | None, **options: Any) -> dict[str, Any]:
     """What `generate` takes for the options of `sampling_options`."""
-    return {
-        "diffusion_steps": steps,
-        **{name: value for name, value in options.items() if value is not None},
-    }
+    given = {"diffusion_steps": steps, **options}
+    return {name: value for name, value in given.items() if value is not None}

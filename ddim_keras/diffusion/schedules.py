@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -394,6 +395,41 @@ class CosineBetaSchedule(DiscreteSchedule):
 
     def get_config(self) -> Config:
         return {"num_times": self.num_times, "offset": self.offset, "max_beta": self.max_beta}
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class GivenBetaSchedule(DiscreteSchedule):
+    """A schedule of betas that are listed one by one.
+
+    Args:
+        betas: T numbers in (0, 1), at least 2.
+
+    Raises:
+        ValueError: fewer than two, or one out of range.
+
+    Examples:
+
+    >>> signal_rates, _ = GivenBetaSchedule([0.19, 0.2])(np.array([0.5, 1.0]))
+    >>> (signal_rates**2).round(3).tolist()
+    [0.81, 0.648]
+    """
+
+    def __init__(self, betas: Sequence[float]):
+        values = np.asarray(betas, "float64")
+        if values.ndim != 1 or len(values) < 2 or not ((values > 0.0) & (values < 1.0)).all():
+            raise ValueError(
+                "betas must be at least two numbers between 0 and 1, both excluded, got "
+                f"{np.array2string(values, threshold=6)}"
+            )
+        self.betas = values.tolist()
+        super().__init__(values)
+
+    def get_config(self) -> Config:
+        return {"betas": self.betas}
+
+    def __repr__(self) -> str:
+        first, last = self.betas[0], self.betas[-1]
+        return f"{type(self).__name__}({self.num_times} from {first:.3g} to {last:.3g})"
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -15,6 +15,7 @@ import numpy as np
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.support.arguments import integer
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.types import Array, Config, Numbers
 
@@ -152,6 +153,9 @@ class LeadingSpacing(Spacing):
     On continuous times t_i = (i - 1) / S. The walk then starts below the noise end, though from
     pure noise.
 
+    Args:
+        offset: on T discrete times, how many times all are moved towards the noise.
+
     Examples:
 
     >>> from ddim_keras.diffusion.schedules import LinearBetaSchedule
@@ -159,11 +163,51 @@ class LeadingSpacing(Spacing):
     [751.0, 501.0, 251.0, 1.0]
     """
 
+    def __init__(self, offset: int = 0):
+        self.offset = integer("offset", offset, minimum=0)
+
     def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
         return start * np.arange(diffusion_steps - 1, -1, -1) / diffusion_steps
 
     def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
-        return 1 + np.arange(diffusion_steps) * (last // diffusion_steps)
+        return 1 + self.offset + np.arange(diffusion_steps) * (last // diffusion_steps)
+
+    def get_config(self) -> Config:
+        return {"offset": self.offset} if self.offset else {}
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class LinspaceSpacing(Spacing):
+    """Even steps from the first time to the last, both included, rounded on T discrete times.
+
+    Args:
+        with_first: False leaves out the first time, the end of S + 1 even steps.
+
+    Examples:
+
+    >>> from ddim_keras.diffusion.schedules import LinearBetaSchedule
+    >>> (1000 * LinspaceSpacing()(4, LinearBetaSchedule())).round().tolist()
+    [1000.0, 667.0, 334.0, 1.0]
+    """
+
+    def __init__(self, with_first: bool = True):
+        self.with_first = bool(with_first)
+
+    def _parts(self, diffusion_steps: int) -> Array:
+        """Rising from 0, or just above it, to 1."""
+        if diffusion_steps == 1:
+            return np.ones(1)
+        parts = np.linspace(0.0, 1.0, diffusion_steps + (not self.with_first))
+        return parts[-diffusion_steps:]
+
+    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
+        return start * self._parts(diffusion_steps)[::-1]
+
+    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
+        return 1 + np.rint((last - 1) * self._parts(diffusion_steps)).astype(int)
+
+    def get_config(self) -> Config:
+        return {"with_first": self.with_first}
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -249,6 +293,7 @@ SPACINGS: dict[str, Callable[[], Spacing]] = {
     "quadratic_0.8": functools.partial(QuadraticSpacing, reach=0.8),
     "trailing": TrailingSpacing,
     "leading": LeadingSpacing,
+    "linspace": LinspaceSpacing,
     "karras": KarrasSpacing,
     "log_snr": LogSNRSpacing,
 }

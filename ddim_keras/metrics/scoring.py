@@ -158,7 +158,7 @@ def score_generated(
     engine: Engine,
     dataset: Data,
     num_images: int = 10_000,
-    diffusion_steps: int | Sequence[float] = 20,
+    diffusion_steps: int | Sequence[float] | None = None,
     *,
     metrics: Sequence[Any] = ("fid", "kid", "precision_recall"),
     extractor: ExtractorLike = None,

@@ -1,5 +1,7 @@
 """Denoising networks: functions of (noisy images, noise variances)."""
 
+from ddim_keras.networks.ddpm_layers import Modulation, Scaling, SelfAttention2D, TimeEmbedding
+from ddim_keras.networks.ddpm_unet import DDPMUNet, ddpm_unet
 from ddim_keras.networks.layers import (
     BatchNormalization,
     BilinearUpsampling2D,
@@ -15,9 +17,15 @@ __all__ = [
     "BatchNormalization",
     "BilinearUpsampling2D",
     "ConditionedConv2D",
+    "DDPMUNet",
     "GroupNormalization",
     "ImageNormalization",
+    "Modulation",
+    "Scaling",
+    "SelfAttention2D",
     "SinusoidalEmbedding",
     "Swish",
+    "TimeEmbedding",
+    "ddpm_unet",
     "residual_unet",
 ]

@@ -218,6 +218,7 @@ class ImageNormalization(keras.layers.Layer):
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
         self.image_shape: tuple[int, ...] = ()
+        self.fixed = False
 
     def build(self, input_shape):
         self.image_shape = tuple(input_shape[1:])
@@ -240,6 +241,7 @@ class ImageNormalization(keras.layers.Layer):
         self, data: Data, batch_size: int = 256, steps: int | None = None, verbose: int = 0
     ) -> None:
         """Measure mean and variance of each channel; what an earlier `adapt` measured is forgotten.
+        Does nothing after `fix`.
 
         Args:
             data: images in any form that `DiffusionModel.fit` takes: an array, a `tf.data.Dataset`,
@@ -252,6 +254,8 @@ class ImageNormalization(keras.layers.Layer):
         Raises:
             ValueError: no images, or images of a wrong shape, outside [0, 1] or not finite.
         """
+        if self.fixed:
+            return
         total, count = np.zeros((2, 1)), 0
         batches, number = inputs.iterate_batches(data, batch_size)
         if steps is not None:
@@ -287,6 +291,13 @@ class ImageNormalization(keras.layers.Layer):
         self.mean.assign(mean)
         self.variance.assign(np.maximum(square - mean**2, 0.0))
         self.count.assign(float(count))
+
+    def fix(self, mean: float, deviation: float) -> None:
+        """Take a mean and a standard deviation for all channels, instead of measuring them."""
+        self.mean.assign(np.full(self.mean.shape, mean))
+        self.variance.assign(np.full(self.variance.shape, deviation**2))
+        self.count.assign(1.0)
+        self.fixed = True
 
     def standard_deviation(self) -> Tensor:
         """Return the scale of each channel, shape (channels,); 1 for a channel that does not

@@ -105,7 +105,7 @@ def residual_unet(
     _check_training(dropout, recompute, normalization)
     noisy_images = keras.Input(image_shape, dtype="float32", name="noisy_images")
     noise_variances = keras.Input((1, 1, 1), dtype="float32", name="noise_variances")
-    dtype = _with_float32_weights(dtype)
+    dtype = with_float32_weights(dtype)
     embed = SinusoidalEmbedding(embedding_dims, embedding_max_frequency, max_condition)
     embedding = embed(noise_variances)
     told = _Told(num_classes, condition_shape, dtype)
@@ -306,7 +306,7 @@ class _Blocks:
         return layers.Add(dtype=self.dtype)([x, tokens])
 
 
-def _with_float32_weights(dtype: DType) -> DType:
+def with_float32_weights(dtype: DType) -> DType:
     """Return a policy that computes as `dtype` does, on weights of at least 32 bits.
 
     16 bits would round an optimizer's small steps away, and those of the weights' average.

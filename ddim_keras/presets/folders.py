@@ -16,14 +16,16 @@ import numpy as np
 
 from ddim_keras.presets.recipes import Training
 from ddim_keras.support import files
+from ddim_keras.support.arguments import height_and_width
 from ddim_keras.support.types import Config, ImageArray, Variable
 
 _FOLDER = pathlib.Path(__file__).parent / "pretrained"
 _FORMAT = 1
 # What may be changed without making trained weights wrong.
-_FIT_ANY_WEIGHTS = {
+FIT_ANY_WEIGHTS = {
     *("seed", "dtype", "ema_decay", "loss_weighting", "recompute", "dropout", "name"),
     *("class_names", "label_dropout", "condition_dropout", "condition_noise"),
+    "sampling_defaults",
 }
 _LARGEST_HALF = 65504.0
 _NORMALIZER_ARRAYS = 3
@@ -50,7 +52,7 @@ def names() -> list[str]:
     Examples:
 
     >>> names()
-    ['fashion_mnist_32', 'keras_example']
+    ['ddpm_cifar10', 'fashion_mnist_32', 'keras_example']
     """
     return sorted(path.parent.name for path in _FOLDER.glob("*/preset.json"))
 
@@ -107,13 +109,31 @@ def read(
     arrays = None
     if load_weights and has_weights:
         arrays = _read_arrays(folder)
-        if unfit := sorted(set(changes) - _FIT_ANY_WEIGHTS):
+        if unfit := sorted(set(changes) - FIT_ANY_WEIGHTS):
             raise ValueError(
                 f"the weights of {folder.name} do not fit a model with another {', '.join(unfit)}: "
                 "leave that out, or "
                 "give load_weights=False and train"
             )
-    return Preset({**config, **changes}, arrays, found)
+    config = {**config, **changes}
+    if isinstance(config.get("network"), dict):
+        config = _with_fitting_network(config, changes)
+    return Preset(config, arrays, found)
+
+
+def _with_fitting_network(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a model's configuration whose network follows changes of the model."""
+    network = config["network"]
+    settings = {
+        **network["config"],
+        "image_shape": [*height_and_width(config["image_size"]), config.get("channels", 3)],
+        "num_classes": config.get("num_classes"),
+    }
+    if "dtype" in changes:
+        settings["dtype"] = getattr(changes["dtype"], "name", changes["dtype"])
+    if "recompute" in changes:
+        settings["recompute"] = changes["recompute"]
+    return {**config, "recompute": False, "network": {**network, "config": settings}}
 
 
 def assign(

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
-from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.arguments import integer, positive_int
 
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "muon", "adam")
 LEARNING_RATE_SCHEDULES = ("constant", "cosine")
 
 
@@ -22,13 +22,14 @@ class Training:
         schedule: of the learning rate: constant, or cosine, with which it rises from a twentieth
             over the first `warmup` of the steps, and then falls along a cosine to a hundredth.
         warmup: share of the steps in which the learning rate rises, with cosine.
+        warmup_steps: with a constant learning rate, batches in which it rises evenly from nothing.
         weight_decay: of the optimizer.
         clip_norm: largest norm of a step's gradient, over all weights together; without it nothing
             is clipped.
         loss: a Keras loss by name.
         flip: whether images are mirrored at random.
         accumulate: batches whose gradients make one step of the optimizer.
-        optimizer: adamw, or muon for `ddim_keras.optimizers.Muon`.
+        optimizer: adamw, adam, or muon for `ddim_keras.optimizers.Muon`.
     """
 
     batch_size: int = 64
@@ -41,6 +42,7 @@ class Training:
     flip: bool = False
     accumulate: int = 1
     optimizer: str = "adamw"
+    warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -69,6 +71,7 @@ class Training:
             keras.losses.get(self.loss)
         positive_int("batch_size", self.batch_size)
         positive_int("accumulate", self.accumulate)
+        integer("warmup_steps", self.warmup_steps, minimum=0)
 
     def compile_arguments(self, steps: int) -> dict[str, Any]:
         """Return optimizer and loss for a training of that many batches:
@@ -91,10 +94,12 @@ class Training:
                 warmup_target=rate,
                 warmup_steps=warmup,
             )
-        kind = optimizers.Muon if self.optimizer == "muon" else keras.optimizers.AdamW
-        optimizer = kind(
+        elif self.warmup_steps:
+            rate = keras.optimizers.schedules.PolynomialDecay(0.0, self.warmup_steps, rate)
+        kinds = {"muon": optimizers.Muon, "adam": keras.optimizers.Adam}
+        optimizer = kinds.get(self.optimizer, keras.optimizers.AdamW)(
             rate,
-            weight_decay=self.weight_decay,
+            weight_decay=self.weight_decay or (None if self.optimizer == "adam" else 0.0),
             global_clipnorm=self.clip_norm,
             gradient_accumulation_steps=self.accumulate if self.accumulate > 1 else None,
         )

@@ -22,6 +22,7 @@ from ddim_keras.model import DiffusionModel
 from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
 from ddim_keras.sampling.choices import sampler_and_spacing
 from ddim_keras.sampling.conditioning import Conditioning, conditioning
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.generate import plan_walk
 from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
 from ddim_keras.support import backend, files
@@ -107,7 +108,7 @@ def export_images(
         "format": format,
         "shard_size": shard_size,
         "seed": seed,
-        "sampling": _described_sampling(sampling),
+        "sampling": _described_sampling(sampling, model.engine.defaults),
         "network_evaluations": _evaluations(model, sampling, told),
         "versions": _versions(),
     }
@@ -188,15 +189,18 @@ def _told_in_training(model: DiffusionModel) -> list[str]:
     return [*training, *(name for name, value in names.items() if value is None)]
 
 
-def _described_sampling(sampling: dict[str, Any]) -> dict[str, Any]:
+def _described_sampling(sampling: dict[str, Any], defaults: SamplingDefaults) -> dict[str, Any]:
     """Return the arguments of `generate` that fix the images, the defaults that they stand for
     included, as JSON knows them.
     """
     sampler, spacing = sampler_and_spacing(
-        *(sampling.get(name) for name in ("sampler", "eta", "spacing"))
+        *(sampling.get(name) for name in ("sampler", "eta", "spacing")), defaults
     )
     given = {name: value for name, value in sampling.items() if name not in ("sampler", "eta")}
-    described = {"diffusion_steps": 20, **given, "sampler": repr(sampler), "spacing": spacing}
+    given["diffusion_steps"] = defaults.steps(given.get("diffusion_steps"))
+    if "clipping" in given or defaults.clipping is not None:
+        given["clipping"] = defaults.clipping_for(given.get("clipping"))
+    described = {**given, "sampler": repr(sampler), "spacing": spacing}
     return {name: _plain(value) for name, value in sorted(described.items())}
 
 

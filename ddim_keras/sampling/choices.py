@@ -1,4 +1,5 @@
-"""What the verbs take where the user does not say, and what they make of what the user says.
+"""What the verbs take where neither the user nor the model (`SamplingDefaults`) says, and what they
+make of what the user says.
 
 - `generate`, `variations`, `score`: UniPC over Karras's levels. They measure best at any number of
   steps (docs/samplers.md).
@@ -23,6 +24,7 @@ from ddim_keras.diffusion.parameterizations import NoiseParameterization, Parame
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.samplers import DDIM, SAMPLERS, Sampler, UniPC
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.support.configurable import resolve
 
 ENCODING_SAMPLER = "ddim"
@@ -31,13 +33,19 @@ INPAINTING_ETA = 1.0
 
 
 def sampler_and_spacing(
-    sampler: str | Sampler | None, eta: float | None, spacing: str | Spacing | None
+    sampler: str | Sampler | None,
+    eta: float | None,
+    spacing: str | Spacing | None,
+    defaults: SamplingDefaults | None = None,
 ) -> tuple[Sampler, str | Spacing]:
-    """Return what `generate` takes, given its arguments.
+    """Return what `generate` takes, given its arguments and the model's own defaults.
 
     Raises:
         ValueError: both eta and a sampler that has none, or an unknown name.
     """
+    if defaults is not None:
+        spacing = spacing or defaults.spacing
+        sampler = defaults.sampler if sampler is None and eta is None else sampler
     if eta is not None:
         if sampler not in (None, "ddim"):
             raise ValueError(

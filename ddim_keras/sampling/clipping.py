@@ -17,7 +17,13 @@ from ddim_keras.support.types import Config, Images
 class Clipping(Configurable, abc.ABC):
     """Base class: a function of predicted images (batch, height, width, channels) with pixels from
     -1 to 1.
+
+    Attributes:
+        fits_noises: whether the predicted noises are then made to fit the images, so that both
+            together are the noisy image again; otherwise they stay as predicted.
     """
+
+    fits_noises: bool = True
 
     @abc.abstractmethod
     def __call__(self, images: Images) -> Images:
@@ -38,6 +44,36 @@ class StaticClipping(Clipping):
 
     def __call__(self, images: Images) -> Images:
         return ops.clip(images, -1.0, 1.0)
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class ImageOnlyClipping(Clipping):
+    """Cuts each pixel off at -limit and limit, and leaves the predicted noises as they were.
+
+    What diffusers' `DDIMScheduler` does with `clip_sample`. The noisy image of the next step then
+    differs from what was predicted wherever something was cut off.
+
+    Args:
+        limit: positive.
+
+    Examples:
+
+    >>> float(ops.max(ImageOnlyClipping(0.5)(ops.ones((1, 2, 2, 1)))))
+    0.5
+    """
+
+    fits_noises = False
+
+    def __init__(self, limit: float = 1.0):
+        if not limit > 0.0:
+            raise ValueError(f"limit must be positive, got {limit}")
+        self.limit = float(limit)
+
+    def __call__(self, images: Images) -> Images:
+        return ops.clip(images, -self.limit, self.limit)
+
+    def get_config(self) -> Config:
+        return {"limit": self.limit}
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -76,11 +112,13 @@ CLIPPINGS: dict[str, Callable[[], Clipping]] = {
     "none": NoClipping,
     "static": StaticClipping,
     "dynamic": DynamicClipping,
+    "image_only": ImageOnlyClipping,
 }
 
 
 class Clipped(Wrapper):
-    """A denoiser with the predicted images clipped, and the predicted noises made to fit them.
+    """A denoiser with the predicted images clipped, and the predicted noises made to fit them if
+    the clipping says so.
 
     Args:
         clipping: of images from -1 to 1.
@@ -93,11 +131,13 @@ class Clipped(Wrapper):
 
     def wrap(self, denoise, arrays, draw_noises):
         def clipped(noisy_images, noise_rates, signal_rates, conditions):
-            _, pred_images = denoise(noisy_images, noise_rates, signal_rates, conditions)
+            pred_noises, pred_images = denoise(noisy_images, noise_rates, signal_rates, conditions)
             deviation, mean = self.normalizer.standard_deviation(), self.normalizer.mean
             pred_images = self.clipping(2.0 * (mean + pred_images * deviation) - 1.0)
             pred_images = ((pred_images + 1.0) / 2.0 - mean) / deviation
-            return (noisy_images - signal_rates * pred_images) / noise_rates, pred_images
+            if self.clipping.fits_noises:
+                pred_noises = (noisy_images - signal_rates * pred_images) / noise_rates
+            return pred_noises, pred_images
 
         return clipped
 

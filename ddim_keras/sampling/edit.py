@@ -35,13 +35,13 @@ def variations(
     image: Images,
     strength: float = 0.5,
     num_images: int = 8,
-    diffusion_steps: int = 20,
+    diffusion_steps: int | None = None,
     *,
     eta: float | None = None,
     sampler: str | Sampler | None = None,
     spacing: str | Spacing | None = None,
     schedule: str | Schedule | None = None,
-    clipping: str | Clipping = "none",
+    clipping: str | Clipping | None = None,
     labels: Labels = None,
     condition: Condition = None,
     guidance: GuidanceLike = None,
@@ -66,7 +66,7 @@ def variations(
 
     Source: Meng et al. 2022, "SDEdit".
     """
-    diffusion_steps = positive_int("diffusion_steps", diffusion_steps)
+    diffusion_steps = positive_int("diffusion_steps", engine.defaults.steps(diffusion_steps))
     if np.ndim(image) != 3:
         raise ValueError(
             f"variations takes one image, {engine.image_shape}, got shape {np.shape(image)}"
@@ -82,8 +82,8 @@ def variations(
     if strength == 0.0:
         images[:] = ops.convert_to_numpy(engine.denormalize(normalized))
         return images
-    around = clipped(clipping, engine.normalizer)
-    chosen, spacing = sampler_and_spacing(sampler, eta, spacing)
+    around = clipped(engine.defaults.clipping_for(clipping), engine.normalizer)
+    chosen, spacing = sampler_and_spacing(sampler, eta, spacing, engine.defaults)
     along = schedule_of_walk(schedule, engine.schedule, engine.parameterization)
     if along.num_times is not None:  # no more than there are times on the way
         diffusion_steps = min(diffusion_steps, max(round(strength * along.num_times), 1))
@@ -109,7 +109,7 @@ def inpaint(
     eta: float = INPAINTING_ETA,
     spacing: str | Spacing = EVEN_TIMES,
     schedule: str | Schedule | None = None,
-    clipping: str | Clipping = "none",
+    clipping: str | Clipping | None = None,
     labels: Labels = None,
     condition: Condition = None,
     guidance: GuidanceLike = None,
@@ -153,7 +153,7 @@ def inpaint(
     table = table_of(evaluations, engine.schedule.conditions)
     showings = np.concatenate([showings, np.zeros((len(table) - len(showings), 4), "float32")])
     planned = Plan(table, np.arange(resampling, len(evaluations) + 1, resampling))
-    outside = clipped(clipping, engine.normalizer)
+    outside = clipped(engine.defaults.clipping_for(clipping), engine.normalizer)
     told = conditioning(engine, len(normalized), labels, condition, guidance)
     seed = engine.seed(seed)
     result = np.empty_like(normalized)

@@ -21,6 +21,7 @@ from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.samplers import MEMORY, Denoiser, Plan, Sampler, plan, walk
 from ddim_keras.sampling.choices import schedule_of_walk
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.denoisers import Wrapper, network_denoiser
 from ddim_keras.support import backend, random
 from ddim_keras.support.arguments import integer, positive_int
@@ -87,6 +88,7 @@ class Engine:
 
     Attributes:
         denoise: the network's predictions, a `Denoiser`.
+        defaults: what verbs take where the user does not say.
         variables: all that a walk reads.
         lock: held while a training changes the weights, or while they are read.
     """
@@ -111,6 +113,7 @@ class Engine:
         self.spec = spec
         self.normalizer = normalizer
         self.compute_dtype = compute_dtype
+        self.defaults = SamplingDefaults()
         self.denoise: Denoiser = network_denoiser(network, parameterization, spec)
         self.variables: list[Variable] = [*network.variables, *normalizer.variables]
         self.lock = FairLock()

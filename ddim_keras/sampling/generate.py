@@ -70,14 +70,14 @@ def reverse_diffusion(
 def generate(
     engine: Engine,
     num_images: int,
-    diffusion_steps: int | Sequence[float] = 20,
+    diffusion_steps: int | Sequence[float] | None = None,
     *,
     eta: float | None = None,
     sampler: str | Sampler | None = None,
     network_evaluations: int | None = None,
     spacing: str | Spacing | None = None,
     schedule: str | Schedule | None = None,
-    clipping: str | Clipping = "none",
+    clipping: str | Clipping | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
     first_image: int = 0,
@@ -97,7 +97,8 @@ def generate(
         num_images: how many images, at least 0.
         diffusion_steps: S, the number of steps, at least 1; or the diffusion times to ask the
             network at, in [0, 1] (on a schedule of T times also as integers from 1 to T), in any
-            order.
+            order. None is 20. Here and below, a model may have other defaults: its
+            `sampling_defaults`.
         eta: samples with `DDIM(eta)`: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
         sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m",
             "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth" or "unipc". None is "unipc" over
@@ -112,7 +113,7 @@ def generate(
         schedule: another schedule to walk along than the one trained with, matched by noise level.
             Warns if it leaves the noise levels that the model was trained at.
         clipping: what keeps the predicted images within the range of images: "none", "static",
-            "dynamic", or a `Clipping`.
+            "dynamic", "image_only", or a `Clipping`. None is "none".
         seed: integer in [0, 2**32) that fixes the images. Image i depends on (seed, i) alone, to
             rounding: neither on the batch size nor on `num_images`. None takes the next of the
             model's own seeds.
@@ -154,7 +155,7 @@ def generate(
         network_evaluations=network_evaluations,
         guidance=told.guidance,
     )
-    around = clipped(clipping, engine.normalizer)
+    around = clipped(engine.defaults.clipping_for(clipping), engine.normalizer)
     if initial_noise is not None:
         initial_noise = _checked_noise(engine, initial_noise, num_images)
     seed = engine.seed(seed)
@@ -194,7 +195,7 @@ def _checked_noise(engine: Engine, initial_noise: Images, num_images: int) -> Im
 
 def plan_walk(
     engine: Engine,
-    diffusion_steps: int | Sequence[float] = 20,
+    diffusion_steps: int | Sequence[float] | None = None,
     *,
     sampler: str | Sampler | None = None,
     eta: float | None = None,
@@ -208,7 +209,8 @@ def plan_walk(
     Raises:
         ValueError: as for `generate`.
     """
-    chosen, spacing = sampler_and_spacing(sampler, eta, spacing)
+    chosen, spacing = sampler_and_spacing(sampler, eta, spacing, engine.defaults)
+    diffusion_steps = engine.defaults.steps(diffusion_steps)
     if network_evaluations is None:
         return engine.plan(chosen, diffusion_steps, spacing, schedule)
     if isinstance(diffusion_steps, (Sequence, np.ndarray)):
@@ -297,6 +299,7 @@ def decode(
         float32 array (batch, height, width, channels) in [0, 1].
     """
     latents = engine.latents(latents, "latents")
+    chosen = {"spacing": EVEN_TIMES, "clipping": "none", **options}
     return generate(
-        engine, len(latents), diffusion_steps, sampler=sampler, initial_noise=latents, **options
+        engine, len(latents), diffusion_steps, sampler=sampler, initial_noise=latents, **chosen
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -68,6 +68,16 @@ def attention_policy(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     if BACKEND == "jax" and policy.compute_dtype == "float16" and not on_accelerator():
         return keras.DTypePolicy("float32")
     return policy
+
+
+def for_attention(parts: Sequence[Any]) -> list[Any]:
+    """Return queries, keys and values in a type in which the backend can attend, see
+    `attention_policy`.
+    """
+    is_half = keras.backend.standardize_dtype(parts[0].dtype) == "float16"
+    if BACKEND == "jax" and is_half and not on_accelerator():
+        return [keras.ops.cast(part, "float32") for part in parts]
+    return list(parts)
 
 
 def compile_function(function: Callable, variables: list, jit_compile: bool) -> Callable:

@@ -12,14 +12,17 @@ from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.samplers import DDIM
 from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import Told
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, random
+from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import WholeFiles
-from ddim_keras.support.types import Data, ImageShape, Rates, Tensor, Times
+from ddim_keras.support.types import Config, Data, ImageShape, Rates, Tensor, Times
 from ddim_keras.training.averages import PowerAverages
 from ddim_keras.training.objective import Objective
 
 _GOLDEN_RATIO = 0.6180339887498949
+PIXELS = ("measured", "symmetric")
 
 
 class EMASteps(WholeFiles):
@@ -34,6 +37,8 @@ class EMASteps(WholeFiles):
         ema_decay: how much of the averaged weights each step keeps, at most.
         condition_noise: the largest standard deviation of the noise that is put on conditions in
             training; each image's is drawn between 0 and this.
+        pixels: "measured" or "symmetric", how the normalizer scales images.
+        sampling_defaults: what the verbs take where their caller does not say.
         seed: of the random numbers, or None.
         **kwargs: as for `keras.Model`.
 
@@ -53,6 +58,8 @@ class EMASteps(WholeFiles):
         objective: Objective,
         ema_decay: float,
         condition_noise: float,
+        pixels: str,
+        sampling_defaults: SamplingDefaults | Config | None,
         seed: int | None,
         **kwargs: Any,
     ):
@@ -79,11 +86,12 @@ class EMASteps(WholeFiles):
             aggregation="mean",
         )
         self.power_averages = PowerAverages()
-        self.normalizer = ImageNormalization(name="normalizer")
-        self.normalizer.build((None, *image_shape))
+        self.normalizer, self.pixels = _normalizer(image_shape, pixels), pixels
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.sampling_seed_generator = keras.random.SeedGenerator(seed)
         self.objective = objective
+        self.schedule, self.parameterization = objective.schedule, objective.parameterization
+        self.loss_weighting = objective.loss_weighting
         self.noise_loss_tracker = objective.noise_losses
         self.image_loss_tracker = objective.image_losses
         self.loss_tracker = objective.losses
@@ -102,7 +110,18 @@ class EMASteps(WholeFiles):
             jit_compile=lambda: self.jit_compile,
             before_use=self.synchronize,
         )
+        self.sampling_defaults = sampling_defaults  # type: ignore[assignment]
         self.built = True
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What `generate` takes where its caller does not say. Can be set."""
+        return self.engine.defaults
+
+    @sampling_defaults.setter
+    def sampling_defaults(self, defaults: SamplingDefaults | Config | None) -> None:
+        chosen = SamplingDefaults() if defaults is None else defaults
+        self.engine.defaults = resolve(chosen, SamplingDefaults, {})
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -309,3 +328,14 @@ class EMASteps(WholeFiles):
         state = super()._get_jax_state(**parts)
         self._jax_state = backend.named_state(state, parts)
         return state
+
+
+def _normalizer(image_shape: ImageShape, pixels: str) -> ImageNormalization:
+    """Return what brings images to the network's range, adapted already if that is fixed."""
+    if pixels not in PIXELS:
+        raise ValueError(f"pixels must be one of {list(PIXELS)}, got {pixels!r}")
+    normalizer = ImageNormalization(name="normalizer")
+    normalizer.build((None, *image_shape))
+    if pixels == "symmetric":
+        normalizer.fix(mean=0.5, deviation=0.5)
+    return normalizer

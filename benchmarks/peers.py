@@ -1,0 +1,236 @@
+"""Time this library's DDPM network on TensorFlow against diffusers in PyTorch, on the same weights.
+
+Each contestant has a process of its own, which waits while another works; a row's figures are taken
+in turns, and their medians compared. Sampling is 20 steps of DDIM; training is a step of Adam on
+predicted noises with the moving average of the weights. Needs the extra `[parity]`:
+
+    python benchmarks/peers.py --widths 64 128 --precisions float32 bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+CONTESTANTS = ("ours", "eager", "compile")
+SIZE, STEPS = 32, 20
+# Steps of training in a turn, of which the mean is taken.
+TRAINED = 4
+
+
+def write_weights(folder: str, width: int) -> None:
+    """Write the CIFAR-10 network at a width, with random weights, as diffusers' folder."""
+    import numpy as np
+
+    from ddim_keras import DiffusionModel, networks
+
+    widths = (width, 2 * width, 2 * width, 2 * width)
+    network = networks.ddpm_unet((SIZE, SIZE, 3), widths)
+    draw = np.random.default_rng(0)
+    network.set_weights(
+        [part + 0.02 * draw.normal(size=part.shape) for part in network.get_weights()]
+    )
+    model = DiffusionModel(SIZE, network=network, schedule="linear_beta", pixels="symmetric")
+    model.save_to_diffusers(folder)
+
+
+def ours(folder: str, task: str, batch: int, precision: str) -> Callable[[], None]:
+    """What this library does in one turn."""
+    import keras
+    import numpy as np
+
+    from ddim_keras import DiffusionModel
+
+    dtype = "float32" if precision == "float32" else "mixed_bfloat16"
+    model = DiffusionModel.from_diffusers(folder, dtype=dtype, seed=0)
+    if task == "sampling":
+        return lambda: model.generate(batch, STEPS, batch_size=batch, seed=0, verbose=0)
+    model.compile(optimizer=keras.optimizers.Adam(2e-4), loss="mean_squared_error")
+    images = np.random.default_rng(0).uniform(size=(TRAINED * batch, SIZE, SIZE, 3))
+    images = images.astype("float32")
+    return lambda: model.fit(images, batch_size=batch, shuffle=False, verbose=0)
+
+
+def theirs(
+    folder: str, task: str, batch: int, precision: str, compiled: bool
+) -> Callable[[], None]:
+    """What diffusers does in one turn, channels-last as PyTorch is quickest."""
+    import torch
+    from diffusers import DDIMScheduler, UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = precision == "bfloat16"
+    network = UNet2DModel.from_pretrained(f"{folder}/unet").to(device)
+    network = network.to(memory_format=torch.channels_last)
+    scheduler = DDIMScheduler.from_pretrained(f"{folder}/scheduler")
+    shape = (batch, 3, SIZE, SIZE)
+
+    def synchronized() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    if task == "sampling":
+        network = network.to(torch.bfloat16 if half else torch.float32).eval()
+        called = torch.compile(network) if compiled else network
+        scheduler.set_timesteps(STEPS)
+
+        @torch.inference_mode()
+        def sample() -> None:
+            x = torch.randn(shape, device=device, dtype=network.dtype)
+            x = x.to(memory_format=torch.channels_last)
+            for moment in scheduler.timesteps:
+                x = scheduler.step(called(x, moment).sample, moment, x).prev_sample
+            (x / 2 + 0.5).clamp(0, 1).float().cpu().numpy()
+            synchronized()
+
+        return sample
+    network.train()
+    called = torch.compile(network) if compiled else network
+    optimizer = torch.optim.Adam(network.parameters(), 2e-4)
+    average = EMAModel(network.parameters(), decay=0.9999)
+    images = torch.rand(shape, device=device).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        noises = torch.randn_like(images)
+        times = torch.randint(0, 1000, (batch,), device=device)
+        noisy = scheduler.add_noise(2 * images - 1, noises, times)
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            predicted = called(noisy, times).sample
+        torch.nn.functional.mse_loss(predicted.float(), noises).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(network.parameters())
+
+    def train() -> None:
+        for _ in range(TRAINED):
+            step()
+        synchronized()
+
+    return train
+
+
+def work(contestant: str, folder: str, task: str, batch: int, precision: str) -> None:
+    """Wait for a line, take a turn, answer with its seconds; at the end of input say what memory
+    was needed.
+    """
+    if contestant == "ours":
+        turn = ours(folder, task, batch, precision)
+    else:
+        turn = theirs(folder, task, batch, precision, contestant == "compile")
+    turn()
+    turn()
+    gc.collect()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        turn()
+        taken = time.perf_counter() - begin
+        print(json.dumps(taken / (TRAINED if task == "training" else 1)), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"peak_mib": peak / 1024}), flush=True)
+
+
+def answers(process: subprocess.Popen) -> Iterator[str]:
+    """The lines of a process that are answers; libraries write others."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        line = line.strip()
+        if line == "ready" or line[:1] in "{0123456789":
+            yield line
+    raise RuntimeError(f"a contestant failed: {' '.join(map(str, process.args))}")
+
+
+def row(
+    folder: str, task: str, batch: int, precision: str, turns: int, contestants: list[str]
+) -> dict:
+    """Seconds (medians) and memory of each contestant."""
+    processes = {}
+    for name in contestants:
+        arguments = ["--worker", name, folder, task, str(batch), precision]
+        process = subprocess.Popen(
+            [sys.executable, __file__, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow")},
+        )
+        lines = answers(process)
+        assert next(lines) == "ready"  # one after another, so that none compiles in another's time
+        processes[name] = process, lines
+    seconds: dict[str, list[float]] = {name: [] for name in processes}
+    for _ in range(turns):
+        for name, (process, lines) in processes.items():
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds[name].append(float(next(lines)))
+    result = {}
+    for name, (process, lines) in processes.items():
+        assert process.stdin is not None
+        process.stdin.close()
+        memory = json.loads(next(lines))["peak_mib"]
+        process.wait()
+        result[name] = {"seconds": statistics.median(seconds[name]), "peak_mib": round(memory)}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--sampling", type=int, nargs="*", default=[1, 16, 64], metavar="BATCH")
+    parser.add_argument("--training", type=int, nargs="*", default=[16], metavar="BATCH")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument("--json", help="also write the figures here")
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        name, folder, task, batch, precision = arguments.worker
+        return work(name, folder, task, int(batch), precision)
+    tasks = [("sampling", batch) for batch in arguments.sampling]
+    tasks += [("training", batch) for batch in arguments.training]
+    rows = []
+    print("width precision task batch | seconds and peak MiB of each | best of PyTorch / ours")
+    with tempfile.TemporaryDirectory() as folder:
+        for width in arguments.widths:
+            write_weights(f"{folder}/{width}", width)
+            for precision, (task, batch) in itertools.product(arguments.precisions, tasks):
+                found = row(
+                    f"{folder}/{width}",
+                    task,
+                    batch,
+                    precision,
+                    arguments.turns,
+                    arguments.contestants,
+                )
+                others = [part["seconds"] for name, part in found.items() if name != "ours"]
+                ratio = min(others) / found["ours"]["seconds"] if others else float("nan")
+                each = "  ".join(
+                    f"{name} {part['seconds']:.3f} s {part['peak_mib']}"
+                    for name, part in found.items()
+                )
+                print(f"{width} {precision} {task} {batch} | {each} | {ratio:.2f}", flush=True)
+                rows.append({"width": width, "precision": precision, "task": task, "batch": batch})
+                rows[-1] |= {"ratio": ratio, **found}
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(rows, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The layers of the DDPM network that Keras does not have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from ddim_keras.support import backend
+from ddim_keras.support.types import Config
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class TimeEmbedding(layers.Layer):
+    """Integer times as sines and cosines of falling frequencies (Vaswani et al. 2017).
+
+        frequency_k = 10000 ** (-k / (dims / 2 - shift)),  k = 0, ..., dims / 2 - 1
+
+    Computed in float32 whatever the model's precision.
+
+    Args:
+        dims: number of features, even.
+        cosines_first: whether the cosines come before the sines.
+        shift: 1 puts the last frequency at 1 / 10000, as Ho et al. 2020 do, 0 just before it.
+        first_time: what the first of the times, 1, counts as: 0 in the published networks.
+
+    Input and output: (..., 1) and (..., dims).
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        cosines_first: bool = False,
+        shift: float = 1.0,
+        first_time: float = 0.0,
+        **kwargs: Any,
+    ):
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        if dims < 4 or dims % 2:
+            raise ValueError(f"the embedding's dims must be even and at least 4, got {dims}")
+        if not shift < dims // 2:
+            raise ValueError(f"the embedding's shift must be below dims / 2, got {shift}")
+        self.dims = dims
+        self.cosines_first = bool(cosines_first)
+        self.shift = float(shift)
+        self.first_time = float(first_time)
+        places = np.arange(dims // 2) / (dims // 2 - self.shift)
+        self._frequencies = np.exp(-math.log(10000.0) * places).astype("float32")
+
+    def call(self, times):
+        angles = (times - 1.0 + self.first_time) * self._frequencies
+        parts = [ops.sin(angles), ops.cos(angles)]
+        return ops.concatenate(parts[::-1] if self.cosines_first else parts, axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.dims)
+
+    def get_config(self) -> Config:
+        config = super().get_config()
+        config.pop("dtype")
+        return {
+            **config,
+            "dims": self.dims,
+            "cosines_first": self.cosines_first,
+            "shift": self.shift,
+            "first_time": self.first_time,
+        }
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class SelfAttention2D(layers.Layer):
+    """Self-attention over the pixels of images, with one product for queries, keys and values.
+
+    Args:
+        head_channels: of each head; None for a single head with all channels.
+        output_initializer: of the last product's weights.
+
+    Input and output: (batch, height, width, channels).
+
+    Source: Vaswani et al. 2017; Ho, Jain & Abbeel 2020, appendix B.
+    """
+
+    def __init__(
+        self,
+        head_channels: int | None = None,
+        output_initializer: str = "zeros",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.head_channels = head_channels
+        self.output_initializer = output_initializer
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        size = channels if self.head_channels is None else self.head_channels
+        if size < 1 or channels % size:
+            raise ValueError(
+                f"head_channels must divide the channels, {channels}, got {self.head_channels}"
+            )
+        self.heads = channels // size
+        self.joint = layers.Dense(3 * channels, dtype=self.dtype_policy, name="query_key_value")
+        self.last = layers.Dense(
+            channels,
+            kernel_initializer=self.output_initializer,
+            dtype=self.dtype_policy,
+            name="output",
+        )
+        tokens = (None, math.prod(input_shape[1:3]), channels)
+        self.joint.build(tokens)
+        self.last.build(tokens)
+        self.built = True
+
+    def call(self, images):
+        height, width, channels = images.shape[1:]
+        tokens = ops.reshape(images, (-1, height * width, channels))
+        shape = (-1, height * width, 3 * self.heads, channels // self.heads)
+        parts = ops.split(ops.reshape(self.joint(tokens), shape), 3, axis=2)
+        seen = ops.dot_product_attention(*backend.for_attention(parts))
+        seen = ops.cast(ops.reshape(seen, (-1, height * width, channels)), tokens.dtype)
+        return ops.reshape(self.last(seen), (-1, height, width, channels))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "head_channels": self.head_channels,
+            "output_initializer": self.output_initializer,
+        }
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class Modulation(layers.Layer):
+    """x (1 + scale) + shift: what a vector says of the time put into normalised images (Nichol &
+    Dhariwal 2021).
+
+    Input: [images (batch, height, width, channels), vectors (batch, 1, 1, 2 channels)], the scales
+    before the shifts. Output: as the images.
+    """
+
+    def call(self, inputs):
+        images, vectors = inputs
+        scales, shifts = ops.split(vectors, 2, axis=-1)
+        return images * (1.0 + scales) + shifts
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class Scaling(layers.Layer):
+    """factor x + offset.
+
+    Args:
+        factor, offset: numbers.
+    """
+
+    def __init__(self, factor: float, offset: float = 0.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.factor, self.offset = float(factor), float(offset)
+
+    def call(self, inputs):
+        return inputs * self.factor + self.offset
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "factor": self.factor, "offset": self.offset}

@@ -1,0 +1,224 @@
+"""Models in the format of diffusers: folders with model_index.json, unet/ and scheduler/.
+
+Neither diffusers nor PyTorch is needed, unless the weights are in a .bin file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddim_keras.networks.ddpm_unet import DDPMUNet
+from ddim_keras.presets import ddpm_names, diffusers_configs, safetensors, weight_files
+from ddim_keras.support import files
+from ddim_keras.support.types import Config
+
+_INDEX, _OWN = "model_index.json", "ddim_keras.json"
+_WEIGHTS = "diffusion_pytorch_model"
+_FORMAT = 1
+_LABELS = "class_embedding.weight"
+
+
+class Published(NamedTuple):
+    """A model that another library wrote.
+
+    Attributes:
+        config: arguments of `DiffusionModel`, the network as arguments of `ddpm_unet`.
+        arrays: its weights by their names there.
+        naming: whose names they are.
+        source: where it was found.
+    """
+
+    config: Config
+    arrays: ddpm_names.Arrays
+    naming: ddpm_names.Naming
+    source: str
+
+
+def read(
+    source: str | os.PathLike,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    null_class: bool | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Published:
+    """Read a folder of diffusers', or one of the Hub.
+
+    Args:
+        source: a folder, or a name on the Hub, "google/ddpm-cifar10-32".
+        image_size: instead of the configuration's.
+        null_class: whether the last of the class embeddings says nothing; None for what the folder
+            says if we wrote it, and False otherwise: then a vector of zeros says nothing.
+        variant: which of several weights, "fp16" or "ema".
+        revision: which version, on the Hub.
+
+    Raises:
+        ValueError: no such folder, a damaged file, or what has no counterpart here; names it.
+        ImportError: the Hub is asked, but huggingface_hub is not installed.
+    """
+    folder = pathlib.Path(source)
+    if not folder.is_dir():
+        folder = _from_hub(source, revision)
+    _check_pipeline(folder)
+    unet, scheduler = (_part(folder, name) for name in ("unet", "scheduler"))
+    network_config = _json(unet / "config.json")
+    own = _json(folder / _OWN) if (folder / _OWN).is_file() else {}
+    if own and own.get("format") != _FORMAT:
+        raise ValueError(
+            f"{folder / _OWN} has format {own.get('format')}, this version of ddim_keras reads "
+            f"{_FORMAT}: update ddim_keras"
+        )
+    arrays = dict(_weights(unet, variant))
+    network = diffusers_configs.network_settings(network_config, image_size)
+    config = diffusers_configs.scheduler_settings(_json(scheduler / "scheduler_config.json"))
+    if network["num_classes"] is not None:
+        has_null = own.get("null_class", False) if null_class is None else null_class
+        if has_null:
+            network["num_classes"] -= 1
+        elif _LABELS in arrays:
+            table = arrays[_LABELS]
+            arrays[_LABELS] = np.concatenate([table, np.zeros_like(table[:1])])
+        config["num_classes"] = network["num_classes"]
+        config["class_names"] = own.get("class_names")
+    config["image_size"] = network["image_shape"][:2]
+    config["channels"] = network["image_shape"][2]
+    config["network"] = network
+    old = any(name.endswith(".proj_attn.weight") for name in arrays)
+    naming = ddpm_names.OLD_DIFFUSERS if old else ddpm_names.DIFFUSERS
+    return Published(config, arrays, naming, str(folder))
+
+
+def write(
+    folder: str | os.PathLike, network: DDPMUNet, model: Mapping[str, Any], has_null: bool
+) -> None:
+    """Write a folder that diffusers' `DDIMPipeline.from_pretrained` takes; beside and renamed.
+
+    Args:
+        folder: where to; such a folder that stands there is replaced.
+        network: whose weights are written, as safetensors.
+        model: what else it takes: "schedule", "parameterization", "sampling_defaults" and
+            "class_names" of a `DiffusionModel`.
+        has_null: whether the network has learned what the null class's vector is.
+
+    Raises:
+        ValueError: something else stands there, or the model has what the format has no place for;
+            nothing is written.
+    """
+    path = pathlib.Path(folder).resolve()
+    if path.exists() and not (path / _INDEX).is_file():
+        raise ValueError(
+            f"{path} exists and is no folder of diffusers': choose another, or remove it"
+        )
+    arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError(
+            "the weights hold NaN or infinity: the training has diverged; nothing was written"
+        )
+    has_null = has_null and _LABELS in arrays and bool(np.any(arrays[_LABELS][-1]))
+    if _LABELS in arrays and not has_null:
+        arrays[_LABELS] = arrays[_LABELS][:-1]
+    scheduler = diffusers_configs.scheduler_config(
+        model["schedule"], model["parameterization"], model["sampling_defaults"]
+    )
+    index = {
+        "_class_name": "DDIMPipeline",
+        "_diffusers_version": diffusers_configs.VERSION,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    own = {"format": _FORMAT, "null_class": has_null, "class_names": model["class_names"]}
+    unet = diffusers_configs.network_config(network.settings, has_null)
+    with files.written_beside(path) as temporary:
+        for part in ("unet", "scheduler"):
+            (temporary / part).mkdir(parents=True)
+        _write_json(temporary / _INDEX, index)
+        _write_json(temporary / _OWN, own)
+        _write_json(temporary / "unet" / "config.json", unet)
+        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
+        safetensors.write(temporary / "unet" / f"{_WEIGHTS}.safetensors", arrays)
+
+
+def _from_hub(source: str | os.PathLike, revision: str | None) -> pathlib.Path:
+    name = os.fspath(source)
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or name[0] in "./~":
+        raise ValueError(
+            f"no folder at {name}: expected one with model_index.json, or a name on the Hub, such "
+            "as google/ddpm-cifar10-32"
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            f"no folder at {name}; to fetch it from the Hub, pip install 'ddim_keras[hub]', or "
+            "download it and give the folder"
+        ) from error
+    wanted = ["*.json", "*.safetensors", "*.bin"]
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
+        )
+    except Exception as error:  # whatever the network and the Hub have to say
+        raise ValueError(
+            f"{name} is no folder, and could not be fetched from the Hub ({error}): is the name "
+            "right, and is there a connection?"
+        ) from error
+
+
+def _check_pipeline(folder: pathlib.Path) -> None:
+    if not (folder / _INDEX).is_file():
+        if (folder / "config.json").is_file():  # of a lone network
+            return
+        raise ValueError(f"{folder} has no {_INDEX}: expected a folder that diffusers wrote")
+    index = _json(folder / _INDEX)
+    found = index.get("unet")
+    kind = found[1] if isinstance(found, list) and len(found) == 2 else None
+    if kind != "UNet2DModel":
+        raise ValueError(
+            f"{folder / _INDEX} describes a {index.get('_class_name')} with the network {kind}: "
+            "only unconditional and class-conditional pipelines with a UNet2DModel can be read"
+        )
+
+
+def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder of a part of a pipeline; the oldest ones have all in one."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
+    ending = "" if variant is None else f".{variant}"
+    for suffix in (".safetensors", ".bin"):
+        path = folder / f"{_WEIGHTS}{ending}{suffix}"
+        index = folder / f"{_WEIGHTS}{suffix}.index{ending}.json"
+        if not path.is_file() and not index.is_file():
+            continue
+        found = weight_files.read(path) if path.is_file() else weight_files.read_sharded(index)
+        if not weight_files.is_arrays(found):
+            raise ValueError(f"{path} holds no weights by name: copy it again")
+        return found
+    raise ValueError(
+        f"no weights in {folder}: expected {_WEIGHTS}{ending}.safetensors or .bin, found "
+        f"{sorted(path.name for path in folder.glob('*'))}"
+    )
+
+
+def _json(path: pathlib.Path) -> Config:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: copy or download the folder again")
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it is no dictionary")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
+    return found
+
+
+def _write_json(path: pathlib.Path, content: Config) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,104 @@
+"""Files of weights that other libraries wrote, as arrays by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import pickle
+import zipfile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddim_keras.presets import safetensors
+
+Arrays = dict[str, npt.NDArray[Any]]
+TORCH_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def read(path: str | os.PathLike) -> Any:
+    """Return what a file holds: of safetensors its arrays by name, of PyTorch's files their
+    structure, with arrays for tensors.
+
+    Raises:
+        ValueError: the file is damaged, of an unknown kind, or of PyTorch's and holds more than
+            tensors, numbers and words.
+        ImportError: the file is PyTorch's, and PyTorch is not installed.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".safetensors":
+        return safetensors.read(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path)
+    raise ValueError(
+        f"{path} has an unknown suffix: expected .safetensors, or one of {list(TORCH_SUFFIXES)}"
+    )
+
+
+def read_sharded(index: pathlib.Path) -> Arrays:
+    """Return the arrays of all files that an index, `*.index.json`, names.
+
+    Raises:
+        ValueError: the index or a file is damaged, or a file is missing.
+    """
+    try:
+        places = dict(json.loads(index.read_text())["weight_map"])
+        names = sorted({str(name) for name in places.values()})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is no index of weights ({error}): copy it again") from error
+    arrays: Arrays = {}
+    for name in names:
+        if pathlib.PurePath(name).name != name or not (index.parent / name).is_file():
+            raise ValueError(f"{index} names {name}, which is not beside it: copy it, too")
+        arrays |= read(index.parent / name)
+    if missing := sorted(set(places) - set(arrays)):
+        raise ValueError(f"{index} names weights that its files do not hold: {missing[:8]}")
+    return arrays
+
+
+def _read_torch(path: pathlib.Path) -> Any:
+    """Read a file of PyTorch's, without executing anything in it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a file of PyTorch's, which needs PyTorch to be read: pip install torch, or "
+            "get the weights as .safetensors, which need nothing"
+        ) from error
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path} is damaged, or holds more than weights, which might execute anything as it is "
+            f"read ({reason}): get the weights as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} is damaged ({reason}): copy or download it again") from error
+    return _as_arrays(found, torch)
+
+
+def _as_arrays(found: Any, torch: Any) -> Any:
+    """A structure with arrays for tensors, float32 for what NumPy does not know."""
+    if isinstance(found, torch.Tensor):
+        tensor = found.detach()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    if isinstance(found, dict):
+        return {name: _as_arrays(part, torch) for name, part in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [_as_arrays(part, torch) for part in found]
+    return found
+
+
+def is_arrays(found: Any) -> bool:
+    """Whether something is a dictionary of arrays by name."""
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(
+            isinstance(name, str) and isinstance(array, np.ndarray) for name, array in found.items()
+        )
+    )

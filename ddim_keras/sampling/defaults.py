@@ -1,0 +1,73 @@
+"""What a model's `generate` takes where the user does not say: the model's own defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from ddim_keras.diffusion.spacings import SPACINGS, Spacing
+from ddim_keras.samplers import SAMPLERS, Sampler
+from ddim_keras.sampling.clipping import CLIPPINGS, Clipping
+from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.configurable import Configurable, resolve
+from ddim_keras.support.types import Config
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class SamplingDefaults(Configurable):
+    """What `generate`, `variations`, `score` and `inpaint` take where the user does not say.
+
+    Saved with the model. Models made from published weights have those of their configuration.
+    `encode` and `decode`, which must fit each other, do not look here.
+
+    Args:
+        diffusion_steps: S, or None for 20.
+        sampler: a `Sampler` or its name, or None for UniPC.
+        spacing: a `Spacing` or its name, or None for "linear", with the default sampler "karras".
+        clipping: a `Clipping` or its name, or None for "none".
+
+    Examples:
+
+    >>> SamplingDefaults(50, "ddim", "leading").spacing
+    LeadingSpacing()
+    """
+
+    def __init__(
+        self,
+        diffusion_steps: int | None = None,
+        sampler: str | Sampler | Config | None = None,
+        spacing: str | Spacing | Config | None = None,
+        clipping: str | Clipping | Config | None = None,
+    ):
+        self.diffusion_steps = (
+            None if diffusion_steps is None else positive_int("diffusion_steps", diffusion_steps)
+        )
+        self.sampler = None if sampler is None else resolve(sampler, Sampler, SAMPLERS)
+        self.spacing = None if spacing is None else resolve(spacing, Spacing, SPACINGS)
+        self.clipping = None if clipping is None else resolve(clipping, Clipping, CLIPPINGS)
+
+    def steps(self, diffusion_steps: Any) -> Any:
+        """Return the user's steps, or the default."""
+        return (self.diffusion_steps or 20) if diffusion_steps is None else diffusion_steps
+
+    def clipping_for(self, clipping: str | Clipping | None) -> str | Clipping:
+        """Return the user's clipping, or the default."""
+        return (self.clipping or "none") if clipping is None else clipping
+
+    def get_config(self) -> Config:
+        parts = {"sampler": self.sampler, "spacing": self.spacing, "clipping": self.clipping}
+        return {
+            "diffusion_steps": self.diffusion_steps,
+            **{
+                name: None if part is None else keras.saving.serialize_keras_object(part)
+                for name, part in parts.items()
+            },
+        }
+
+    def __repr__(self) -> str:
+        parts = ("diffusion_steps", "sampler", "spacing", "clipping")
+        given = ", ".join(
+            f"{name}={getattr(self, name)!r}" for name in parts if getattr(self, name) is not None
+        )
+        return f"{type(self).__name__}({given})"

@@ -1,0 +1,175 @@
+"""Whole walks from the same noise lead where diffusers' schedulers lead."""
+
+import numpy as np
+import pytest
+from parity_tools import NEEDED, SMALL, random_network, saved
+
+torch = pytest.importorskip("torch", reason=NEEDED)
+diffusers = pytest.importorskip("diffusers", reason=NEEDED)
+
+from diffusers.schedulers import scheduling_ddpm  # noqa: E402
+
+from ddim_keras import DiffusionModel  # noqa: E402
+from ddim_keras.samplers import DDIM, plan  # noqa: E402
+from ddim_keras.support import random  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+STEPS, NUMBER, SEED = 8, 2, 5
+# The largest beta leaves more of the image at the noise end than DDPM's, so that what a random
+# network says is not magnified until all is cut off.
+BETAS = {"beta_end": 0.008}
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+NOISE = np.random.default_rng(1).normal(size=(NUMBER, 8, 8, 3)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """For each prediction, a network of diffusers' and our model of its folder."""
+    made = {}
+
+    def pair(prediction):
+        if prediction not in made:
+            network = random_network(SMALL, scale=0.3, seed=3)
+            folder = tmp_path_factory.mktemp(prediction)
+            scheduler = diffusers.DDPMScheduler(prediction_type=prediction, **BETAS)
+            made[prediction] = (
+                network,
+                DiffusionModel.from_diffusers(saved(network, folder, scheduler)),
+            )
+        return made[prediction]
+
+    return pair
+
+
+def drawn(evaluation):
+    """The noise that our walk adds in that evaluation, as torch has it."""
+    noise = random.normal(SEED, evaluation + 1, np.arange(NUMBER, dtype="int32"), (8, 8, 3))
+    return torch.tensor(np.asarray(noise).transpose(0, 3, 1, 2))
+
+
+def walked_by_theirs(network, scheduler, noise=NOISE, **options):
+    scheduler.set_timesteps(STEPS)
+    x = torch.tensor(noise.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        for number, time in enumerate(scheduler.timesteps):
+            given = {name: make(number) for name, make in options.items()}
+            x = scheduler.step(network(x, time).sample, time, x, **given).prev_sample
+    return x.numpy().transpose(0, 2, 3, 1)
+
+
+def walked_by_ours(model, **options):
+    """Where the walk ends, before it is cut off to [0, 1]."""
+    chosen = {"diffusion_steps": STEPS, "seed": SEED, "verbose": 0, **options}
+    _, walk = model.generate(NUMBER, initial_noise=NOISE, return_trajectory=True, **chosen)
+    return walk.noisy_images[-1]
+
+
+def agree(ours, theirs):
+    """To 1e-3 of the range of images, which is 2 here."""
+    assert np.abs(theirs).max() > 0.1
+    assert np.std(theirs) > 0.05
+    np.testing.assert_allclose(ours / 2, theirs / 2, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_leads_where_their_ddim_leads(pairs, prediction, spacing, clip):
+    network, model = pairs(prediction)
+    scheduler = diffusers.DDIMScheduler(
+        prediction_type=prediction, timestep_spacing=spacing, clip_sample=clip, **BETAS
+    )
+    clipping = "image_only" if clip else "none"
+    ours = walked_by_ours(model, sampler="ddim", spacing=spacing, clipping=clipping)
+    agree(ours, walked_by_theirs(network, scheduler))
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ddim_with_noise_leads_where_theirs_leads_with_that_noise(pairs, eta):
+    network, model = pairs("epsilon")
+    scheduler = diffusers.DDIMScheduler(**BETAS)
+    theirs = walked_by_theirs(network, scheduler, eta=lambda number: eta, variance_noise=drawn)
+    agree(walked_by_ours(model, eta=eta), theirs)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ddpm_leads_where_their_ddpm_leads(pairs, variance, monkeypatch):
+    network, model = pairs("epsilon")
+    scheduler = diffusers.DDPMScheduler(variance_type=variance, **BETAS)
+    numbers = iter(range(STEPS))
+    monkeypatch.setattr(
+        scheduling_ddpm, "randn_tensor", lambda *given, **options: drawn(next(numbers))
+    )
+    theirs = walked_by_theirs(network, scheduler)
+    sampler = "ddpm" if variance == "fixed_small" else "ddpm_large"
+    agree(walked_by_ours(model, sampler=sampler, clipping="static"), theirs)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_dpm_solver_leads_where_theirs_leads(pairs, prediction, spacing):
+    network, model = pairs(prediction)
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type=prediction, timestep_spacing=spacing, **BETAS
+    )
+    theirs = walked_by_theirs(network, scheduler)
+    times = (scheduler.timesteps.numpy() + 1).tolist()
+    given = walked_by_ours(model, sampler="dpm_solver_2m", diffusion_steps=times, clipping="none")
+    agree(given, theirs)
+
+
+def test_the_inverse_walk_leads_where_theirs_leads(pairs):
+    """Theirs tells the network the time at which a step ends, and begins with the image itself;
+    ours tells it the time at which the step begins. With theirs handed in, both agree.
+    """
+    network, model = pairs("epsilon")
+    images = 0.5 * NOISE
+    scheduler = diffusers.DDIMInverseScheduler(clip_sample=False, **BETAS)
+    theirs = walked_by_theirs(network, scheduler, images)
+    engine, times = model.engine, scheduler.timesteps.numpy() + 1
+    signal_rates, noise_rates = model.schedule(np.concatenate([[0], times]) / 1000)
+    from ddim_keras.diffusion.levels import Levels
+
+    planned = plan(DDIM(), Levels(signal_rates, noise_rates), model.schedule.conditions)
+    planned.table[: len(times), 0] = times
+    with engine.weights_held():
+        ours = engine.walk(images, planned, 0, np.arange(NUMBER, dtype="int32"))
+    agree(np.asarray(ours), theirs)
+
+
+def test_their_pipeline_draws_our_images_from_our_folder(pairs, tmp_path):
+    _, model = pairs("epsilon")
+    model.save_to_diffusers(tmp_path)
+    pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((NUMBER, 3, 8, 8), generator=torch.Generator().manual_seed(0)).numpy()
+    theirs = pipeline(NUMBER, generator, num_inference_steps=STEPS, output_type="np").images
+    ours = model.generate(NUMBER, STEPS, initial_noise=noise.transpose(0, 2, 3, 1), verbose=0)
+    assert ((theirs > 0.01) & (theirs < 0.99)).mean() > 0.2
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2"),
+        lambda: diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_end=0.012),
+        lambda: diffusers.DDPMScheduler(beta_schedule="sigmoid"),
+        lambda: diffusers.DDIMScheduler(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3),
+        lambda: diffusers.DDIMScheduler(
+            rescale_betas_zero_snr=True, prediction_type="v_prediction"
+        ),
+    ],
+)
+def test_their_betas_are_our_schedules(made, tmp_path):
+    from ddim_keras.presets import diffusers_configs
+
+    scheduler = made()
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    schedule = diffusers_configs.scheduler_settings(config)["schedule"]
+    count = len(scheduler.betas)
+    signal_rates, _ = schedule(np.arange(1, count + 1) / count)
+    theirs = scheduler.alphas_cumprod.numpy()
+    np.testing.assert_allclose(signal_rates**2, theirs, rtol=2e-4, atol=1e-7)

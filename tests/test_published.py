@@ -1,0 +1,425 @@
+"""The DDPM network, and models that come from other libraries or go there. Files are made by NumPy
+here; against the libraries themselves `tests/parity` compares.
+"""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import random_images, slow_on_jax
+
+import ddim_keras
+from ddim_keras import DiffusionModel, networks, presets
+from ddim_keras.cli import main
+from ddim_keras.presets import ddpm_names, diffusers_configs, safetensors
+from ddim_keras.sampling.clipping import ImageOnlyClipping
+
+TINY = {"widths": [4, 8], "block_depth": 1, "attention_levels": [1], "groups": 4}
+CONFIG = {
+    "_class_name": "UNet2DModel",
+    "sample_size": 8,
+    "block_out_channels": [4, 8],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "downsample_padding": 0,
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 100,
+    "beta_end": 0.05,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "clip_sample": True,
+    "clip_sample_range": 2.0,
+}
+NOISE = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+
+
+def random_weights(network, seed=0):
+    """Put random weights into a network, none at its initial value."""
+    draw = np.random.default_rng(seed)
+    network.set_weights([0.2 * draw.normal(size=part.shape) for part in network.get_weights()])
+    return network
+
+
+@pytest.fixture(scope="module")
+def network():
+    settings = diffusers_configs.network_settings(CONFIG)
+    return random_weights(networks.ddpm_unet(**settings))
+
+
+def write_folder(folder, arrays, unet=CONFIG, scheduler=SCHEDULER, flat=False):
+    """A pipeline's folder as diffusers writes it; flat as its first versions did."""
+    unet_folder, scheduler_folder = folder / "unet", folder / "scheduler"
+    if flat:
+        unet_folder = scheduler_folder = folder
+    unet_folder.mkdir(parents=True, exist_ok=True)
+    scheduler_folder.mkdir(exist_ok=True)
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (unet_folder / "config.json").write_text(json.dumps(unet))
+    (scheduler_folder / "scheduler_config.json").write_text(json.dumps(scheduler))
+    safetensors.write(unet_folder / "diffusion_pytorch_model.safetensors", arrays)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(network, tmp_path_factory):
+    arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS)
+    return write_folder(tmp_path_factory.mktemp("folder"), arrays)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return DiffusionModel.from_diffusers(folder, seed=1)
+
+
+def changed(folder, target, **changes):
+    """A copy of a folder with other arrays, or with none where they are None."""
+    arrays = safetensors.read(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    arrays = {name: part for name, part in {**arrays, **changes}.items() if part is not None}
+    return write_folder(target, arrays)
+
+
+def weights_equal(one, other):
+    pairs = zip(one.get_weights(), other.get_weights())
+    return all(np.array_equal(mine, yours) for mine, yours in pairs)
+
+
+def test_a_folder_gives_the_network_its_weights(model, network):
+    assert weights_equal(model.network, network)
+    assert weights_equal(model.ema_network, network)
+    assert model.image_shape == (8, 8, 3)
+
+
+def test_its_configuration_becomes_the_models_own_defaults(model):
+    assert model.schedule.get_config() == {"num_times": 100, "min_beta": 1e-4, "max_beta": 0.05}
+    assert type(model.parameterization).__name__ == "VelocityParameterization"
+    defaults = model.sampling_defaults
+    assert (defaults.spacing.offset, defaults.clipping.limit) == (1, 2.0)
+    own = model.generate(2, initial_noise=NOISE, verbose=0)
+    said = {"sampler": "ddim", "spacing": defaults.spacing, "clipping": ImageOnlyClipping(2.0)}
+    assert np.array_equal(own, model.generate(2, 50, initial_noise=NOISE, verbose=0, **said))
+    other = model.generate(2, initial_noise=NOISE, clipping="none", spacing="trailing", verbose=0)
+    assert np.abs(own - other).max() > 1e-3
+
+
+@slow_on_jax
+def test_defaults_are_saved_with_the_model_and_in_a_preset(model, tmp_path):
+    images = model.generate(2, 4, initial_noise=NOISE, verbose=0)
+    model.save(tmp_path / "model.keras")
+    model.save_to_preset(tmp_path / "preset", half=False)
+    for again in (
+        ddim_keras.load_model(tmp_path / "model.keras"),
+        DiffusionModel.from_preset(tmp_path / "preset"),
+    ):
+        assert repr(again.sampling_defaults) == repr(model.sampling_defaults)
+        found = again.generate(2, 4, initial_noise=NOISE, verbose=0)
+        np.testing.assert_allclose(found, images, atol=1e-6)
+
+
+def test_decoding_does_not_clip_what_encoding_did_not(model):
+    assert model.sampling_defaults.clipping is not None
+    images = model.decode(NOISE, 4, verbose=0)
+    plain = model.generate(
+        2, 4, sampler="ddim", spacing="linear", clipping="none", initial_noise=NOISE, verbose=0
+    )
+    assert np.array_equal(images, plain)
+
+
+def test_out_and_back_is_exact(model, folder, tmp_path):
+    model.save_to_diffusers(tmp_path / "out")
+    name = "unet/diffusion_pytorch_model.safetensors"
+    before, after = safetensors.read(folder / name), safetensors.read(tmp_path / "out" / name)
+    assert set(before) == set(after)
+    assert all(np.array_equal(before[part], after[part]) for part in before)
+    written = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
+    assert {key: written[key] for key in CONFIG} == CONFIG
+    scheduler = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert {key: scheduler[key] for key in SCHEDULER} == SCHEDULER
+
+
+def test_a_flat_folder_with_old_names_is_read(network, tmp_path):
+    arrays = ddpm_names.arrays_of(network, ddpm_names.OLD_DIFFUSERS)
+    assert "mid_block.attentions.0.proj_attn.weight" in arrays
+    write_folder(tmp_path, arrays, flat=True)
+    assert weights_equal(DiffusionModel.from_diffusers(tmp_path).network, network)
+
+
+def test_weights_in_several_files_are_read_and_a_missing_one_is_named(folder, network, tmp_path):
+    arrays = safetensors.read(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    write_folder(tmp_path, arrays)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    places = {name: f"part-{index % 2}.safetensors" for index, name in enumerate(arrays)}
+    for part in set(places.values()):
+        held = {name: arrays[name] for name in arrays if places[name] == part}
+        safetensors.write(tmp_path / "unet" / part, held)
+    index = tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert weights_equal(DiffusionModel.from_diffusers(tmp_path).network, network)
+    (tmp_path / "unet" / "part-1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"names part-1\.safetensors, which is not beside it"):
+        DiffusionModel.from_diffusers(tmp_path)
+
+
+def test_missing_unknown_and_misshapen_weights_are_named(folder, tmp_path):
+    changes = {
+        "conv_in.bias": None,
+        "conv_in.odd": np.zeros(3, "float32"),
+        "conv_out.bias": np.zeros(5, "float32"),
+    }
+    with pytest.raises(ValueError) as error:
+        DiffusionModel.from_diffusers(changed(folder, tmp_path, **changes))
+    message = str(error.value)
+    assert "1 missing: conv_in.bias" in message
+    assert "1 not known: conv_in.odd" in message
+    assert "1 of another shape: conv_out.bias (5,) instead of (3,)" in message
+
+
+def test_nothing_is_loaded_half(network, folder, tmp_path):
+    copy = random_weights(networks.ddpm_unet(**diffusers_configs.network_settings(CONFIG)), seed=1)
+    before = copy.get_weights()
+    arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS)
+    del arrays["conv_out.weight"]
+    with pytest.raises(ValueError, match="Nothing was loaded"):
+        ddpm_names.assign(copy, arrays, ddpm_names.DIFFUSERS, "here")
+    assert all(np.array_equal(*pair) for pair in zip(before, copy.get_weights()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"down_block_types": ["KDownBlock2D", "DownBlock2D"]}, "a block 'KDownBlock2D'"),
+        ({"act_fn": "mish"}, "act_fn is 'mish'"),
+        ({"out_channels": 6}, "takes 3 channels but returns 6"),
+        ({"cross_attention_dim": 8}, r"not known here: \['cross_attention_dim'\]"),
+        ({"sample_size": None}, "no sample_size: give image_size"),
+        ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel"),
+        ({"block_out_channels": [4, 8, 8]}, "the same number, got 3, 2 and 2"),
+    ],
+)
+def test_networks_that_cannot_be_read_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        diffusers_configs.network_settings({**CONFIG, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
+        ({"beta_schedule": "laplace"}, "beta_schedule is 'laplace'"),
+        ({"timestep_spacing": "random"}, "timestep_spacing is 'random'"),
+        ({"variance_type": "learned_range"}, "predicts variances"),
+    ],
+)
+def test_schedulers_that_cannot_be_read_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        diffusers_configs.scheduler_settings({**SCHEDULER, **changes})
+
+
+def test_damaged_files_are_refused_in_words(folder, tmp_path):
+    whole = (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    path = tmp_path / "weights.safetensors"
+    for damaged in (whole[:-7], whole + b"x", whole[:100], b"", b"\xff" * 40, whole[8:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"weights\.safetensors is no whole safetensors file"):
+            safetensors.read(path)
+    copy = changed(folder, tmp_path / "copy")
+    (copy / "unet" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        DiffusionModel.from_diffusers(copy)
+    with pytest.raises(ValueError, match="no folder at"):
+        DiffusionModel.from_diffusers(tmp_path / "nowhere")
+
+
+def test_safetensors_come_back_as_they_were(tmp_path):
+    arrays = {
+        "b": np.arange(6, dtype="float32").reshape(2, 3),
+        "a": np.array(3, "int64"),
+        "c": np.ones((0, 2), "float16"),
+    }
+    safetensors.write(tmp_path / "x.safetensors", arrays)
+    found = safetensors.read(tmp_path / "x.safetensors")
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    assert all(found[name].dtype == arrays[name].dtype for name in arrays)
+
+
+def with_classes(folder, target, classes):
+    arrays = safetensors.read(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    table = np.random.default_rng(3).normal(size=(classes, 16)).astype("float32")
+    arrays["class_embedding.weight"] = table
+    return write_folder(target, arrays, {**CONFIG, "num_class_embeds": classes})
+
+
+def test_class_embeddings_become_labels_and_no_label_adds_nothing(folder, tmp_path):
+    model = DiffusionModel.from_diffusers(with_classes(folder, tmp_path / "in", 3))
+    assert model.num_classes == 3
+    table = model.network.get_layer("label_embedding").get_weights()[0]
+    assert table.shape == (4, 16)
+    assert not table[3].any()
+    model.save_to_diffusers(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
+    assert config["num_class_embeds"] == 3
+
+
+def test_a_learned_null_class_goes_out_and_comes_back(folder, tmp_path):
+    source = with_classes(folder, tmp_path / "in", 3)
+    model = DiffusionModel.from_diffusers(source, null_class=True, class_names=["cat", "dog"])
+    assert model.num_classes == 2
+    model.save_to_diffusers(tmp_path / "out")
+    again = DiffusionModel.from_diffusers(tmp_path / "out")
+    assert again.class_names == ["cat", "dog"]
+    assert weights_equal(again.network, model.network)
+
+
+def test_a_checkpoint_of_the_authors_says_how_large_its_network_is(tmp_path):
+    settings = {**TINY, "groups": 32, "widths": [32, 64], "attention_levels": [0]}
+    network = random_weights(networks.ddpm_unet((16, 16, 1), **settings))
+    arrays = ddpm_names.arrays_of(network, ddpm_names.AUTHORS)
+    assert arrays["down.0.attn.0.q.weight"].shape == (32, 32, 1, 1)
+    path = tmp_path / "model.safetensors"
+    safetensors.write(path, {f"module.{name}": part for name, part in arrays.items()})
+    model = DiffusionModel.from_checkpoint(path)
+    assert model.image_shape == (16, 16, 1)
+    assert weights_equal(model.network, network)
+    del arrays["conv_in.weight"]
+    safetensors.write(path, arrays)
+    with pytest.raises(ValueError, match="another network than the DDIM paper's"):
+        DiffusionModel.from_checkpoint(path)
+
+
+def test_what_diffusers_has_no_place_for_is_refused_before_anything_is_written(tmp_path):
+    network = networks.ddpm_unet((8, 8, 3), **TINY)
+    measured = DiffusionModel(8, network=network, schedule="linear_beta")
+    with pytest.raises(ValueError, match='pixels="symmetric"'):
+        measured.save_to_diffusers(tmp_path / "out")
+    continuous = DiffusionModel(8, network=network, pixels="symmetric")
+    with pytest.raises(ValueError, match="diffusers has no betas for AngleSchedule"):
+        continuous.save_to_diffusers(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="exists and is no folder of diffusers'"):
+        DiffusionModel(
+            8, network=network, pixels="symmetric", schedule="linear_beta"
+        ).save_to_diffusers(tmp_path / "mine")
+    assert not (tmp_path / "out").exists()
+
+
+@slow_on_jax
+def test_the_command_line_converts_in_and_out(folder, network, tmp_path):
+    for source, out, more in (
+        (folder, tmp_path / "model.keras", []),
+        (tmp_path / "model.keras", tmp_path / "again", ["--to", "diffusers"]),
+    ):
+        result = CliRunner().invoke(main, ["convert", str(source), str(out), *more])
+        assert result.exit_code == 0, result.output
+    assert weights_equal(DiffusionModel.from_diffusers(tmp_path / "again").network, network)
+    result = CliRunner().invoke(main, ["convert", str(folder), "x.bin"])
+    assert result.exit_code == 2
+    assert "must end in .keras" in result.output
+
+
+def test_symmetric_pixels_run_from_minus_one_to_one(model):
+    images = random_images(3, (8, 8, 3))
+    model.normalizer.adapt(images)  # has nothing to measure
+    np.testing.assert_allclose(np.asarray(model.normalizer(images)), 2 * images - 1, atol=1e-6)
+
+
+def test_image_only_clipping_leaves_the_noises(model):
+    noise, signal = np.float32(0.8), np.float32(0.6)
+    from ddim_keras.sampling.clipping import clipped
+
+    wrapper = clipped(ImageOnlyClipping(0.1), model.normalizer)[0]
+
+    def denoise(noisy_images, *_):
+        return 3.0 * noisy_images, noisy_images
+
+    x = keras.ops.convert_to_tensor(NOISE)
+    noises, images = wrapper.wrap(denoise, (), None)(x, noise, signal, None)
+    np.testing.assert_allclose(np.asarray(noises), 3.0 * NOISE)
+    np.testing.assert_allclose(np.asarray(images), np.clip(NOISE, -0.1, 0.1), atol=1e-6)
+
+
+@slow_on_jax
+def test_the_network_trains_on_labels_with_dropout():
+    settings = {**TINY, "num_classes": 2, "dropout": 0.2, "conditioning": "scale_shift"}
+    network = networks.ddpm_unet((8, 8, 1), **settings)
+    model = DiffusionModel(
+        8, channels=1, network=network, num_classes=2, schedule="linear_beta", seed=0
+    )
+    model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="mse")
+    before = model.network.get_weights()
+    history = model.fit(random_images(16), np.arange(16) % 2, batch_size=8, epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    changes = [np.abs(new - old).max() for new, old in zip(model.network.get_weights(), before)]
+    assert np.mean(np.array(changes) > 0) > 0.9
+
+
+@slow_on_jax
+def test_recomputing_changes_no_prediction_and_refuses_dropout():
+    plain = random_weights(networks.ddpm_unet((8, 8, 1), **TINY))
+    again = networks.ddpm_unet((8, 8, 1), **TINY, recompute=True)
+    again.set_weights(plain.get_weights())
+    from ddim_keras.networks.recomputing import in_training
+
+    inputs = [NOISE[..., :1], np.full((2, 1, 1, 1), 7.0, "float32")]
+    inputs = [keras.ops.convert_to_tensor(part) for part in inputs]
+    expected, found = in_training(plain, inputs), in_training(again, inputs)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=1e-5)
+    with pytest.raises(ValueError, match="draw dropout anew"):
+        networks.ddpm_unet((8, 8, 1), **TINY, dropout=0.1, recompute=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widths": [6, 8]}, "multiples of groups"),
+        ({"padding": "none"}, "padding must be one of"),
+        ({"attention_levels": [2]}, r"attention_levels must lie in \[0, 2\)"),
+        ({"residual_doublings": [0]}, r"residual_doublings must lie in \[1, 2\)"),
+        ({"head_channels": 3}, "head_channels must divide the channels"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+    ],
+)
+def test_settings_that_make_no_network_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        networks.ddpm_unet((8, 8, 3), **{**TINY, **changes})
+
+
+def test_the_first_time_is_zero_to_the_embedding():
+    layer = networks.TimeEmbedding(8)
+    found = np.asarray(layer(np.ones((1, 1), "float32")))
+    assert found.tolist() == [[0.0] * 4 + [1.0] * 4]
+    turned = networks.TimeEmbedding(8, cosines_first=True)(np.ones((1, 1), "float32"))
+    assert np.asarray(turned).tolist() == [[1.0] * 4 + [0.0] * 4]
+    # 10000**(-k / (4 - 1)), and the last is 1 / 10000.
+    angles = np.arcsin(np.asarray(layer(np.full((1, 1), 2.0, "float32")))[0, :4])
+    np.testing.assert_allclose(angles, 10000.0 ** (-np.arange(4) / 3), rtol=1e-4)
+
+
+def test_the_papers_recipe_is_the_papers():
+    recipe = presets.training("ddpm_cifar10")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.batch_size) == ("adam", 2e-4, 128)
+    assert (recipe.flip, recipe.clip_norm, recipe.loss) == (True, 1.0, "mean_squared_error")
+    optimizer = recipe.compile_arguments(steps=800_000)["optimizer"]
+    assert type(optimizer) is keras.optimizers.Adam
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 2500, 5000, 700_000)]
+    np.testing.assert_allclose(rates, [0.0, 1e-4, 2e-4, 2e-4], rtol=1e-6)
+    config = presets.read("ddpm_cifar10").config
+    assert (config["ema_decay"], config["schedule"]) == (0.9999, "linear_beta")
+    assert config["network"]["config"]["dropout"] == 0.1
+
+
+@pytest.mark.slow
+def test_the_papers_network_has_its_parameters():
+    model = DiffusionModel.from_preset("ddpm_cifar10", dtype="mixed_bfloat16", seed=0)
+    assert model.network.count_params() == 35_746_307
+    assert model.network.settings["dtype"] == "mixed_bfloat16"
+    smaller = DiffusionModel.from_preset("ddpm_cifar10", image_size=16, num_classes=4)
+    assert smaller.network.settings["image_shape"] == [16, 16, 3]
+    assert smaller.num_classes == 4
