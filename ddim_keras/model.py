@@ -467,7 +467,8 @@ class DiffusionModel(EMATrainer):
                 "diffusers' pipelines make images from -1 to 1, but this model's enter with the "
                 'mean and variance that were measured: train it with pixels="symmetric"'
             )
-        told = {"class_names": self.class_names, "sampling_defaults": self.sampling_defaults}
+        told: Config = {"class_names": self.class_names}
+        told |= {"sampling_defaults": self.sampling_defaults}
         told |= {"schedule": self.schedule, "parameterization": self.parameterization}
         diffusers.write(folder, network, told, has_null=True)
 
@@ -665,8 +666,10 @@ def _networks(
         is_config = isinstance(network, dict)
         trained = keras.saving.deserialize_keras_object(network) if is_config else network
         _check_network(trained, image_shape, spec)
-        is_ours = isinstance(trained, DDPMUNet)
-        average = trained.untrained_copy() if is_ours else keras.models.clone_model(trained)
+        if isinstance(trained, DDPMUNet):
+            average = trained.untrained_copy()
+        else:
+            average = keras.models.clone_model(trained)
     # Made anew or cloned, it has fresh random weights, which the average would drag along for
     # thousands of steps.
     average.set_weights(trained.get_weights())

@@ -146,7 +146,7 @@ def convert(
             param_hint="OUT",
         )
     path = pathlib.Path(source)
-    size = tuple(image_size) if isinstance(image_size, list) else image_size
+    size = (image_size[0], image_size[1]) if isinstance(image_size, list) else image_size
     if path.is_file() and path.suffix != ".keras":
         model = DiffusionModel.from_checkpoint(path, image_size=size)
     elif (path / "model_index.json").is_file() or _may_be_on_the_hub(source):

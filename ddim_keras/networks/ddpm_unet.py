@@ -372,7 +372,7 @@ class _Blocks:
     def predicted(self, x: Tensor, channels: int) -> Tensor:
         def block(x: Tensor) -> Tensor:
             x = self.swish(self.normalized(x, "output_norm"), "output_swish")
-            options = {"kernel_initializer": "zeros", "dtype": "float32"}
+            options: Config = {"kernel_initializer": "zeros", "dtype": "float32"}
             return self.convolution(x, channels, "output_convolution", **options)
 
         return self.step(block, x)

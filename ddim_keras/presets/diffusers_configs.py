@@ -361,8 +361,11 @@ def _schedule(config: Config) -> Schedule:
 def _betas(schedule: Schedule) -> Config:
     if isinstance(schedule, ZeroTerminalSNRSchedule):
         return {**_betas(schedule.schedule), "rescale_betas_zero_snr": True}
-    named = {LinearBetaSchedule: "linear", ScaledLinearBetaSchedule: "scaled_linear"}
-    if name := named.get(type(schedule)):  # type: ignore[call-overload]
+    named: dict[type[Schedule], str] = {
+        LinearBetaSchedule: "linear",
+        ScaledLinearBetaSchedule: "scaled_linear",
+    }
+    if name := named.get(type(schedule)):
         given = schedule.get_config()
         return {
             "num_train_timesteps": given["num_times"],

@@ -194,7 +194,7 @@ def _described_sampling(sampling: dict[str, Any], defaults: SamplingDefaults) ->
     included, as JSON knows them.
     """
     sampler, spacing = sampler_and_spacing(
-        *(sampling.get(name) for name in ("sampler", "eta", "spacing")), defaults
+        sampling.get("sampler"), sampling.get("eta"), sampling.get("spacing"), defaults
     )
     given = {name: value for name, value in sampling.items() if name not in ("sampler", "eta")}
     given["diffusion_steps"] = defaults.steps(given.get("diffusion_steps"))
