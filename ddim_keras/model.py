@@ -170,8 +170,7 @@ class DiffusionModel(EMATrainer):
     ):
         image_shape = (*height_and_width(image_size), positive_int("channels", channels))
         told = (num_classes, class_names, condition_shape, label_dropout, condition_dropout)
-        spec = ConditionSpec(*told)
-        objective = _objective(schedule, parameterization, loss_weighting, spec)
+        objective = _objective(schedule, parameterization, loss_weighting, ConditionSpec(*told))
         # What describes the residual U-Net, as `residual_unet` calls it.
         self_made = {
             "widths": [int(width) for width in widths],
@@ -186,7 +185,7 @@ class DiffusionModel(EMATrainer):
             "recompute": bool(recompute),
         }
         super().__init__(
-            *_networks(network, image_shape, spec, dtype, objective.schedule, **self_made),
+            *_networks(network, image_shape, objective, dtype, **self_made),
             image_shape=image_shape,
             objective=objective,
             ema_decay=ema_decay,
@@ -638,17 +637,17 @@ def _objective(
 def _networks(
     network: keras.Model | Config | None,
     image_shape: tuple[int, int, int],
-    spec: ConditionSpec,
+    objective: Objective,
     dtype: DType,
-    schedule: Schedule,
     **options: Any,
 ) -> tuple[keras.Model, keras.Model]:
     """Return the network that is trained, and the one that will be its average, with the same
     weights.
     """
+    spec = objective.spec
     if network is None:
         policy = keras.dtype_policies.get(dtype)
-        options["max_condition"] = schedule.max_condition
+        options["max_condition"] = objective.schedule.max_condition
         options |= {"num_classes": spec.num_classes, "condition_shape": spec.condition_shape}
         trained = residual_unet(image_shape, dtype=policy, name="network", **options)
         options |= {"recompute": False, "dropout": 0.0}  # it is never trained
