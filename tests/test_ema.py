@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import make_small_model, random_images
+from conftest import make_small_model, random_images, slow_on_jax
 
 import ddim_keras
 from ddim_keras import ema, runs
@@ -206,6 +206,7 @@ def whole_run(photos, tmp_path_factory):
     return folder, np.array(weights)
 
 
+@slow_on_jax
 def test_a_run_stores_snapshots_evenly_and_the_last_at_its_end(whole_run):
     found = snapshots.stored(whole_run[0] / "ema")
     assert [each.step for each in found] == list(range(2, STEPS + 1, 2))
@@ -214,6 +215,7 @@ def test_a_run_stores_snapshots_evenly_and_the_last_at_its_end(whole_run):
     assert [step for step in range(1, 11) if many.is_due(step)] == [4, 7, 10]
 
 
+@slow_on_jax
 @pytest.mark.parametrize("length", [0.05, 0.07, 0.12, 0.2])
 def test_a_runs_average_of_any_length_is_that_of_its_weights(whole_run, length):
     folder, trajectory = whole_run
@@ -226,6 +228,7 @@ def test_a_runs_average_of_any_length_is_that_of_its_weights(whole_run, length):
     assert np.isfinite(model.generate(2, 3, seed=0)).all()
 
 
+@slow_on_jax
 def test_an_average_can_be_that_of_an_earlier_step(whole_run):
     folder, trajectory = whole_run
     found = flat(ema.reconstruct(folder, 0.05, step=13).ema_network.weights)
@@ -241,6 +244,7 @@ class KilledError(Exception):
     pass
 
 
+@slow_on_jax
 @pytest.mark.parametrize("step", [16, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_snapshots(whole_run, photos, tmp_path, monkeypatch, step):
     config = small_config(photos)
@@ -262,6 +266,7 @@ def test_a_killed_run_ends_with_the_same_snapshots(whole_run, photos, tmp_path, 
         np.testing.assert_array_equal(found, whole[name])
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_written_before_the_checkpoint_of_its_step(photos, tmp_path, monkeypatch):
     """Killed between the two, a run that resumed from the checkpoint would never make it."""
     written = []
@@ -279,6 +284,7 @@ def test_a_snapshot_is_written_before_the_checkpoint_of_its_step(photos, tmp_pat
     assert written == [(kind, step) for step in (2, 4) for kind in ("snapshot", "checkpoint")]
 
 
+@pytest.mark.slow
 def test_averages_turned_on_in_the_middle_are_those_of_the_rest(photos, tmp_path):
     config = small_config(photos, steps=6, ema_snapshots=0, split=0.0)
     runs.train(config, tmp_path / "run", verbose=0)
@@ -290,6 +296,7 @@ def test_averages_turned_on_in_the_middle_are_those_of_the_rest(photos, tmp_path
     assert [(each.step, each.updates) for each in found] == [(9, 3), (12, 6)]
 
 
+@slow_on_jax
 def test_the_best_length_is_that_of_the_lowest_validation_figure(whole_run):
     said = []
     model = ema.reconstruct(whole_run[0], "best", lengths=(0.05, 0.25), tell=said.append)
@@ -303,6 +310,7 @@ def test_the_best_length_is_that_of_the_lowest_validation_figure(whole_run):
     )
 
 
+@slow_on_jax
 def test_a_damaged_snapshot_is_left_out_with_a_warning(whole_run, tmp_path):
     shutil.copytree(whole_run[0], tmp_path / "run")
     path = sorted((tmp_path / "run" / "ema").iterdir())[-2]
@@ -312,6 +320,7 @@ def test_a_damaged_snapshot_is_left_out_with_a_warning(whole_run, tmp_path):
     assert len(found) == 11
 
 
+@slow_on_jax
 def test_what_cannot_be_reconstructed_says_why(whole_run, tmp_path):
     with pytest.raises(FileNotFoundError, match="no configuration at"):
         ema.reconstruct(tmp_path, 0.1)
@@ -338,6 +347,7 @@ def test_averages_that_are_not_finite_are_not_written(followed, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@slow_on_jax
 def test_the_command_line_exports_an_average_of_a_length(whole_run, tmp_path):
     from click.testing import CliRunner
 

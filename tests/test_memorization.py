@@ -214,6 +214,7 @@ def test_no_copies_are_looked_for_where_it_is_costly_or_not_asked_for(few_images
     assert not asked(config_of(few_images, task="colorization", channels=3), few)
 
 
+@pytest.mark.slow
 def test_the_command_line_says_the_score_and_draws_the_pairs(few_images, tmp_path):
     from click.testing import CliRunner
 

@@ -62,6 +62,7 @@ def small_config(photos, **changes):
         "samples": 0,
         "tensorboard": False,
         "memorization": 0,
+        "ema_snapshots": 0,
     }
     return RunConfig(**{**settings, **changes})
 
