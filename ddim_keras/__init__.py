@@ -80,6 +80,7 @@ _REGISTERED = {
     "ddim_keras.metrics": ("DensityCoverage", "FID", "InceptionScore", "KID", "PrecisionRecall"),
     "ddim_keras.metrics.extractors": (
         *(
+            "CIFAR10Extractor",
             "FashionMNISTExtractor",
             "Inception2015Extractor",
             "InceptionV3Extractor",

@@ -30,6 +30,9 @@ slow_on_jax = (
     pytest.mark.slow if keras.backend.backend() == "jax" else pytest.mark.usefixtures("seeded")
 )
 
+# The same for a case of a test: `pytest.param(..., marks=SLOW_CASE_ON_JAX)`.
+SLOW_CASE_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
+
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -76,6 +76,7 @@ def test_every_command_shows_an_example():
             "inpaint",
             "evaluate",
             "export",
+            "convert",
             "info",
             "datasets",
         )

@@ -223,7 +223,7 @@ def test_what_is_recommended_fits_the_size(size, channels):
     assert found.reasons
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_a_recommended_model_trains():
     found = presets.recommend(16, 3)
     model = DiffusionModel.from_preset(

@@ -345,7 +345,7 @@ def test_image_only_clipping_leaves_the_noises(model):
     np.testing.assert_allclose(np.asarray(images), np.clip(NOISE, -0.1, 0.1), atol=1e-6)
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_the_network_trains_on_labels_with_dropout():
     settings = {**TINY, "num_classes": 2, "dropout": 0.2, "conditioning": "scale_shift"}
     network = networks.ddpm_unet((8, 8, 1), **settings)

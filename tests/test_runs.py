@@ -228,6 +228,7 @@ def flowers(tmp_path):
     return tmp_path / "flowers"
 
 
+@pytest.mark.slow
 def test_a_run_by_label_goes_on_and_shows_a_row_for_each_class(tmp_path, flowers, monkeypatch):
     config = small_config(flowers, split=0.2, labels=True, samples=4, kid=None)
     interrupt_and_go_on(config, tmp_path / "run", 6, monkeypatch)
@@ -248,6 +249,7 @@ def test_an_interrupted_run_by_label_ends_where_a_whole_one_does(tmp_path, flowe
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_task_gives_the_model_something_to_make_images_from(tmp_path, flowers):
     options = {"split": 0.2, "kid": None, "samples": 3, "steps": 3, "validate_every": 3}
     config = small_config(flowers, task="super-resolution", factor=2, labels=True, **options)

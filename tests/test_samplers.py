@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import GaussianOracle, MixtureOracle, slow_on_jax
+from conftest import SLOW_CASE_ON_JAX, GaussianOracle, MixtureOracle
 from keras import ops
 
 from ddim_keras import forward, samplers
@@ -244,7 +244,7 @@ STOCHASTIC = [
     DDIM(0.5),
     pytest.param(DDPM(), marks=pytest.mark.slow),  # DDIM of eta 1
     DDPM(variance="large"),
-    pytest.param(DPMSolverMultistep(stochastic=True), marks=slow_on_jax),
+    pytest.param(DPMSolverMultistep(stochastic=True), marks=SLOW_CASE_ON_JAX),
 ]
 
 

@@ -4,7 +4,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from conftest import make_small_model, make_trained_model, random_images, slow_on_jax
+from conftest import (
+    SLOW_CASE_ON_JAX,
+    make_small_model,
+    make_trained_model,
+    random_images,
+    slow_on_jax,
+)
 from keras import ops
 
 import ddim_keras
@@ -412,7 +418,7 @@ def test_global_policy_is_followed():
     [
         pytest.param((8, 12), 1, marks=pytest.mark.slow),
         pytest.param(8, 4, marks=pytest.mark.slow),
-        pytest.param((4, 8), 6, marks=slow_on_jax),
+        pytest.param((4, 8), 6, marks=SLOW_CASE_ON_JAX),
     ],
 )
 def test_any_size_and_channel_count_trains_and_samples(size, channels):

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, slow_on_jax
+from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "version_0_1"))
 import reference
@@ -24,7 +24,7 @@ def expected():
         return dict(stored)
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_models_presets_and_runs_of_version_0_1_give_the_same_numbers(found, expected):
     made_here = str(expected.pop("processor")) == reference.processor()
     assert found.keys() == expected.keys()
