@@ -303,11 +303,23 @@ def test_what_diffusers_has_no_place_for_is_refused_before_anything_is_written(t
     with pytest.raises(ValueError, match="diffusers has no betas for AngleSchedule"):
         continuous.save_to_diffusers(tmp_path / "out")
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "cat.png").write_bytes(b"cat")
     with pytest.raises(ValueError, match="exists and is no folder of diffusers'"):
         DiffusionModel(
             8, network=network, pixels="symmetric", schedule="linear_beta"
         ).save_to_diffusers(tmp_path / "mine")
+    assert (tmp_path / "mine" / "cat.png").read_bytes() == b"cat"
     assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_is_filled_and_what_stands_beside_is_kept(model, tmp_path):
+    model.save_to_diffusers(tmp_path)
+    (tmp_path / "README.md").write_text("my card")
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"older weights")
+    model.save_to_diffusers(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my card"
+    assert not (tmp_path / "unet" / "diffusion_pytorch_model.bin").exists()
+    DiffusionModel.from_diffusers(tmp_path)
 
 
 @slow_on_jax

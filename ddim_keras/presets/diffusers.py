@@ -100,7 +100,8 @@ def write(
     """Write a folder that diffusers' `DDIMPipeline.from_pretrained` takes; beside and renamed.
 
     Args:
-        folder: where to; such a folder that stands there is replaced.
+        folder: where to; such a folder that stands there is replaced, but for what else is in it, a
+            model card say.
         network: whose weights are written, as safetensors.
         model: what else it takes: "schedule", "parameterization", "sampling_defaults" and
             "class_names" of a `DiffusionModel`.
@@ -111,7 +112,7 @@ def write(
             nothing is written.
     """
     path = pathlib.Path(folder).resolve()
-    if path.exists() and not (path / _INDEX).is_file():
+    if not files.is_free(path) and not (path / _INDEX).is_file():
         raise ValueError(
             f"{path} exists and is no folder of diffusers': choose another, or remove it"
         )
@@ -142,6 +143,7 @@ def write(
         _write_json(temporary / "unet" / "config.json", unet)
         _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
         safetensors.write(temporary / "unet" / f"{_WEIGHTS}.safetensors", arrays)
+        files.keep_others(path, temporary)
 
 
 def _from_hub(source: str | os.PathLike, revision: str | None) -> pathlib.Path:

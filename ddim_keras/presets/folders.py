@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -164,7 +163,7 @@ def check_free(folder: str | os.PathLike) -> pathlib.Path:
         raise ValueError(
             f"{path.name!r} is the name of a preset that ships: choose another for the folder"
         )
-    if path.exists() and not (path / "preset.json").is_file():
+    if not files.is_free(path) and not (path / "preset.json").is_file():
         raise ValueError(f"{path} exists and is no preset: choose another folder, or remove it")
     return path
 
@@ -204,12 +203,7 @@ def write(preset: Preset, folder: str | os.PathLike, half: bool) -> None:
         temporary.mkdir()
         (temporary / "preset.json").write_text(json.dumps(description, indent=2) + "\n")
         np.savez_compressed(temporary / "weights.npz", *(_halved(arrays) if half else arrays))
-        if folder.exists():
-            for kept in folder.iterdir():
-                if kept.is_dir():
-                    shutil.copytree(kept, temporary / kept.name, symlinks=True)
-                elif kept.name not in ("preset.json", "weights.npz"):
-                    shutil.copy2(kept, temporary)
+        files.keep_others(folder, temporary)
 
 
 def _halved(arrays: Sequence[ImageArray]) -> list[np.ndarray]:

@@ -45,6 +45,23 @@ def check_folder(folder: str | os.PathLike) -> None:
         )
 
 
+def is_free(path: pathlib.Path) -> bool:
+    """Whether nothing stands at a path, or an empty folder."""
+    return not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
+
+
+def keep_others(folder: pathlib.Path, new: pathlib.Path) -> None:
+    """Copy what a folder holds into the one that will replace it, but for what that has itself."""
+    if folder.is_dir():
+        for kept in folder.iterdir():
+            if os.path.lexists(new / kept.name):
+                continue
+            if kept.is_dir() and not kept.is_symlink():
+                shutil.copytree(kept, new / kept.name, symlinks=True)
+            else:
+                shutil.copy2(kept, new / kept.name, follow_symlinks=False)
+
+
 @contextlib.contextmanager
 def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed
