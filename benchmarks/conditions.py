@@ -64,14 +64,14 @@ def make(images: Any, steps: int, **changes: Any) -> ddim_keras.DiffusionModel:
     """Return a compiled model of the recipe that has seen nothing."""
     keras.utils.set_random_seed(0)
     model = ddim_keras.DiffusionModel.from_preset(
-        quality.PRESET,
+        presets.RECOMMENDED,
         load_weights=False,
         dtype=backend.fastest_precision(),
         seed=0,
         **changes,
     )
     model.normalizer.adapt(images)
-    model.compile(**presets.training(quality.PRESET).compile_arguments(steps))
+    model.compile(**presets.training(presets.RECOMMENDED).compile_arguments(steps))
     return model
 
 
@@ -126,7 +126,7 @@ def without_labels(dataset: Any) -> Any:
 
 def labels_part(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train with and without labels, and score both."""
-    batch_size = presets.training(quality.PRESET).batch_size
+    batch_size = presets.training(presets.RECOMMENDED).batch_size
     images, test = ddim_keras.data.load_dataset(
         "fashion_mnist", 32, batch_size, fit="pad", labels=True, data_dir=arguments.data_dir
     )
@@ -178,7 +178,7 @@ def labels_part(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def super_resolution_part(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train on pairs, and compare with bicubic interpolation."""
-    batch_size = presets.training(quality.PRESET).batch_size
+    batch_size = presets.training(presets.RECOMMENDED).batch_size
     train_images, held_out = (
         pairs.super_resolution(part, 4)
         for part in ddim_keras.data.load_dataset("embedded", 32, batch_size, fit="pad")

@@ -252,7 +252,9 @@ def make(recipe: Recipe, images: Any, task: Task, seed: int, steps: int) -> kera
     if recipe.example:
         return keras_example.make_example(images, mended=recipe.example == "mended")
     recommended = task.recommendation(images)
-    changes = {"dtype": backend.fastest_precision(), "seed": seed, **recipe.model}
+    height, width, channels = images.element_spec.shape[1:]
+    own = {"image_size": (height, width), "channels": channels, "seed": seed}
+    changes = {**own, "dtype": backend.fastest_precision(), **recipe.model}
     model = recipe.model_class.from_preset(
         recommended.preset, load_weights=False, **{**recommended.model, **changes}
     )
