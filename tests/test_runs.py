@@ -96,7 +96,8 @@ def whole_run(tmp_path_factory, photos):
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, photos):
-    config = small_config(photos, split=0.2, samples=4, samples_every=2, tensorboard=True)
+    options = {"samples": 4, "samples_every": 2, "tensorboard": True, "ema_snapshots": 12}
+    config = small_config(photos, split=0.2, **options)
     result = runs.train(config, tmp_path / "run", verbose=0)
     assert (result.step, result.finished) == (12, True)
     names = {path.name for path in (tmp_path / "run").iterdir()}
