@@ -9,12 +9,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from ddim_keras.networks.layers import Float32Embedding
 from ddim_keras.support import backend
 from ddim_keras.support.types import Config
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
-class TimeEmbedding(layers.Layer):
+class TimeEmbedding(Float32Embedding):
     """Integer times as sines and cosines of falling frequencies (Vaswani et al. 2017).
 
         frequency_k = 10000 ** (-k / (dims / 2 - shift)),  k = 0, ..., dims / 2 - 1
@@ -38,13 +39,11 @@ class TimeEmbedding(layers.Layer):
         first_time: float = 0.0,
         **kwargs: Any,
     ):
-        kwargs["dtype"] = "float32"
-        super().__init__(**kwargs)
+        super().__init__(dims, **kwargs)
         if dims < 4 or dims % 2:
             raise ValueError(f"the embedding's dims must be even and at least 4, got {dims}")
         if not shift < dims // 2:
             raise ValueError(f"the embedding's shift must be below dims / 2, got {shift}")
-        self.dims = dims
         self.cosines_first = bool(cosines_first)
         self.shift = float(shift)
         self.first_time = float(first_time)
@@ -56,15 +55,9 @@ class TimeEmbedding(layers.Layer):
         parts = [ops.sin(angles), ops.cos(angles)]
         return ops.concatenate(parts[::-1] if self.cosines_first else parts, axis=-1)
 
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.dims)
-
     def get_config(self) -> Config:
-        config = super().get_config()
-        config.pop("dtype")
         return {
-            **config,
-            "dims": self.dims,
+            **super().get_config(),
             "cosines_first": self.cosines_first,
             "shift": self.shift,
             "first_time": self.first_time,

@@ -15,8 +15,26 @@ from ddim_keras.support.progress import progress
 from ddim_keras.support.types import Config, Data, Images, Tensor
 
 
+class Float32Embedding(keras.layers.Layer):
+    """Base class of layers from (..., 1) to (..., dims) that compute in float32 whatever the
+    model's precision.
+    """
+
+    def __init__(self, dims: int, **kwargs: Any):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.dims = dims
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.dims)
+
+    def get_config(self) -> Config:
+        config = super().get_config()
+        config.pop("dtype")
+        return {**config, "dims": self.dims}
+
+
 @keras.saving.register_keras_serializable("ddim_keras")
-class SinusoidalEmbedding(keras.layers.Layer):
+class SinusoidalEmbedding(Float32Embedding):
     """A scalar as sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017).
 
     Computed in float32 whatever the model's precision: at the highest frequency bfloat16 would
@@ -31,8 +49,7 @@ class SinusoidalEmbedding(keras.layers.Layer):
     """
 
     def __init__(self, dims: int, max_frequency: float, max_value: float = 1.0, **kwargs: Any):
-        kwargs["dtype"] = "float32"
-        super().__init__(**kwargs)
+        super().__init__(dims, **kwargs)
         if dims < 2 or dims % 2:
             raise ValueError(
                 "the embedding's dims must be even and at least 2 (a sine and a cosine each), got "
@@ -43,7 +60,6 @@ class SinusoidalEmbedding(keras.layers.Layer):
                 "the embedding's max_frequency must be at least 1, the lowest frequency, got "
                 f"{max_frequency}"
             )
-        self.dims = dims
         self.max_frequency = float(max_frequency)
         self.max_value = float(max_value)
         periods = np.geomspace(1.0, self.max_frequency, dims // 2) / self.max_value
@@ -53,18 +69,9 @@ class SinusoidalEmbedding(keras.layers.Layer):
         angles = values * self._angular_speeds
         return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
 
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.dims)
-
     def get_config(self) -> Config:
-        config = super().get_config()
-        config.pop("dtype")
-        return {
-            **config,
-            "dims": self.dims,
-            "max_frequency": self.max_frequency,
-            "max_value": self.max_value,
-        }
+        own = {"max_frequency": self.max_frequency, "max_value": self.max_value}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -20,14 +20,7 @@ BATCH_SIZE = 100
 
 
 def held_out_images(
-    image_shape: ImageShape,
-    run: str | os.PathLike | None = None,
-    *,
-    data: str | None = None,
-    split: Any = None,
-    data_dir: str | None = None,
-    fit: str | None = None,
-    labels: bool = False,
+    image_shape: ImageShape, run: str | os.PathLike | None = None, **chosen: Any
 ) -> tf.data.Dataset:
     """Return the validation part of a data set, of a run's own if nothing else is said.
 
@@ -35,8 +28,8 @@ def held_out_images(
         image_shape: the model's (height, width, channels).
         run: the folder of a run, whose settings count where others are not given. Anything else is
             no run, and the embedded images are taken.
-        data, split, data_dir, fit: as for `load_dataset`; None for the run's.
-        labels: likewise.
+        **chosen: data, split, data_dir, fit and labels, as for `load_dataset`; what is None or not
+            given is the run's.
 
     Returns:
         Batches of images, or of what the run's task makes of them.
@@ -44,16 +37,15 @@ def held_out_images(
     Raises:
         ValueError: the data set has no validation part, or cannot be read.
     """
-    chosen = {"data": data, "split": split, "data_dir": data_dir, "fit": fit, "labels": labels}
     _, validation, config = _loaded(image_shape, run, **chosen)
     if validation is None:
-        raise ValueError(f"{data or config.data} has no images kept for validation")
+        raise ValueError(f"{chosen.get('data') or config.data} has no images kept for validation")
     return for_task(validation, config.task, config.factor) if config.task else validation
 
 
 def _loaded(
     image_shape: ImageShape,
-    run: str | os.PathLike | None = None,
+    run: str | os.PathLike | None,
     *,
     data: str | None = None,
     split: Any = None,

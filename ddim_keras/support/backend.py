@@ -65,19 +65,20 @@ def attention_policy(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     On a CPU, JAX has no product of float16 matrices that is summed in float32, as attention needs
     it: there it computes in float32.
     """
-    if BACKEND == "jax" and policy.compute_dtype == "float16" and not on_accelerator():
-        return keras.DTypePolicy("float32")
-    return policy
+    return keras.DTypePolicy("float32") if _cannot_attend(policy.compute_dtype) else policy
 
 
 def for_attention(parts: Sequence[Any]) -> list[Any]:
     """Return queries, keys and values in a type in which the backend can attend, see
     `attention_policy`.
     """
-    is_half = keras.backend.standardize_dtype(parts[0].dtype) == "float16"
-    if BACKEND == "jax" and is_half and not on_accelerator():
+    if _cannot_attend(keras.backend.standardize_dtype(parts[0].dtype)):
         return [keras.ops.cast(part, "float32") for part in parts]
     return list(parts)
+
+
+def _cannot_attend(dtype: str) -> bool:
+    return BACKEND == "jax" and dtype == "float16" and not on_accelerator()
 
 
 def compile_function(function: Callable, variables: list, jit_compile: bool) -> Callable:
