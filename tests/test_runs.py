@@ -271,7 +271,7 @@ def test_a_run_chooses_its_network_by_the_images_and_says_why(tmp_path, photos):
     model = runs.train(config, tmp_path / "run", tell=said.append, verbose=0).model
     found = presets.recommend(8, 1, 17)
     assert model.widths == found.model["widths"] and model.ema_decay == 0.5
-    assert set(found.reasons) <= set(said)
+    assert set(found.reasons.values()) <= set(said)
     written = RunConfig.read(tmp_path / "run" / "config.yaml")
     assert written.preset == found.preset and written.model == {**found.model, "ema_decay": 0.5}
     assert runs.train(config, tmp_path / "run", verbose=0).finished  # the same command resumes
@@ -282,8 +282,10 @@ def test_a_run_chooses_its_network_by_the_images_and_says_why(tmp_path, photos):
 
 
 def test_a_network_of_the_users_own_levels_is_not_given_others(tmp_path, photos):
-    config, _ = small_config(photos, model={"widths": [4]}).recommended((32, 32), 3, 100)
-    assert config.model == {"widths": [4]}
+    config = small_config(photos, model={"widths": [4]}, minutes=60.0)
+    chosen, reasons = config.recommended((32, 32), 3, 100)
+    assert chosen.model == {"widths": [4], "ema_decay": 0.999, "dropout": 0.1}
+    assert [reason.split()[0] for reason in reasons] == ["Dropout"]
 
 
 @pytest.mark.slow

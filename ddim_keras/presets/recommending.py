@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ddim_keras.presets import folders
@@ -21,6 +21,7 @@ _COARSEST = 4  # those of its lowest level, at least
 _MOST_ATTENDED = 256  # pixels of a level with attention, whose memory grows with their square
 _FEW_IMAGES = 10_000
 _SHORT, _LONG = 30.0, 240.0
+_OF_LEVELS = ("image_size", "patch_size", "widths", "attention_levels")
 
 
 class _Size(NamedTuple):
@@ -54,14 +55,25 @@ class Recommendation:
         preset: whose settings it starts from: `DiffusionModel.from_preset(preset,
             load_weights=False, image_size=..., channels=..., **model)`.
         model: arguments of `DiffusionModel` that differ from the preset's.
-        training: the recipe.
-        reasons: a sentence for each choice.
+        reasons: a sentence for each choice, by the argument that it is about.
     """
 
     preset: str
     model: Config
-    training: Training
-    reasons: tuple[str, ...]
+    reasons: Mapping[str, str]
+
+    @property
+    def training(self) -> Training:
+        """The recipe: the preset's."""
+        return folders.training(self.preset)
+
+    def without_levels(self) -> Recommendation:
+        """Return what of it goes for a network of other levels, too."""
+        model, reasons = (
+            {name: value for name, value in part.items() if name not in _OF_LEVELS}
+            for part in (self.model, self.reasons)
+        )
+        return dataclasses.replace(self, model=model, reasons=reasons)
 
 
 def recommend(
@@ -98,27 +110,27 @@ def recommend(
         positive_int("num_images", num_images)
     if minutes is not None and (not is_number(minutes) or not 0.0 < minutes < float("inf")):
         raise ValueError(f"minutes must be a positive number, got {minutes!r}")
-    reasons: list[str] = []
+    reasons: dict[str, str] = {}
     minutes = minutes or _MINUTES
     by_minutes = _GREY if channels == 1 else _COLOUR
     chosen = next(found for most, found in by_minutes.items() if minutes <= most)
     model = _levels(size, channels, chosen, reasons)
     kind, attended = "grey" if channels == 1 else "colour", len(model["attention_levels"])
-    reasons.append(
+    reasons["widths"] = (
         f"Widths {model['widths']}, attention at {attended or 'none'} of the levels: for {kind} "
         f"images and {minutes:g} minutes of two CPU cores"
     )
     model["ema_decay"] = chosen.ema_decay
     if num_images is not None and num_images < _FEW_IMAGES and minutes > _SHORT:
         model["dropout"] = 0.1
-        reasons.append(
+        reasons["dropout"] = (
             f"Dropout of 0.1, as {num_images:,} images are few for so long a training; if mirrored "
             "images are as good, flip them (--flip)"
         )
-    return Recommendation(RECOMMENDED, model, folders.training(RECOMMENDED), tuple(reasons))
+    return Recommendation(RECOMMENDED, model, reasons)
 
 
-def _levels(size: tuple[int, int], channels: int, chosen: _Size, reasons: list[str]) -> Config:
+def _levels(size: tuple[int, int], channels: int, chosen: _Size, reasons: dict[str, str]) -> Config:
     """Patches that leave 16 to 32 pixels a side, and levels from there down to about 4."""
     patch_size, grid = 1, size
     finest = _FINEST if min(size) > 1.5 * _FINEST else _FINEST / 2
@@ -132,12 +144,12 @@ def _levels(size: tuple[int, int], channels: int, chosen: _Size, reasons: list[s
         levels, lowest = levels + 1, _halved(lowest)
     if levels == 1 and min(lowest) >= 2 * _COARSEST:
         nearest = [max(8, 8 * round(side / 8)) for side in size]
-        reasons.append(
+        reasons["image_size"] = (
             f"Images of {size[0]} x {size[1]} cannot be halved evenly, so the network sees one "
             f"resolution alone: {nearest[0]} x {nearest[1]} would serve it better"
         )
     patches = f" on patches of {patch_size} x {patch_size} pixels" if patch_size > 1 else ""
-    reasons.append(
+    reasons["patch_size"] = (
         f"The network works{patches} at {levels} resolution{'s' if levels > 1 else ''}, from "
         f"{grid[0]} x {grid[1]} to {lowest[0]} x {lowest[1]}: for images of {size[0]} x {size[1]}"
     )

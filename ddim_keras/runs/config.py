@@ -213,10 +213,11 @@ class RunConfig:
         and the reasons. What it says of the model itself stands.
         """
         found = presets.recommend(image_size, channels, num_images, self.minutes)
-        levels = found.model if "widths" not in self.model else {}  # they belong together
-        model = {**levels, **self.model}
-        reasons = found.reasons if levels else ()
-        return dataclasses.replace(self, preset=found.preset, model=model), reasons
+        if "widths" in self.model:  # whose levels these are, has chosen the rest of them, too
+            found = found.without_levels()
+        model = {**found.model, **self.model}
+        changed = dataclasses.replace(self, preset=found.preset, model=model)
+        return changed, list(found.reasons.values())
 
     def normalization(self) -> str:
         """Return how the network is normalised, "batch" or "group"."""
