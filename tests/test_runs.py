@@ -150,8 +150,9 @@ def test_a_run_leaves_what_it_promises(tmp_path, photos):
         1,
     )
     found = RunConfig.read(tmp_path / "run" / "config.yaml")
+    recommended = {"ema_decay": 0.995, **config.model}
     assert found == dataclasses.replace(
-        config, preset=presets.RECOMMENDED, kid="fashion_mnist"
+        config, preset=presets.RECOMMENDED, model=recommended, kid="fashion_mnist"
     )  # what grey images are judged by
 
 
