@@ -81,6 +81,9 @@ class Muon(keras.optimizers.AdamW):
 
     def update_step(self, gradient: Tensor, variable: Variable, learning_rate: Tensor) -> None:
         """Change one variable by one step; Keras calls it for each."""
+        if self.weight_decay is not None and self._use_weight_decay(variable):
+            rate = ops.cast(learning_rate, variable.dtype)
+            self.assign_sub(variable, variable * self.weight_decay * rate)
         rows, columns = _as_matrix(variable.shape)
         if min(rows, columns) < _FEWEST_CHANNELS:
             super().update_step(gradient, variable, learning_rate)
@@ -92,6 +95,11 @@ class Muon(keras.optimizers.AdamW):
         direction = nearly_orthogonal(direction, self.newton_schulz_iterations)
         size = _UPDATE_SIZE * max(rows, columns) ** 0.5 * ops.cast(learning_rate, variable.dtype)
         self.assign_sub(variable, size * ops.reshape(direction, variable.shape))
+
+    def _apply_weight_decay(self, variables: list[Variable]) -> None:
+        # Keras would look up the learning rate anew for every variable, and a schedule is a branch
+        # in the graph each time. `update_step`, which is given it, decays instead.
+        del variables
 
     def get_config(self) -> Config:
         return {

@@ -55,7 +55,8 @@ def run(*arguments):
     )
 
 
-@pytest.mark.parametrize("normalization", ["group", pytest.param("batch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", ["group", "batch"])
 def test_parts_of_a_batch_give_what_the_whole_gives(normalization):
     divided, whole = run("parts", normalization), run("whole", normalization)
     assert divided.returncode == whole.returncode == 0, divided.stderr + whole.stderr

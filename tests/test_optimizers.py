@@ -80,6 +80,20 @@ def test_all_else_moves_as_under_adamw(shape):
     )
 
 
+def test_kernels_decay_by_the_schedules_learning_rate_of_the_step():
+    start = np.ones((3, 3, 16, 16), "float32")
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], [0.5, 0.2, 0.1])
+    decayed = steps_of(Muon(schedule, weight_decay=0.1), start, [np.zeros_like(start)] * 3)
+    np.testing.assert_allclose(decayed, start * (1 - 0.05) * (1 - 0.02) * (1 - 0.01), rtol=1e-6)
+
+
+def test_what_is_excluded_from_decay_keeps_its_weights():
+    start = np.ones((3, 3, 16, 16), "float32")
+    optimizer = Muon(0.1, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["variable"])
+    np.testing.assert_array_equal(steps_of(optimizer, start, [np.zeros_like(start)]), start)
+
+
 def test_a_kernel_without_a_gradient_stays():
     start = np.ones((3, 3, 16, 16), "float32")
     np.testing.assert_array_equal(

@@ -388,6 +388,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, photo
     assert_equal_weights(whole_run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, photos, whole_run):
     config = small_config(photos)
     said = []
@@ -551,6 +552,7 @@ def prepare_tfds(data_dir, seed=0, release="first"):
     return str(data_dir)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_tfds_may_move_if_its_images_are_the_same(tmp_path):
     here, there = prepare_tfds(tmp_path / "here"), str(tmp_path / "there")
     config = small_config("tiny_pictures", data_dir=here, split=["train", None], steps=4)

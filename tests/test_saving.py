@@ -41,6 +41,7 @@ def assert_same_state(first, second):
         np.testing.assert_array_equal(mine, other)
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_the_same_images_to_the_last_bit(trained_model, saved, tmp_path):
     """It imports ddim_keras and nothing else of ours, and leaves Keras's safe mode on."""
     code = f"""
