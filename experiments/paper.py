@@ -1,16 +1,19 @@
-"""Make the DDIM paper's tables and figures again, on the preset fashion_mnist_32, as
-docs/results.md.
+"""Make the DDIM paper's tables and figures again, on a preset that ships, as docs/results.md
+(fashion_mnist_32) or docs/results_cifar10.md (cifar10_32).
 
-    python experiments/paper.py --data-dir TFDS_DATA_DIR [--num-images 10000] [--parts table1 ...]
+    python experiments/paper.py --data-dir TFDS_DATA_DIR [--preset cifar10_32] [--parts table1 ...]
 
-Each part writes its figures to docs/results.json as it goes, and pictures to docs/images; the page
-is then written anew from the file, each number beside the paper's own. What the file holds already,
-of as many images, is not computed again: remove the file when the preset has new weights.
+Each part writes its figures to a file beside the page as it goes, and pictures to docs/images; the
+page is then written anew from the file, each number beside the paper's own. What the file holds
+already, of as many images, is not computed again: remove the file when the preset has new weights.
+
+A model by label is tried without labels, as the paper's, and in table 1 with each label in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -29,10 +32,7 @@ from ddim_keras import metrics, plotting
 from ddim_keras.support import backend, files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results.json"
-PAGE = ROOT / "docs" / "results.md"
-IMAGES = ROOT / "docs" / "images"
-PRESET = "fashion_mnist_32"
+DOCS = ROOT / "docs"
 
 # Generated images behind each figure of table 1, by S.
 IMAGES_BY_STEPS = {5: 10_000, 10: 10_000, 20: 5_000, 50: 1_000, 100: 1_000, 1000: 250}
@@ -64,6 +64,38 @@ PAPER_TABLE_2 = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Which model is looked at, on which images.
+
+    Attributes:
+        preset: the model's name.
+        dataset: of TFDS; the shipped classifier of this name gives the features.
+        title: of the page, "on ...".
+        suffix: of the page's, its figures' and its pictures' names.
+        claims: whether what the paper claims holds here, by part; looked at, and written by hand,
+            after the figures were made.
+    """
+
+    preset: str
+    dataset: str
+    title: str
+    suffix: str
+    claims: dict[str, str]
+
+    @property
+    def results(self) -> pathlib.Path:
+        return DOCS / f"results{self.suffix}.json"
+
+    @property
+    def page(self) -> pathlib.Path:
+        return DOCS / f"results{self.suffix}.md"
+
+    def picture(self, figure: int) -> str:
+        """Where a figure's picture lies, as the page has it."""
+        return f"images/paper_figure_{figure}{self.suffix}.png"
+
+
 class Record:
     """The figures found so far, kept in a file after each. Several processes may add to one
     file.
@@ -93,9 +125,17 @@ class Record:
         print(f"{key}: {figure}", flush=True)
 
 
+def ways_of_asking(model) -> dict[str, Callable[[int], dict[str, Any]]]:
+    """What `generate` is told of the labels, by the name that the figures have for it."""
+    ways: dict[str, Callable[[int], dict[str, Any]]] = {"": lambda number: {}}
+    if model.num_classes:
+        ways["labels/"] = lambda number: {"labels": np.arange(number) % model.num_classes}
+    return ways
+
+
 def table_1(model, test, record, arguments) -> None:
-    """FID by S, eta and spacing."""
-    extractor = metrics.get_extractor("fashion_mnist")
+    """FID by S, eta and spacing, and by label where the model knows labels."""
+    extractor = metrics.get_extractor(arguments.study.dataset)
 
     def features(images: np.ndarray) -> np.ndarray:
         parts = [images[i : i + 500] for i in range(0, len(images), 500)]
@@ -108,37 +148,37 @@ def table_1(model, test, record, arguments) -> None:
         IMAGES_BY_STEPS.items()
     ):  # the longest first, so that shares end together
         number = getattr(arguments, "num_images", number)
-        for spacing in SPACINGS:
-            for name, sampling in SAMPLERS.items():
-                if next(places) % shares != share:
-                    continue
+        for (way, asked), spacing, (name, sampling) in itertools.product(
+            ways_of_asking(model).items(), SPACINGS, SAMPLERS.items()
+        ):
+            if next(places) % shares != share:
+                continue
 
-                def score(steps=steps, number=number, spacing=spacing, sampling=sampling):
-                    images = model.generate(
-                        number, steps, seed=0, spacing=spacing, verbose=0, **sampling
-                    )
-                    generated = features(images)
-                    kid = metrics.kid(real, generated, subset_size=min(number, 1000))
-                    figures = {
-                        "fid": metrics.fid(real, generated),
-                        "kid": kid.mean,
-                        "kid_standard_deviation": kid.standard_deviation,
-                    }
-                    return {
-                        **{key: round(value, 5) for key, value in figures.items()},
-                        "num_images": number,
-                    }
+            def score(steps=steps, number=number, asked=asked, spacing=spacing, sampling=sampling):
+                images = model.generate(
+                    number, steps, seed=0, spacing=spacing, verbose=0, **asked(number), **sampling
+                )
+                generated = features(images)
+                kid = metrics.kid(real, generated, subset_size=min(number, 1000))
+                figures = {
+                    "fid": metrics.fid(real, generated),
+                    "kid": kid.mean,
+                    "kid_standard_deviation": kid.standard_deviation,
+                }
+                return {
+                    **{key: round(value, 5) for key, value in figures.items()},
+                    "num_images": number,
+                }
 
-                record.add(f"table1/{spacing}/{name}/{steps}", score, number)
+            record.add(f"table1/{way}{spacing}/{name}/{steps}", score, number)
 
 
 def table_2(model, test, record, arguments) -> None:
     """Mean squared error of a pixel after encoding and decoding, by S; plain and, as a limit, from
     the model's own images.
     """
-    full = ddim_keras.DiffusionModel.from_preset(
-        PRESET
-    )  # in float32: half precision has a floor of its own
+    # In float32: half precision has a floor of its own.
+    full = ddim_keras.DiffusionModel.from_preset(arguments.study.preset)
     own = full.generate(arguments.reconstructed, 100, seed=3, sampler="ddim", verbose=0)
     for what, images in (("test", test[: arguments.reconstructed]), ("own", own)):
         for steps in PAPER_TABLE_2:
@@ -161,7 +201,8 @@ def figure_3(model, test, record, arguments) -> None:
         for name, sampling in SAMPLERS.items():
             rows.append(model.generate(12, steps, seed=11, verbose=0, **sampling))
             labels.append(f"S = {steps}, {'' if name == 'sigma-hat' else 'eta = '}{name}")
-    plotting.save_figure(IMAGES / "paper_figure_3.png", plotting.plot_rows(np.stack(rows), labels))
+    figure = plotting.plot_rows(np.stack(rows), labels)
+    plotting.save_figure(DOCS / arguments.study.picture(3), figure)
     record.add("figure3", lambda: {"rows": labels})
 
 
@@ -188,7 +229,7 @@ def figure_5(model, test, record, arguments) -> None:
     """What the same noises become at many S."""
     steps = (5, 10, 20, 50, 100, 500)
     figure = plotting.plot_consistency(model, steps, num_images=12, seed=5, eta=0.0)
-    plotting.save_figure(IMAGES / "paper_figure_5.png", figure)
+    plotting.save_figure(DOCS / arguments.study.picture(5), figure)
 
     def distances() -> dict[str, float]:
         """How far the images at S are from those at 500, beside how far images of other noises
@@ -220,7 +261,8 @@ def figure_6(model, test, record, arguments) -> None:
     rows = [
         model.interpolate(*pair, num_images=11, diffusion_steps=50, verbose=0) for pair in pairs
     ]
-    plotting.save_images(IMAGES / "paper_figure_6.png", np.concatenate(rows), columns=11, scale=2)
+    picture = DOCS / arguments.study.picture(6)
+    plotting.save_images(picture, np.concatenate(rows), columns=11, scale=2)
 
     def smoothness() -> dict[str, list[float]]:
         """The largest step along each path, of 41 images, over the whole way and over the mean
@@ -256,14 +298,17 @@ def table(header: list[Any], rows: list[list[Any]]) -> list[str]:
     ]
 
 
-def page_of_table_1(values: dict[str, Any]) -> list[str]:
+def page_of_table_1(values: dict[str, Any], study: Study) -> list[str]:
     lines = []
     header = ["eta", *(f"S = {steps}" for steps in IMAGES_BY_STEPS)]
-    for spacing in SPACINGS:
+    for way, spacing in itertools.product(("", "labels/"), SPACINGS):
         cells = {
-            name: [values.get(f"table1/{spacing}/{name}/{steps}") for steps in IMAGES_BY_STEPS]
+            name: [values.get(f"table1/{way}{spacing}/{name}/{steps}") for steps in IMAGES_BY_STEPS]
             for name in SAMPLERS
         }
+        if not any(itertools.chain(*cells.values())):
+            continue
+        what = f"{spacing} steps" + (" and each label in turn" if way else "")
         numbers = ["images"]
         for column in zip(*cells.values()):
             found = sorted({cell["num_images"] for cell in column if cell})
@@ -279,11 +324,11 @@ def page_of_table_1(values: dict[str, Any]) -> list[str]:
                 distances[-1].append(f"{cell['fid']:.2f}{paper}" if cell else "")
                 chance = f"{1000 * cell['kid_standard_deviation']:.1f}" if cell else ""
                 unbiased[-1].append(f"{1000 * cell['kid']:.1f} ± {chance}" if cell else "")
-        lines += ["", f"FID with {spacing} steps; in brackets the paper's of CIFAR-10:"]
+        lines += ["", f"FID with {what}; in brackets the paper's of CIFAR-10:"]
         lines += table(header, [*distances, numbers])
         lines += [
             "",
-            f"KID of the same images with {spacing} steps, in thousandths, ± its standard "
+            f"KID of the same images with {what}, in thousandths, ± its standard "
             "deviation over subsets of 1,000, at "
             "S = 1000 of 250:",
         ]
@@ -291,7 +336,7 @@ def page_of_table_1(values: dict[str, Any]) -> list[str]:
     return lines
 
 
-def page_of_table_2(values: dict[str, Any]) -> list[str]:
+def page_of_table_2(values: dict[str, Any], study: Study) -> list[str]:
     rows = []
     for steps, theirs in PAPER_TABLE_2.items():
         found = [values.get(f"table2/{what}/{steps}") for what in ("test", "own")]
@@ -306,11 +351,11 @@ def page_of_table_2(values: dict[str, Any]) -> list[str]:
     ]
 
 
-def page_of_figure_3(values: dict[str, Any]) -> list[str]:
-    return ["![Samples at S = 10 and 100 by eta](images/paper_figure_3.png)"]
+def page_of_figure_3(values: dict[str, Any], study: Study) -> list[str]:
+    return [f"![Samples at S = 10 and 100 by eta]({study.picture(3)})"]
 
 
-def page_of_figure_4(values: dict[str, Any]) -> list[str]:
+def page_of_figure_4(values: dict[str, Any], study: Study) -> list[str]:
     seconds = dict(sorted(values["figure4"].items(), key=lambda item: int(item[0])))
     steps, times = np.array([int(key) for key in seconds]), np.array(list(seconds.values()))
     slope, start = np.polyfit(steps, times, 1)
@@ -325,14 +370,14 @@ def page_of_figure_4(values: dict[str, Any]) -> list[str]:
     ]
 
 
-def page_of_figure_5(values: dict[str, Any]) -> list[str]:
+def page_of_figure_5(values: dict[str, Any], study: Study) -> list[str]:
     found = dict(
         sorted(
             values["figure5"].items(), key=lambda item: int(item[0]) if item[0].isdigit() else 1000
         )
     )
     return [
-        "![The same noises at many S](images/paper_figure_5.png)",
+        f"![The same noises at many S]({study.picture(5)})",
         "",
         "Root mean squared distance of 64 images from those of S = 500 and the same noises:",
         *table(
@@ -342,12 +387,12 @@ def page_of_figure_5(values: dict[str, Any]) -> list[str]:
     ]
 
 
-def page_of_figure_6(values: dict[str, Any]) -> list[str]:
+def page_of_figure_6(values: dict[str, Any], study: Study) -> list[str]:
     found = values["figure6"]
     whole = ", ".join(f"{value:.0%}" for value in found["largest_over_whole"])
     mean = ", ".join(f"{value:.1f}" for value in found["largest_over_mean"])
     return [
-        "![Interpolations](images/paper_figure_6.png)",
+        f"![Interpolations]({study.picture(6)})",
         "",
         "Along the four paths, of 41 images each, the largest step from one to the next is "
         f"{whole} of the distance of the "
@@ -355,9 +400,9 @@ def page_of_figure_6(values: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_page(values: dict[str, Any]) -> None:
-    """Write docs/results.md from the figures there are."""
-    lines = [HEAD.rstrip()]
+def write_page(values: dict[str, Any], study: Study) -> None:
+    """Write the page from the figures there are."""
+    lines = [HEAD.format(**vars(study)).rstrip()]
     for title, part, page in (
         ("Table 1: quality by S and eta", "table1", page_of_table_1),
         ("Table 2: reconstruction by S", "table2", page_of_table_2),
@@ -367,20 +412,19 @@ def write_page(values: dict[str, Any]) -> None:
         ("Figure 6: interpolation", "figure6", page_of_figure_6),
     ):
         if any(key.startswith(part) for key in values):
-            lines += ["", f"## {title}", "", *page(values), "", CLAIMS[part]]
-    with files.written_beside(PAGE) as temporary:
+            claim = study.claims.get(part)
+            lines += ["", f"## {title}", "", *page(values, study), *(["", claim] if claim else [])]
+    with files.written_beside(study.page) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 
 
-HEAD = """# The paper's evidence, on Fashion-MNIST
+HEAD = """# The paper's evidence, on {title}
 
-Made by `python experiments/paper.py` from the preset `fashion_mnist_32`, in half precision where not said otherwise. The paper's
+Made by `python experiments/paper.py --preset {preset}` from the preset `{preset}`, in half precision where not said otherwise. The paper's
 numbers are of CIFAR-10, with Inception features and 50,000 images: only the trends compare. Here FID is of the features of the
 package's own classifier, against the 10,000 test images. Its expectation grows as the images get fewer; that of KID does not.
 """
-# Whether what the paper claims holds here; looked at, and written by hand, after the figures were
-# made.
-CLAIMS = {
+CLAIMS_ON_CLOTHES = {
     "table1": "The paper's claims hold with linear steps up to S = 20: with little noise or "
     "none, eta up to 0.5, samples are "
     "best, with eta = 1 worse, by a quarter at S = 10, and with sigma-hat worst, by a factor of "
@@ -423,12 +467,26 @@ CLAIMS = {
     "the model has seen.",
 }
 
+STUDIES = {
+    study.preset: study
+    for study in (
+        Study("fashion_mnist_32", "fashion_mnist", "Fashion-MNIST", "", CLAIMS_ON_CLOTHES),
+        Study("cifar10_32", "cifar10", "CIFAR-10", "_cifar10", {}),
+    )
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--data-dir", help="where TFDS keeps its data")
+    parser.add_argument(
+        "--preset",
+        choices=STUDIES,
+        default="fashion_mnist_32",
+        help="which model",
+    )
     parser.add_argument(
         "--num-images",
         type=int,
@@ -455,16 +513,18 @@ def main() -> None:
         help="none only writes the page anew",
     )
     arguments = parser.parse_args()
-    record = Record(RESULTS)
+    arguments.study = study = STUDIES[arguments.preset]
+    record = Record(study.results)
     if arguments.parts:
-        model = ddim_keras.DiffusionModel.from_preset(PRESET, dtype=backend.fastest_precision())
+        precision = backend.fastest_precision()
+        model = ddim_keras.DiffusionModel.from_preset(study.preset, dtype=precision)
         _, batches = ddim_keras.data.load_dataset(
-            "fashion_mnist", 32, 1000, fit="pad", data_dir=arguments.data_dir
+            study.dataset, 32, 1000, fit="pad", data_dir=arguments.data_dir
         )
         test = np.concatenate([batch.numpy() for batch in batches])
         for part in arguments.parts:
             PARTS[part](model, test, record, arguments)
-    write_page(record.values)
+    write_page(record.values, study)
 
 
 if __name__ == "__main__":
