@@ -91,11 +91,13 @@ _REGISTERED = {
     "ddim_keras.samplers": (
         *(
             "AdamsBashforth",
+            "BDIA",
             "DDIM",
             "DDPM",
             "DPMSolverMultistep",
             "DPMSolverSinglestep",
             "Heun",
+            "OBELM",
             "UniPC",
         ),
     ),

@@ -25,7 +25,7 @@ from ddim_keras.cli.options import label as label_of
     "-o",
     required=True,
     type=click.Path(path_type=pathlib.Path),
-    help="A .npy file of latents.",
+    help="A .npy file of latents; with --algebra .npz.",
 )
 @click.option("--steps", "-s", default=100, show_default=True, help="Steps; decode with as many.")
 @click.option(
@@ -35,6 +35,12 @@ from ddim_keras.cli.options import label as label_of
     "ends near the clean image, such "
     "as linear_beta; few images have such latents with the angle schedule.",
 )
+@click.option(
+    "--algebra",
+    is_flag=True,
+    help="Walk by a two-step rule: each latent is a pair of states, and decoding gives just these "
+    "images, whatever the model and the steps.",
+)
 @label_option
 @fit_option
 def encode(
@@ -43,29 +49,39 @@ def encode(
     out: pathlib.Path,
     steps: int,
     exact: bool,
+    algebra: bool,
     label: str | None,
     fit: str,
 ) -> None:
     """Find the noises that images come from.
 
     They are an array (images, height, width, channels); in Python,
-    model.decode(numpy.load("latents.npy"), 100) gives the images.
+    model.decode(numpy.load("latents.npy"), 100) gives the images. Of --algebra,
+    model.decode(PairLatents.load("latents.npz")) does.
 
     \b
     ddim-keras encode shirt.png shoe.png --out latents.npy
+    ddim-keras encode shirt.png shoe.png --algebra --steps 50 --out latents.npz
     """
     import numpy as np
 
     from ddim_keras.support import files
 
+    suffix = ".npz" if algebra else ".npy"
+    if exact and algebra:
+        raise click.UsageError("--exact and --algebra are two ways: give one")
+    if out.suffix != suffix:
+        raise click.BadParameter(f"must end in {suffix}, got {str(out)!r}", param_hint="--out")
     model = load(source)
     told = label_of(label, model)
-    latents = model.encode(read(model, images, fit), steps, exact=exact, labels=told)
-    if out.suffix != ".npy":
-        raise click.BadParameter(f"must end in .npy, got {str(out)!r}", param_hint="--out")
-    with files.written_beside(out) as temporary:
-        np.save(temporary, latents)
-    click.echo(f"{len(latents)} latents of shape {latents.shape[1:]} written to {out}")
+    way = "algebra" if algebra else exact
+    latents = model.encode(read(model, images, fit), steps, exact=way, labels=told)
+    if algebra:
+        latents.save(out)
+    else:
+        with files.written_beside(out) as temporary:
+            np.save(temporary, latents)
+    click.echo(f"{len(latents)} latents of shape {model.image_shape} written to {out}")
 
 
 @main.command()

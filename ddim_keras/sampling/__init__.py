@@ -9,11 +9,13 @@ from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import Trajectory, decode, generate, reverse_diffusion
 from ddim_keras.sampling.interpolate import interpolate, interpolate_grid
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport
+from ddim_keras.sampling.pairs import PairLatents
 
 __all__ = [
     "ConvergenceError",
     "Engine",
     "InversionReport",
+    "PairLatents",
     "Trajectory",
     "conditioning",
     "decode",
