@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, exporting
-    from ddim_keras.sampling import clipping, guidance
+    from ddim_keras.sampling import clipping, guidance, operators
     from ddim_keras.sampling.guidance import (
         Autoguidance,
         ClassifierFreeGuidance,
@@ -46,6 +46,7 @@ _MOVED = {
     "guidance": "ddim_keras.sampling.guidance",
     "interpolation": "ddim_keras.sampling.interpolate",
     "inversion": "ddim_keras.sampling.inversion",
+    "operators": "ddim_keras.sampling.operators",
     "parameterizations": "ddim_keras.diffusion.parameterizations",
     "random": "ddim_keras.support.random",
     "schedules": "ddim_keras.diffusion.schedules",
@@ -103,6 +104,9 @@ _REGISTERED = {
     ),
     "ddim_keras.sampling.clipping": ("DynamicClipping", "NoClipping", "StaticClipping"),
     "ddim_keras.sampling.guidance": ("ClassifierFreeGuidance",),
+    "ddim_keras.sampling.operators": (
+        *("Blur", "Colorize", "Compressed", "Mask", "SuperResolution"),
+    ),
 }
 
 # Public names that are no modules.
@@ -131,6 +135,7 @@ __all__ = [
     "load_model",
     "metrics",
     "networks",
+    "operators",
     "optimizers",
     "parameterizations",
     "plotting",

@@ -218,6 +218,7 @@ class DiffusionModel(EMATrainer):
     interpolate_grid = verb(sampling.interpolate_grid)
     variations = verb(sampling.variations)
     inpaint = verb(sampling.inpaint)
+    restore = verb(sampling.restore)
     score = verb(scoring.score_generated)
     reverse_diffusion = verb(sampling.reverse_diffusion)
 

@@ -10,6 +10,7 @@ from ddim_keras.sampling.generate import Trajectory, decode, generate, reverse_d
 from ddim_keras.sampling.interpolate import interpolate, interpolate_grid
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport
 from ddim_keras.sampling.pairs import PairLatents
+from ddim_keras.sampling.restore import restore
 
 __all__ = [
     "ConvergenceError",
@@ -25,6 +26,7 @@ __all__ = [
     "interpolate",
     "interpolate_grid",
     "reconstruct",
+    "restore",
     "reverse_diffusion",
     "variations",
 ]
