@@ -44,7 +44,7 @@ from ddim_keras.runs import RunConfig
     "--metric",
     "metrics",
     multiple=True,
-    help="fid, kid, precision_recall, ...  [default: these three]",
+    help="fid, kid, precision_recall, bits_per_dim, ...  [default: the first three]",
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option(
