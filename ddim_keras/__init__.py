@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, ema, exporting
-    from ddim_keras.sampling import clipping, guidance
+    from ddim_keras.sampling import clipping, guidance, operators
     from ddim_keras.sampling.defaults import SamplingDefaults
     from ddim_keras.sampling.guidance import (
         Autoguidance,
@@ -48,6 +48,7 @@ _MOVED = {
     "guidance": "ddim_keras.sampling.guidance",
     "interpolation": "ddim_keras.sampling.interpolate",
     "inversion": "ddim_keras.sampling.inversion",
+    "operators": "ddim_keras.sampling.operators",
     "parameterizations": "ddim_keras.diffusion.parameterizations",
     "random": "ddim_keras.support.random",
     "schedules": "ddim_keras.diffusion.schedules",
@@ -100,11 +101,13 @@ _REGISTERED = {
     "ddim_keras.samplers": (
         *(
             "AdamsBashforth",
+            "BDIA",
             "DDIM",
             "DDPM",
             "DPMSolverMultistep",
             "DPMSolverSinglestep",
             "Heun",
+            "OBELM",
             "UniPC",
         ),
     ),
@@ -113,6 +116,9 @@ _REGISTERED = {
     ),
     "ddim_keras.sampling.defaults": ("SamplingDefaults",),
     "ddim_keras.sampling.guidance": ("ClassifierFreeGuidance",),
+    "ddim_keras.sampling.operators": (
+        *("Blur", "Colorize", "Compressed", "Mask", "SuperResolution"),
+    ),
 }
 
 # Public names that are no modules.
@@ -144,6 +150,7 @@ __all__ = [
     "load_model",
     "metrics",
     "networks",
+    "operators",
     "optimizers",
     "parameterizations",
     "plotting",

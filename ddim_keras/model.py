@@ -228,6 +228,9 @@ class DiffusionModel(EMATrainer):
     interpolate_grid = verb(sampling.interpolate_grid)
     variations = verb(sampling.variations)
     inpaint = verb(sampling.inpaint)
+    restore = verb(sampling.restore)
+    log_likelihood = verb(sampling.log_likelihood)
+    variational_bound = verb(sampling.variational_bound)
     score = verb(scoring.score_generated)
     reverse_diffusion = verb(sampling.reverse_diffusion)
 
