@@ -158,11 +158,10 @@ def test_masks_may_differ_from_image_to_image(trained_model):
     assert np.abs(np.where(masks[..., None], restored - images, 0.0)).max() <= 1e-4
 
 
-@pytest.mark.parametrize("width", [1.0, 1.5])
-def test_even_blurred_black_and_white_images_agree(width):
+def test_even_blurred_black_and_white_images_agree():
     """No image in [0, 1] is far from where these were measured: the hardest case."""
-    images = np.round(random_images(4, (28, 28, 1)))
-    blurred = Blur.gaussian(width).built((28, 28, 1))
+    images = np.round(random_images(2, (16, 16, 1)))
+    blurred = Blur.gaussian(1.0).built((16, 16, 1))
     start = np.clip(images + np.random.default_rng(1).normal(0.0, 0.2, images.shape), 0.0, 1.0)
     start, measured = (ops.convert_to_tensor(part, "float32") for part in (start, blurred(images)))
     found = agreeing(blurred, tensors(blurred), start, measured)

@@ -30,9 +30,9 @@ from ddim_keras.support.types import (
 
 METHODS = ("ddnm", "diffpir")
 _RESTORATION_ETA = 0.85
-# Rounds of clipping and projecting that bring an image within [0, 1] and the measurements, at most,
-# and the error that ends them.
-_ROUNDS, _AGREEMENT = 2000, 2e-5
+# Rounds of clipping and projecting that bring an image within [0, 1] and the measurements, at most;
+# the error that ends them, and the step: where no image measures as given, they stand still.
+_ROUNDS, _AGREEMENT, _STANDSTILL = 2000, 2e-5, 1e-8
 # How far measurements may lie beyond the range of what is measured, besides their noise.
 _BEYOND = 0.1
 
@@ -186,10 +186,7 @@ def agreeing(
     Candes 2015 for beginning anew.
     """
 
-    def residual(images: Images) -> Tensor:
-        return measured - operator.forward(images, *arrays)
-
-    def step(number, images, ahead, pace, _):
+    def step(number, images, ahead, pace, *_):
         projected = ahead + operator.pseudo_inverse(residual(ahead), *arrays)
         reached = ops.clip(projected, 0.0, 1.0)
         moved = reached - images
@@ -197,18 +194,21 @@ def agreeing(
         pace = ops.where(back, 1.0, pace)
         next_pace = 0.5 * (1.0 + ops.sqrt(1.0 + 4.0 * pace**2))
         ahead = reached + (pace - 1.0) / next_pace * moved
-        return number + 1, reached, ahead, next_pace, ops.max(ops.absolute(residual(reached)))
+        error, way = largest(residual(reached)), largest(moved)
+        return number + 1, reached, ahead, next_pace, error, way
 
-    pace = ops.ones_like(images[:, :1, :1, :1])
-    error = ops.max(ops.absolute(residual(images)))
-    _, images, *_ = ops.while_loop(
-        lambda number, images, ahead, pace, error: ops.logical_and(
-            number < _ROUNDS, error > _AGREEMENT
-        ),
-        step,
-        (ops.zeros((), "int32"), images, images, pace, error),
-    )
-    return images
+    def goes_on(number, images, ahead, pace, error, way):
+        return (number < _ROUNDS) & (error > _AGREEMENT) & (way > _STANDSTILL)
+
+    def residual(images: Images) -> Tensor:
+        return measured - operator.forward(images, *arrays)
+
+    def largest(values: Tensor) -> Tensor:
+        return ops.max(ops.absolute(values))
+
+    pace, way = ops.ones_like(images[:, :1, :1, :1]), ops.ones(())
+    start = (ops.zeros((), "int32"), images, images, pace, largest(residual(images)), way)
+    return ops.while_loop(goes_on, step, start)[1]
 
 
 def _checked_measurements(
