@@ -26,10 +26,11 @@ if TYPE_CHECKING:
         samplers,
         sampling,
     )
+    from ddim_keras.categorical import CategoricalDiffusionModel
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, ema, exporting
-    from ddim_keras.sampling import clipping, guidance
+    from ddim_keras.sampling import clipping, guidance, operators
     from ddim_keras.sampling.defaults import SamplingDefaults
     from ddim_keras.sampling.guidance import (
         Autoguidance,
@@ -48,6 +49,7 @@ _MOVED = {
     "guidance": "ddim_keras.sampling.guidance",
     "interpolation": "ddim_keras.sampling.interpolate",
     "inversion": "ddim_keras.sampling.inversion",
+    "operators": "ddim_keras.sampling.operators",
     "parameterizations": "ddim_keras.diffusion.parameterizations",
     "random": "ddim_keras.support.random",
     "schedules": "ddim_keras.diffusion.schedules",
@@ -57,6 +59,7 @@ _MOVED = {
 
 # What is registered with Keras; a test compares.
 _REGISTERED = {
+    "ddim_keras.categorical": ("CategoricalDiffusionModel",),
     "ddim_keras.diffusion.parameterizations": (
         *("ImageParameterization", "NoiseParameterization", "VelocityParameterization"),
     ),
@@ -96,15 +99,18 @@ _REGISTERED = {
         *("BatchNormalization", "BilinearUpsampling2D", "ConditionedConv2D", "GroupNormalization"),
         *("ImageNormalization", "SinusoidalEmbedding", "Swish"),
     ),
+    "ddim_keras.networks.tokens": ("PlacesEmbedding",),
     "ddim_keras.optimizers": ("Muon",),
     "ddim_keras.samplers": (
         *(
             "AdamsBashforth",
+            "BDIA",
             "DDIM",
             "DDPM",
             "DPMSolverMultistep",
             "DPMSolverSinglestep",
             "Heun",
+            "OBELM",
             "UniPC",
         ),
     ),
@@ -113,12 +119,16 @@ _REGISTERED = {
     ),
     "ddim_keras.sampling.defaults": ("SamplingDefaults",),
     "ddim_keras.sampling.guidance": ("ClassifierFreeGuidance",),
+    "ddim_keras.sampling.operators": (
+        *("Blur", "Colorize", "Compressed", "Mask", "SuperResolution"),
+    ),
 }
 
 # Public names that are no modules.
 _NAMES = {
     "Autoguidance": "ddim_keras.sampling.guidance",
     "ClassifierFreeGuidance": "ddim_keras.sampling.guidance",
+    "CategoricalDiffusionModel": "ddim_keras.categorical",
     "DiffusionModel": "ddim_keras.model",
     "GuidanceFunction": "ddim_keras.sampling.guidance",
     "SamplingDefaults": "ddim_keras.sampling.defaults",
@@ -128,6 +138,7 @@ _NAMES = {
 
 __all__ = [
     "Autoguidance",
+    "CategoricalDiffusionModel",
     "ClassifierFreeGuidance",
     "DiffusionModel",
     "GuidanceFunction",
@@ -144,6 +155,7 @@ __all__ = [
     "load_model",
     "metrics",
     "networks",
+    "operators",
     "optimizers",
     "parameterizations",
     "plotting",

@@ -228,6 +228,9 @@ class DiffusionModel(EMATrainer):
     interpolate_grid = verb(sampling.interpolate_grid)
     variations = verb(sampling.variations)
     inpaint = verb(sampling.inpaint)
+    restore = verb(sampling.restore)
+    log_likelihood = verb(sampling.log_likelihood)
+    variational_bound = verb(sampling.variational_bound)
     score = verb(scoring.score_generated)
     reverse_diffusion = verb(sampling.reverse_diffusion)
 
@@ -513,18 +516,6 @@ class DiffusionModel(EMATrainer):
     def _preset_weights(self) -> list[Variable]:
         normalizer = self.normalizer
         return [normalizer.mean, normalizer.variance, normalizer.count, *self.ema_network.weights]
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        store["training_random_state"] = ops.convert_to_numpy(self.seed_generator.state)
-        store["sampling_random_state"] = ops.convert_to_numpy(self.sampling_seed_generator.state)
-
-    def load_own_variables(self, store: Any) -> None:
-        self.seed_generator.state.assign(store["training_random_state"])
-        self.sampling_seed_generator.state.assign(store["sampling_random_state"])
-        super().load_own_variables(
-            {key: store[key] for key in store.keys() if not key.endswith("_random_state")}
-        )
 
     def get_config(self) -> Config:
         serialize = keras.saving.serialize_keras_object

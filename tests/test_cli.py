@@ -547,6 +547,34 @@ def test_encode_writes_latents_that_decode_to_the_images(tmp_path, model_path, p
     )
 
 
+def test_encode_by_algebra_writes_pairs_that_decode_to_just_the_images(
+    tmp_path, model_path, pictures
+):
+    path = tmp_path / "latents.npz"
+    said = run("encode", "-m", model_path, *pictures, "--algebra", "-s", 10, "-o", path)
+    assert "2 latents of shape (8, 8, 1)" in said
+    latents = ddim_keras.sampling.PairLatents.load(path)
+    images = ddim_keras.data.read_images(pictures, 8, 1)
+    model = ddim_keras.load_model(model_path)
+    assert np.abs(model.decode(latents) - images).max() < 1e-5
+    said = run("encode", "-m", model_path, *pictures, "--algebra", "--exact", "-o", path, code=2)
+    assert "two ways: give one" in said
+
+
+def test_restore_draws_what_was_measured_above_what_it_made(tmp_path, model_path, pictures):
+    out = tmp_path / "restored.png"
+    for task in (["super-resolution", "--factor", 2], ["blur"], ["mask", "--mask", pictures[0]]):
+        said = run("restore", "-m", model_path, *pictures, "--task", *task, "-s", 3, "-o", out)
+        assert "2 images restored" in said and out.is_file()
+        out.unlink()
+    assert "there is nothing to colour" in run(
+        "restore", "-m", model_path, *pictures, "--task", "colorize", "-o", out, code=1
+    )
+    assert "belong together" in run(
+        "restore", "-m", model_path, *pictures, "--task", "mask", "-o", out, code=2
+    )
+
+
 def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures):
     said = run(
         "reconstruct", "-m", model_path, *pictures, "-o", tmp_path / "again.png", "--steps", 5

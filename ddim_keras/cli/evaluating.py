@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     "--metric",
     "metrics",
     multiple=True,
-    help="fid, kid, precision_recall, memorization (copies of training images), ...  "
-    "[default: the first three]",
+    help="fid, kid, precision_recall, bits_per_dim, memorization (copies of training "
+    "images), ...  [default: the first three]",
 )
 @click.option(
     "--pairs",

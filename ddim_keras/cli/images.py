@@ -1,8 +1,9 @@
-"""Commands that take images: `encode`, `reconstruct`, `interpolate`, `inpaint`."""
+"""Commands that take images: `encode`, `reconstruct`, `interpolate`, `inpaint`, `restore`."""
 
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import click
 
@@ -25,7 +26,7 @@ from ddim_keras.cli.options import label as label_of
     "-o",
     required=True,
     type=click.Path(path_type=pathlib.Path),
-    help="A .npy file of latents.",
+    help="A .npy file of latents; with --algebra .npz.",
 )
 @click.option("--steps", "-s", default=100, show_default=True, help="Steps; decode with as many.")
 @click.option(
@@ -35,6 +36,12 @@ from ddim_keras.cli.options import label as label_of
     "ends near the clean image, such "
     "as linear_beta; few images have such latents with the angle schedule.",
 )
+@click.option(
+    "--algebra",
+    is_flag=True,
+    help="Walk by a two-step rule: each latent is a pair of states, and decoding gives just these "
+    "images, whatever the model and the steps.",
+)
 @label_option
 @fit_option
 def encode(
@@ -43,29 +50,39 @@ def encode(
     out: pathlib.Path,
     steps: int,
     exact: bool,
+    algebra: bool,
     label: str | None,
     fit: str,
 ) -> None:
     """Find the noises that images come from.
 
     They are an array (images, height, width, channels); in Python,
-    model.decode(numpy.load("latents.npy"), 100) gives the images.
+    model.decode(numpy.load("latents.npy"), 100) gives the images. Of --algebra,
+    model.decode(PairLatents.load("latents.npz")) does.
 
     \b
     ddim-keras encode shirt.png shoe.png --out latents.npy
+    ddim-keras encode shirt.png shoe.png --algebra --steps 50 --out latents.npz
     """
     import numpy as np
 
     from ddim_keras.support import files
 
+    suffix = ".npz" if algebra else ".npy"
+    if exact and algebra:
+        raise click.UsageError("--exact and --algebra are two ways: give one")
+    if out.suffix != suffix:
+        raise click.BadParameter(f"must end in {suffix}, got {str(out)!r}", param_hint="--out")
     model = load(source)
     told = label_of(label, model)
-    latents = model.encode(read(model, images, fit), steps, exact=exact, labels=told)
-    if out.suffix != ".npy":
-        raise click.BadParameter(f"must end in .npy, got {str(out)!r}", param_hint="--out")
-    with files.written_beside(out) as temporary:
-        np.save(temporary, latents)
-    click.echo(f"{len(latents)} latents of shape {latents.shape[1:]} written to {out}")
+    way = "algebra" if algebra else exact
+    latents = model.encode(read(model, images, fit), steps, exact=way, labels=told)
+    if algebra:
+        latents.save(out)
+    else:
+        with files.written_beside(out) as temporary:
+            np.save(temporary, latents)
+    click.echo(f"{len(latents)} latents of shape {model.image_shape} written to {out}")
 
 
 @main.command()
@@ -236,7 +253,134 @@ def inpaint(
     import numpy as np
 
     from ddim_keras import plotting
-    from ddim_keras.data import decoding, read_images
+    from ddim_keras.data import read_images
+
+    _check_sizes(image, mask)
+    model = load(source)
+    known = read_images((mask,), model.image_shape[:2], 1, fit=fit, background="white") > 0.5
+    if known.all():
+        raise ValueError(
+            f"nothing is to be filled: {mask} is nowhere black (what is transparent counts as "
+            "white)"
+        )
+    images = np.repeat(read(model, (image,), fit), num_images, axis=0)
+    masks = np.repeat(known, num_images, axis=0)
+    filled = model.inpaint(images, masks, steps, seed=seed, labels=label_of(label, model))
+    plotting.save_images(out, filled, columns=num_images, scale=4)
+    click.echo(f"{num_images} fillings written to {out}")
+
+
+@main.command()
+@model_option
+@click.argument(
+    "images",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+)
+@click.option(
+    "--task",
+    "-t",
+    required=True,
+    type=click.Choice(["super-resolution", "blur", "colorize", "mask"]),
+    help="What the images lack: they are small, blurred, grey, or known in a part.",
+)
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=pathlib.Path),
+    help="A PNG of what was measured, in the first row, and of the restored images.",
+)
+@click.option("--factor", default=4, show_default=True, help="How many times larger.")
+@click.option(
+    "--blur-width",
+    default=1.0,
+    show_default=True,
+    help="Standard deviation of the blur, in pixels of the model's size.",
+)
+@click.option(
+    "--mask",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="A picture, black where the images are not known.",
+)
+@click.option(
+    "--noise-level",
+    default=0.0,
+    show_default=True,
+    help="Standard deviation of the images' noise, on a scale from 0 to 1.",
+)
+@click.option("--steps", "-s", default=50, show_default=True)
+@click.option(
+    "--eta", default=0.85, show_default=True, help="Fresh noise, from 0 (DDIM) to 1 (DDPM)."
+)
+@click.option("--method", type=click.Choice(["ddnm", "diffpir"]), default="ddnm", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@label_option
+@fit_option
+def restore(
+    source: str,
+    images: tuple[pathlib.Path, ...],
+    task: str,
+    out: pathlib.Path,
+    factor: int,
+    blur_width: float,
+    mask: pathlib.Path | None,
+    label: str | None,
+    fit: str,
+    steps: int,
+    **options: Any,
+) -> None:
+    """Restore images: enlarge, sharpen, colour or complete them.
+
+    Without noise, what is drawn measures as the images do. Images are brought to the size that the
+    model measures at: for super-resolution its own divided by the factor.
+
+    \b
+    ddim-keras restore small.png --task super-resolution --factor 4 --out large.png
+    ddim-keras restore blurred.png --task blur --blur-width 1.5 --noise-level 0.02 --out sharp.png
+    """
+    import numpy as np
+
+    from ddim_keras import plotting
+    from ddim_keras.data import read_images
+    from ddim_keras.sampling import operators
+
+    if (mask is not None) != (task == "mask"):
+        raise click.UsageError("--task mask and --mask belong together: give both")
+    if mask is not None:
+        for path in images:
+            _check_sizes(path, mask)
+    model = load(source)
+    *size, channels = model.image_shape
+    operator: operators.Operator
+    if task == "super-resolution":
+        operator = operators.SuperResolution(factor).built(model.image_shape)
+        size = [side // factor for side in size]
+    elif task == "blur":
+        operator = operators.Blur.gaussian(blur_width)
+    elif task == "colorize":
+        operator = operators.Colorize().built(model.image_shape)
+        channels = 1
+    elif mask is not None:
+        known = read_images((mask,), size, 1, fit=fit, background="white") > 0.5
+        operator = operators.Mask(known)
+    measured = np.asarray(read_images(images, size, channels, fit=fit), "float32")
+    if mask is not None:
+        measured = operator(measured)
+    told = label_of(label, model)
+    restored = model.restore(measured, operator, steps, labels=told, **options)
+    # In the first row pixels as large as they are, in as many channels as the restored images.
+    shown = measured.repeat(restored.shape[1] // measured.shape[1], axis=1)
+    shown = shown.repeat(restored.shape[2] // measured.shape[2], axis=2)
+    shown = np.broadcast_to(shown, restored.shape)
+    plotting.save_images(out, np.concatenate([shown, restored]), columns=len(images), scale=4)
+    click.echo(f"{len(images)} images restored, in {out}")
+
+
+def _check_sizes(image: pathlib.Path, mask: pathlib.Path) -> None:
+    """Raise ValueError unless a mask is of its image's size."""
+    from ddim_keras.data import decoding
 
     sizes = []
     for path in (image, mask):  # as they are seen: a phone stores its pictures turned
@@ -252,15 +396,3 @@ def inpaint(
             f"the mask must be of the image's size: {mask} is {part[0]} x {part[1]} pixels, "
             f"{image} {whole[0]} x {whole[1]}"
         )
-    model = load(source)
-    known = read_images((mask,), model.image_shape[:2], 1, fit=fit, background="white") > 0.5
-    if known.all():
-        raise ValueError(
-            f"nothing is to be filled: {mask} is nowhere black (what is transparent counts as "
-            "white)"
-        )
-    images = np.repeat(read(model, (image,), fit), num_images, axis=0)
-    masks = np.repeat(known, num_images, axis=0)
-    filled = model.inpaint(images, masks, steps, seed=seed, labels=label_of(label, model))
-    plotting.save_images(out, filled, columns=num_images, scale=4)
-    click.echo(f"{num_images} fillings written to {out}")

@@ -27,6 +27,7 @@ from ddim_keras.metrics.states import Sample
 from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import generate
+from ddim_keras.sampling.likelihood import log_likelihood
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
 from ddim_keras.support.types import Condition, Data, ExtractorLike, Features, Images, Labels
 
@@ -38,6 +39,7 @@ METRICS: dict[str, Callable[..., ImageMetric]] = {
     "density_coverage": DensityCoverage,
 }
 MEMORIZATION = "memorization"
+_BITS = "bits_per_dim"
 _BATCH = 256
 _NEIGHBOURS = 5
 _COMPARED = 1000  # generated images that are compared with the training images, at most
@@ -181,7 +183,8 @@ def score_generated(
         metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage",
             or `ddim_keras.metrics.ImageMetric` objects. "memorization" is the share of the first
             1,000 generated images that are copies of `training_images`, by their pixels
-            (`metrics.nearest_training_images`).
+            (`metrics.nearest_training_images`); "bits_per_dim" is `log_likelihood`'s, of the first
+            `num_images` of the real images themselves.
         extractor: features of the metrics given by name: "inception_v3", "cifar10",
             "fashion_mnist", "inception_2015" (comparable with papers), an `Extractor` or a Keras
             model. None takes
@@ -212,6 +215,13 @@ def score_generated(
     ['precision', 'recall']
     """
     batch_size = min(engine.batch_size(batch_size), positive_int("num_images", num_images))
+    found, metrics = {}, list(metrics)
+    if _BITS in metrics:
+        metrics.remove(_BITS)
+        given = {"labels": labels, "condition": condition, "guidance": sampling.get("guidance")}
+        found = _bits_per_dim(engine, dataset, num_images, diffusion_steps, given, seed, batch_size)
+        if not metrics:
+            return found
     options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
     for name in ("initial_noise", "return_trajectory", "first_image", "verbose"):
         if name in options:
@@ -244,7 +254,7 @@ def score_generated(
         training = inputs.checked(training_images, engine.image_shape)
         compared = np.concatenate(first)[:_COMPARED]
         scores[MEMORIZATION] = nearest_training_images(compared, training, mirrored=True).share
-    return scores
+    return scores | found
 
 
 def _keeping_first(batches: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterable[np.ndarray]:
@@ -253,6 +263,31 @@ def _keeping_first(batches: Iterable[np.ndarray], kept: list[np.ndarray]) -> Ite
         if sum(map(len, kept)) < _COMPARED:
             kept.append(images)
         yield images
+
+
+def _bits_per_dim(
+    engine: Engine,
+    dataset: Data,
+    number: int,
+    diffusion_steps: int | Sequence[float] | None,
+    given: dict[str, Any],
+    seed: int,
+    batch_size: int,
+) -> dict[str, float]:
+    """Return the mean and its standard error of the first images of a data set."""
+    wanted = [name for name, value in given.items() if value is True]
+    found: list[np.ndarray] = []
+    data = inputs.checked(dataset, engine.image_shape)
+    for batch in inputs.iterate_batches(data, _BATCH)[0]:
+        images = inputs.as_array(batch.images)
+        found.append(ops.convert_to_numpy(inputs.as_unit_range(images)))
+        if sum(map(len, found)) >= number:
+            break
+    images = np.concatenate(found)[:number]
+    told = given | (_told_by(dataset, engine, len(images), wanted) if wanted else {})
+    told |= {} if diffusion_steps is None else {"diffusion_steps": diffusion_steps}
+    result = log_likelihood(engine, images, seed=seed, batch_size=batch_size, verbose=0, **told)
+    return {_BITS: result.mean_bits_per_dim, f"{_BITS}_standard_error": result.standard_error}
 
 
 def _told_by(

@@ -12,6 +12,15 @@ from ddim_keras.samplers.ddim import DDIM, DDPM
 from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep
 from ddim_keras.samplers.heun import Heun
 from ddim_keras.samplers.planning import Plan, plan, table_of
+from ddim_keras.samplers.two_step import (
+    BDIA,
+    OBELM,
+    TWO_STEP_RULES,
+    TwoStepRule,
+    on_lattice,
+    plan_pairs,
+    walk_pairs,
+)
 from ddim_keras.samplers.unipc import UniPC
 from ddim_keras.samplers.walking import Conditions, Denoiser, walk
 
@@ -28,10 +37,13 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
 }
 
 __all__ = [
+    "BDIA",
     "DDIM",
     "DDPM",
     "MEMORY",
+    "OBELM",
     "SAMPLERS",
+    "TWO_STEP_RULES",
     "AdamsBashforth",
     "Conditions",
     "DPMSolverMultistep",
@@ -41,9 +53,13 @@ __all__ = [
     "Heun",
     "Levels",
     "Sampler",
+    "TwoStepRule",
     "UniPC",
     "Plan",
+    "on_lattice",
     "plan",
+    "plan_pairs",
     "table_of",
     "walk",
+    "walk_pairs",
 ]

@@ -9,11 +9,17 @@ from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import Trajectory, decode, generate, reverse_diffusion
 from ddim_keras.sampling.interpolate import interpolate, interpolate_grid
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport
+from ddim_keras.sampling.likelihood import LogLikelihood, log_likelihood
+from ddim_keras.sampling.pairs import PairLatents
+from ddim_keras.sampling.restore import restore
+from ddim_keras.sampling.variational import variational_bound
 
 __all__ = [
     "ConvergenceError",
     "Engine",
     "InversionReport",
+    "LogLikelihood",
+    "PairLatents",
     "Trajectory",
     "conditioning",
     "decode",
@@ -22,7 +28,10 @@ __all__ = [
     "inpaint",
     "interpolate",
     "interpolate_grid",
+    "log_likelihood",
     "reconstruct",
+    "restore",
     "reverse_diffusion",
+    "variational_bound",
     "variations",
 ]

@@ -16,7 +16,8 @@ from ddim_keras.support.types import Config
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class SamplingDefaults(Configurable):
-    """What `generate`, `variations`, `score` and `inpaint` take where the user does not say.
+    """What `generate`, `variations`, `score` and `inpaint` take where the user does not say;
+    `restore` takes the clipping.
 
     Saved with the model. Models made from published weights have those of their configuration.
     `encode` and `decode`, which must fit each other, do not look here.

@@ -23,6 +23,7 @@ from ddim_keras.sampling.clipping import Clipping, clipped
 from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
+from ddim_keras.sampling.operators import checked_masks
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import Condition, GuidanceLike, ImageArray, Images, Labels, Tensor
 
@@ -144,7 +145,7 @@ def inpaint(
     Source: Lugmayr et al. 2022, "RePaint", with jumps of one step.
     """
     normalized = engine.normalize(images)
-    known = _checked_masks(masks, normalized.shape)
+    known = checked_masks(masks, normalized.shape)
     along = schedule_of_walk(schedule, engine.schedule, engine.parameterization)
     levels = levels_of(along, diffusion_times(diffusion_steps, spacing, along))
     evaluations, showings = _with_resampling(
@@ -231,24 +232,3 @@ def _with_resampling(
         showings += [(next_signal, next_noise, back, np.sqrt(1.0 - back**2))] * (resampling - 1)
         showings.append((next_signal, next_noise, 1.0, 0.0))
     return evaluations, np.array(showings[:-1], "float32")
-
-
-def _checked_masks(masks: Images, shape: tuple[int, ...]) -> ImageArray:
-    """Masks as float32 of the images' shape."""
-    masks = np.asarray(masks, "float32")
-    expected = (
-        "(height, width) or (batch, height, width), perhaps with channels, for images of shape "
-        f"{shape}"
-    )
-    if masks.ndim == 2 or (masks.ndim == 3 and masks.shape == shape[:3]):
-        masks = masks[..., None]
-    try:
-        result = np.broadcast_to(masks, shape)
-    except ValueError:
-        raise ValueError(f"masks must be {expected}, got shape {masks.shape}") from None
-    if not np.isin(result, (0.0, 1.0)).all():
-        raise ValueError(
-            "masks must hold 1 where the image is known and 0 where it is to be painted, got other "
-            "values"
-        )
-    return np.ascontiguousarray(result)

@@ -5,6 +5,7 @@ numbers by seed and place.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from ddim_keras.diffusion.parameterizations import Parameterization
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
 from ddim_keras.networks.layers import ImageNormalization
-from ddim_keras.samplers import MEMORY, Denoiser, Plan, Sampler, plan, walk
+from ddim_keras.samplers import MEMORY, Denoiser, Plan, Sampler, plan, walk, walk_pairs
 from ddim_keras.sampling.choices import schedule_of_walk
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.denoisers import Wrapper, network_denoiser
@@ -260,16 +261,53 @@ class Engine:
             indices: (batch,), int32, the images' numbers.
             wrappers: what is put around the network's denoiser, the innermost first.
         """
-        key = ("walk", *(wrapper.key for wrapper in wrappers))
+        return self.on_device(
+            "walk",
+            functools.partial(self.walk_on_device, wrappers),
+            wrappers,
+            noisy_images,
+            memory,
+            planned.table,
+            np.int32(first),
+            np.int32(last),
+            np.uint32(seed),
+            indices,
+        )
+
+    def walk_pairs(
+        self,
+        older: Images,
+        newer: Images,
+        planned: Plan,
+        indices: Numbers,
+        wrappers: Sequence[Wrapper] = (),
+    ) -> tuple[Images, Images]:
+        """Take a whole walk over pairs of states, and return the pair it led to; see
+        `samplers.walk_pairs`.
+        """
+
+        def walk_on_device(older, newer, table, number, indices, arrays):
+            denoise = self.wrapped(wrappers, arrays, np.uint32(0), indices)
+            pair = (ops.convert_to_tensor(state, dtype="float32") for state in (older, newer))
+            return walk_pairs(denoise, *pair, ops.convert_to_tensor(table), number)
+
+        number = np.int32(planned.ends[-1])
+        return self.on_device(
+            "walk_pairs", walk_on_device, wrappers, older, newer, planned.table, number, indices
+        )
+
+    def on_device(
+        self, name: str, function: Callable, wrappers: Sequence[Wrapper], *arguments: Any
+    ) -> Any:
+        """Call a function of (*arguments, arrays of the wrappers), compiled once for its name and
+        the wrappers' keys.
+        """
+        key = (name, *(wrapper.key for wrapper in wrappers))
         variables = [variable for wrapper in wrappers for variable in wrapper.variables]
         values = [value for wrapper in wrappers for value in wrapper.values]
-        compiled = self._compile(
-            key, lambda *arguments: self.walk_on_device(wrappers, *arguments), variables
-        )
+        compiled = self._compile(key, function, variables)
         arrays = tuple(wrapper.arrays for wrapper in wrappers)
-        numbers = (np.int32(first), np.int32(last), np.uint32(seed), indices)
-        values = [*self.held_values(), *values]
-        return compiled(values, noisy_images, memory, planned.table, *numbers, arrays)
+        return compiled([*self.held_values(), *values], *arguments, arrays)
 
     def walk_on_device(
         self,
@@ -287,17 +325,27 @@ class Engine:
         wrappers.
         """
 
-        def draw_noises(number: Tensor) -> Images:
-            return random.normal(seed, number, indices, self.image_shape)
-
-        denoise = self.denoise
-        for wrapper, own in zip(wrappers, arrays):
-            denoise = wrapper.wrap(denoise, own, draw_noises)
+        denoise = self.wrapped(wrappers, arrays, seed, indices)
         noisy_images = ops.convert_to_tensor(noisy_images, dtype="float32")
         memory = ops.convert_to_tensor(memory, dtype="float32")
+        draw_noises = self._noises_of(seed, indices)
         return walk(
             denoise, noisy_images, memory, ops.convert_to_tensor(table), first, last, draw_noises
         )
+
+    def wrapped(
+        self, wrappers: Sequence[Wrapper], arrays: Sequence, seed: Tensor, indices: Tensor
+    ) -> Denoiser:
+        """Return the network's denoiser with the wrappers around it, to be compiled as a part of
+        something else.
+        """
+        denoise, draw_noises = self.denoise, self._noises_of(seed, indices)
+        for wrapper, own in zip(wrappers, arrays):
+            denoise = wrapper.wrap(denoise, own, draw_noises)
+        return denoise
+
+    def _noises_of(self, seed: Tensor, indices: Tensor) -> Callable[[Tensor], Images]:
+        return lambda number: random.normal(seed, number, indices, self.image_shape)
 
     @staticmethod
     def no_memory(noisy_images: Images) -> Tensor:

@@ -18,8 +18,17 @@ from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, count_evaluations
+from ddim_keras.sampling.pairs import PairLatents, decode_pairs
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import Array, Condition, GuidanceLike, ImageArray, Images, Labels
+from ddim_keras.support.types import (
+    Array,
+    Condition,
+    GuidanceLike,
+    ImageArray,
+    Images,
+    Labels,
+    Latents,
+)
 
 
 class Trajectory(NamedTuple):
@@ -281,25 +290,38 @@ def _record(
 
 def decode(
     engine: Engine,
-    latents: Images,
-    diffusion_steps: int | Sequence[float] = 100,
+    latents: Latents | PairLatents,
+    diffusion_steps: int | Sequence[float] | None = None,
     *,
-    sampler: str | Sampler = ENCODING_SAMPLER,
+    sampler: str | Sampler | None = None,
     **options: Any,
 ) -> Any:
     """Make images from latents; the inverse of `encode`, with the same steps, spacing and schedule.
 
     Args:
-        latents: (batch, height, width, channels), noise or what `encode` returned.
-        diffusion_steps: S, or the times to walk over, as for `generate`.
-        sampler: deterministic, to give the same images each time.
-        **options: as for `generate`.
+        latents: (batch, height, width, channels), noise or what `encode` returned; or the pair that
+            `encode(..., exact="algebra")` returned, which knows its own walk.
+        diffusion_steps: S, or the times to walk over, as for `generate`. None is 100, or a pair's
+            own.
+        sampler: deterministic, to give the same images each time. None is "ddim", or a pair's own
+            rule.
+        **options: as for `generate`; of a pair labels, condition, guidance, clipping, batch_size
+            and verbose.
 
     Returns:
         float32 array (batch, height, width, channels) in [0, 1].
     """
+    if isinstance(latents, PairLatents):
+        if sampler is not None:
+            raise ValueError(f"a pair of states is decoded by its own rule: leave out {sampler!r}")
+        return decode_pairs(engine, latents, diffusion_steps, **options)
     latents = engine.latents(latents, "latents")
     chosen = {"spacing": EVEN_TIMES, "clipping": "none", **options}
     return generate(
-        engine, len(latents), diffusion_steps, sampler=sampler, initial_noise=latents, **chosen
+        engine,
+        len(latents),
+        100 if diffusion_steps is None else diffusion_steps,
+        sampler=ENCODING_SAMPLER if sampler is None else sampler,
+        initial_noise=latents,
+        **chosen,
     )

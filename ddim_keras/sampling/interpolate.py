@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.encode import encode
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.generate import decode
+from ddim_keras.sampling.pairs import PairLatents
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.types import ImageArray, Latents
 
+_DEFAULT_STEPS = 50
 # Below this angle, or this close to half a turn, sin(phi) leaves no digits.
 _SMALLEST_ANGLE = 1e-4
 # Unlike any seed that a user may have drawn the latents from.
@@ -101,10 +103,10 @@ def slerp_grid(corners: Latents, rows: int, cols: int) -> np.ndarray:
 
 def interpolate(
     engine: Engine,
-    start: Latents,
-    end: Latents,
+    start: Latents | PairLatents,
+    end: Latents | PairLatents,
     num_images: int = 9,
-    diffusion_steps: int | Sequence[float] = 50,
+    diffusion_steps: int | Sequence[float] | None = None,
     *,
     from_images: bool = False,
     **options: Any,
@@ -112,13 +114,16 @@ def interpolate(
     """Make images on the way from one latent to another, along the sphere (section 5.3).
 
     Args:
-        start, end: latents of shape (height, width, channels); or images, with `from_images`.
+        start, end: latents of shape (height, width, channels), or one each of `PairLatents`; or
+            images, with `from_images`.
         num_images: how many, both ends included.
-        diffusion_steps: S, or the times to walk over, as for `generate`.
+        diffusion_steps: S, or the times to walk over, as for `generate`. None is 50, or a pair's
+            own.
         from_images: `start` and `end` are images, in [0, 1] or uint8, that are encoded first, by as
             many steps.
-        **options: as for `decode`. Of a list of labels or conditions the first and the last are
-            those of the ends.
+        **options: as for `decode`, and of images `exact="algebra"` as for `encode`, whose path
+            begins and ends with the images themselves. Of a list of labels or conditions the first
+            and the last are those of the ends.
 
     Returns:
         float32 array (num_images, height, width, channels) in [0, 1].
@@ -129,15 +134,16 @@ def interpolate(
     places = [0, num_images - 1]
     ends = _latents_of([start, end], engine, from_images, diffusion_steps, options, places)
     weights = np.linspace(0.0, 1.0, num_images)
-    return decode(engine, slerp(ends[0], ends[1], weights), diffusion_steps, **options)
+    path = _mixed(ends, lambda states: slerp(states[0], states[1], weights))
+    return decode(engine, path, _steps_of(ends, diffusion_steps), **options)
 
 
 def interpolate_grid(
     engine: Engine,
-    corners: Latents,
+    corners: Latents | PairLatents,
     rows: int = 5,
     cols: int = 5,
-    diffusion_steps: int | Sequence[float] = 50,
+    diffusion_steps: int | Sequence[float] | None = None,
     *,
     from_images: bool = False,
     **options: Any,
@@ -145,13 +151,14 @@ def interpolate_grid(
     """Make a grid of images between four latents (the paper's figure 6).
 
     Args:
-        corners: (4, height, width, channels) latents, top left, top right, bottom left and bottom
-            right; or images, with `from_images`.
+        corners: (4, height, width, channels) latents, or four `PairLatents`, top left, top right,
+            bottom left and bottom right; or images, with `from_images`.
         rows, cols: size of the grid, at least 1.
-        diffusion_steps: S, or the times to walk over, as for `generate`.
+        diffusion_steps: S, or the times to walk over, as for `generate`. None is 50, or a pair's
+            own.
         from_images: the corners are images that are encoded first.
-        **options: as for `decode`. Labels and conditions of all images, if they differ, come row
-            by row; those at the corners are the corners'.
+        **options: as for `interpolate`. Labels and conditions of all images, if they differ, come
+            row by row; those at the corners are the corners'.
 
     Returns:
         float32 array (rows, cols, height, width, channels) in [0, 1].
@@ -159,20 +166,23 @@ def interpolate_grid(
     rows, cols = positive_int("rows", rows), positive_int("cols", cols)
     _check_corners(corners)
     places = [0, cols - 1, (rows - 1) * cols, rows * cols - 1]
-    ends = _latents_of(list(corners), engine, from_images, diffusion_steps, options, places)
-    latents = slerp_grid(ends, rows, cols)
-    images = decode(engine, latents.reshape(-1, *engine.image_shape), diffusion_steps, **options)
+    each = [corners[index] for index in range(4)]
+    ends = _latents_of(each, engine, from_images, diffusion_steps, options, places)
+    grid = _mixed(
+        ends, lambda states: slerp_grid(states, rows, cols).reshape(-1, *engine.image_shape)
+    )
+    images = decode(engine, grid, _steps_of(ends, diffusion_steps), **options)
     return images.reshape(rows, cols, *engine.image_shape)
 
 
 def _latents_of(
-    ends: list[Latents],
+    ends: list[Any],
     engine: Engine,
     from_images: bool,
-    diffusion_steps: int | Sequence[float],
+    diffusion_steps: int | Sequence[float] | None,
     options: dict[str, Any],
     places: Sequence[int],
-) -> ImageArray:
+) -> ImageArray | PairLatents:
     """Return the latents to interpolate between, encoded by as many steps as they will be decoded
     if they are images; `places` are theirs among the images to be made.
     """
@@ -180,12 +190,19 @@ def _latents_of(
         raise ValueError(
             "no trajectory is returned here: decode(latents, return_trajectory=True) does"
         )
+    if any(isinstance(end, PairLatents) for end in ends):
+        return _pairs_of(ends, engine, from_images, options)
     for end in ends:
         if np.shape(end) != engine.image_shape:
             raise ValueError(
                 f"each end must be one image or latent, {engine.image_shape}, got shape "
                 f"{np.shape(end)}"
             )
+    exact = options.pop("exact", False)
+    if exact is True or (exact and not from_images):
+        raise ValueError(
+            'exact="algebra" is for images, with from_images=True; for exact=True encode them first'
+        )
     if not from_images:
         return engine.latents(np.stack(ends), "latents")
     if options.get("network_evaluations") is not None:
@@ -196,10 +213,48 @@ def _latents_of(
     told = conditioning(engine, number, options.get("labels"), options.get("condition"))
     chosen |= told.arguments(places)
     images = [ops.convert_to_numpy(inputs.as_unit_range(inputs.as_array(end))) for end in ends]
-    return encode(engine, np.stack(images), diffusion_steps, **chosen)
+    if exact:
+        options.pop("sampler", None)
+    steps = _DEFAULT_STEPS if diffusion_steps is None else diffusion_steps
+    return encode(engine, np.stack(images), steps, exact=exact, **chosen)
 
 
-def _check_corners(corners: Latents) -> None:
+def _pairs_of(
+    ends: list[Any], engine: Engine, from_images: bool, options: dict[str, Any]
+) -> PairLatents:
+    """Return pairs of states, each of one image, as those of several."""
+    if from_images or options.get("exact"):
+        raise ValueError("these ends are latents: leave from_images and exact out")
+    first = ends[0]
+    for end in ends:
+        if not isinstance(end, PairLatents) or end.noisier.shape != engine.image_shape:
+            raise ValueError(
+                "each end must be one pair of states, such as latents[0] of what encode returned, "
+                f"with states of shape {engine.image_shape}"
+            )
+        if end.rule != first.rule or not np.array_equal(end.noise_rates, first.noise_rates):
+            raise ValueError("the ends were encoded by different walks: encode them together")
+    return first.replaced(*(np.stack(states) for states in zip(*map(PairLatents.states, ends))))
+
+
+def _mixed(
+    ends: ImageArray | PairLatents, mix: Callable[[ImageArray], np.ndarray]
+) -> ImageArray | PairLatents:
+    """Return what `mix` makes of latents, of both states of pairs by itself."""
+    if isinstance(ends, PairLatents):
+        return ends.replaced(*(mix(states) for states in ends.states()))
+    return mix(ends)
+
+
+def _steps_of(
+    ends: ImageArray | PairLatents, diffusion_steps: int | Sequence[float] | None
+) -> int | Sequence[float] | None:
+    if diffusion_steps is None and not isinstance(ends, PairLatents):
+        return _DEFAULT_STEPS
+    return diffusion_steps
+
+
+def _check_corners(corners: Latents | PairLatents) -> None:
     if len(corners) != 4:
         raise ValueError(
             "expected 4 corners (top left, top right, bottom left, bottom right), got "

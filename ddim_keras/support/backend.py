@@ -192,6 +192,21 @@ def test_step(model: Any, *arguments: Any) -> Any:
     return logs, _updated(scope, groups, state)
 
 
+def value_and_slope(function: Callable, point: Any, direction: Any) -> tuple[Any, Any]:
+    """Return (function(point), direction J), J its Jacobian there; arrays of one shape."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            value = function(point)
+        return value, tape.gradient(value, point, direction)
+    import jax
+
+    value, pull_back = jax.vjp(function, point)
+    return value, pull_back(direction)[0]
+
+
 def replica() -> tuple[Any, int]:
     """Return (number of this replica, how many there are) where the model is copied to several
     devices; else (0, 1).
