@@ -10,7 +10,7 @@ export NO_MKDOCS_2_WARNING ?= 1
 # What `make compare` compares with: a commit or tag.
 BEFORE ?= HEAD~1
 
-.PHONY: help setup demo test test-slow test-all test-parity bench compare lint docs notebook clean
+.PHONY: help setup demo test test-slow test-all test-parity test-extras bench compare lint docs notebook clean
 
 help:
 	@echo "make demo      train, generate, and write pictures to outputs/demo (about 6 minutes on 2 cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow run the slow tests, which make test leaves out"
 	@echo "make test-all  run both"
 	@echo "make test-parity compare with torch and diffusers, which it installs"
+	@echo "make test-extras run exported programs, the server and the page, with the libraries for them"
 	@echo "make bench     run the benchmarks"
 	@echo "make compare   time a training step and sampling against BEFORE=HEAD~1, in turns"
 	@echo "make lint      check style and types"
@@ -40,8 +41,8 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m "not slow and not parity"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m "not slow and not parity"
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m "not slow and not parity and not extras"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m "not slow and not parity and not extras"
 
 test-slow: setup
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m slow
@@ -57,6 +58,15 @@ test-all: test test-slow
 test-parity: .venv/parity
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/parity
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/parity -k "walks or cifar10 or script"
+
+# So are the runtimes of exported programs, and what serves images.
+.venv/extras: .venv/ready
+	$(BIN)/python -m pip install --quiet -e '.[jax,test,onnx,openvino,litert]'
+	touch .venv/extras
+
+test-extras: .venv/extras
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/extras
+	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/extras -k "walk or denoiser"
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py

@@ -20,7 +20,7 @@ from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
 from ddim_keras.networks.ddpm_unet import DDPMUNet, ddpm_unet
 from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
-from ddim_keras.presets import checkpoints, ddpm_names, diffusers
+from ddim_keras.presets import checkpoints, ddpm_names, diffusers, programs
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.choices import check_noise_end
 from ddim_keras.sampling.defaults import SamplingDefaults
@@ -338,20 +338,51 @@ class DiffusionModel(EMATrainer):
         )
 
     def export(
-        self, filepath: str | os.PathLike, format: str = "tf_saved_model", **kwargs: Any
+        self,
+        filepath: str | os.PathLike,
+        format: str = "tf_saved_model",
+        signature: str | None = None,
+        **options: Any,
     ) -> None:
-        """Write the EMA network for other programs to run; as `keras.Model.export`. Sampling is
-        theirs to do.
+        """Write what the model does for other programs to run: whole walks, the denoiser, or the
+        EMA network alone, as `keras.Model.export` does.
+
+        Programs of walks and denoisers are float32, take any batch, and need nothing of this
+        library. Their arguments and results go by names.
+
+        - "generate": from `initial_noise` (batch, height, width, channels), standard normal, to
+          `images`, float32 in [0, 1]: what `generate(initial_noise=...)` makes.
+        - "denoise": from `noisy_images`, of unit variance, with `noise_rates` and `signal_rates`
+          (batch, 1, 1, 1), to `pred_noises` and `pred_images`, as `denoise`.
+
+        Both also take `labels`, int32 (batch,), class numbers or K for none, and `condition`, in
+        [0, 1] if it is an image, if the model does.
 
         Args:
-            filepath: where to.
-            format: "tf_saved_model", "onnx", ... The exported function takes [noisy images (batch,
-                height, width, channels), of zero mean and unit variance; noise variances (batch, 1,
-                1, 1), or times] and returns what the network predicts: noises, images or
-                velocities.
-            **kwargs: as in `keras.Model.export`.
+            filepath: where to: a folder for "tf_saved_model", else a file ending in .onnx, .tflite
+                or .xml, beside which OpenVINO's weights are (.bin).
+            format: "tf_saved_model", "onnx", "openvino" or "litert"; for the network alone, what
+                Keras knows. All but the first are written under TensorFlow.
+            signature: "generate", "denoise", or None for the network: of [noisy images; noise
+                variances (batch, 1, 1, 1), or times] to what it predicts.
+            **options: of "generate": diffusion_steps, sampler, eta, spacing, schedule, clipping and
+                guidance, as for `generate`, which are then fixed; of "denoise": clipping and
+                guidance. `overwrite=True` replaces what stands there. Else as in
+                `keras.Model.export`.
+
+        Raises:
+            ValueError: an unknown format or signature, a wrong suffix, something that stands there,
+                another backend than the format needs, or a sampler that adds noise on its way.
+                Nothing is written then.
+            ImportError: what writes the format is not installed; says what to install.
         """
-        self.ema_network.export(os.fspath(filepath), format=format, **kwargs)
+        if signature is None:
+            if format == "onnx":
+                options.setdefault("input_signature", programs.input_signature(self.ema_network))
+            self.ema_network.export(os.fspath(filepath), format=format, **options)
+            return
+        self.synchronize()
+        programs.write(self.engine, self.ema_network, filepath, format, signature, **options)
 
     @classmethod
     def from_preset(

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddim_keras.cli.group import main
-from ddim_keras.cli.options import EMA_LENGTH, SIZE, model_option
+from ddim_keras.cli.options import (
+    EMA_LENGTH,
+    SIZE,
+    guidance_options,
+    model_option,
+    sampling,
+    sampling_options,
+)
+from ddim_keras.cli.options import guidance as options_guidance
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ddim_keras.model import DiffusionModel
+
+# What `export` writes, by the end of its file's name.
+_SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".xml": "openvino", ".tflite": "litert"}
 
 
 def load(source: str, compile: bool = False) -> DiffusionModel:
@@ -65,36 +76,92 @@ def read(model: DiffusionModel, paths: tuple[pathlib.Path, ...], fit: str) -> np
     "training's, from 0 to 0.28; or best, for what its validation images like best of a few.  "
     "[default: the average that training kept]",
 )
-def export(source: str, out: pathlib.Path, full: bool, ema_length: float | str | None) -> None:
-    """Write a model as a preset or a .keras file.
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["preset", "keras", "tf_saved_model", "onnx", "openvino", "litert"]),
+    default=None,
+    help="What to write. The last four are programs of other runtimes, which need nothing of this "
+    "library: whole walks with what the options below fix, or the denoiser.  [default: keras, "
+    "onnx, openvino or litert if OUT ends in .keras, .onnx, .xml or .tflite, else preset]",
+)
+@click.option(
+    "--signature",
+    type=click.Choice(["generate", "denoise"]),
+    default=None,
+    help="Of a program: from noise to images, or from noisy images to what is predicted.  "
+    "[default: generate]",
+)
+@guidance_options
+@sampling_options
+def export(
+    source: str,
+    out: pathlib.Path,
+    full: bool,
+    ema_length: float | str | None,
+    format_: str | None,
+    signature: str | None,
+    guidance: float | None,
+    guidance_interval: tuple[float, float] | None,
+    **options: Any,
+) -> None:
+    """Write a model as a preset or a .keras file, or its sampling for another runtime.
 
     \b
     ddim-keras export -m runs/photos photos-preset
     ddim-keras export -m photos-preset photos.keras
     ddim-keras export -m runs/photos --ema-length 0.08 photos.keras
+    ddim-keras export -m runs/photos --steps 20 photos.onnx
+    ddim-keras export -m runs/photos --format tf_saved_model photos-program
     """
-    if out.suffix not in ("", ".keras"):
+    if format_ is None and out.suffix not in ("", *_SUFFIXES):
         raise click.BadParameter(
-            f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT"
+            f"must end in {', '.join(_SUFFIXES)}, or be a folder, got {str(out)!r}",
+            param_hint="OUT",
         )
+    format_ = format_ or _SUFFIXES.get(out.suffix, "preset")
+    suffix = next((suffix for suffix, name in _SUFFIXES.items() if name == format_), "")
+    if out.suffix != suffix:
+        wanted = f"end in {suffix}" if suffix else "be a folder, without a suffix"
+        raise click.BadParameter(
+            f"must {wanted} for the format {format_}, got {str(out)!r}", param_hint="OUT"
+        )
+    chosen = sampling(**options)
+    strength = options_guidance(guidance, guidance_interval)
+    if strength is not None:
+        chosen["guidance"] = strength
+    is_program = format_ not in ("preset", "keras")
+    if not is_program and (chosen or signature):
+        raise click.UsageError(
+            f"a {format_} fixes neither steps nor guidance: give --format onnx, say, or leave "
+            "those out"
+        )
+    from ddim_keras.presets import programs
     from ddim_keras.runs import exporting
 
-    if ema_length is None:
-        model = load(source, compile=True)
-    else:
-        if not (pathlib.Path(source) / "config.yaml").is_file():
-            raise click.BadParameter(
-                f"needs the folder of a run, got --model {source}", param_hint="--ema-length"
-            )
-        from ddim_keras.runs import ema
-
-        model = ema.reconstruct(source, ema_length, tell=click.echo)
+    if is_program:
+        programs.check(out, format_, signature or "generate")
+    model = _to_be_exported(source, ema_length)
     exporting.refuse_diverged(model)
-    if out.suffix == ".keras":
+    if is_program:
+        model.export(out, format_, signature or "generate", **chosen)
+    elif format_ == "keras":
         model.save(out)
     else:
         model.save_to_preset(out, half=not full)
     click.echo(f"Written to {out}")
+
+
+def _to_be_exported(source: str, ema_length: float | str | None) -> DiffusionModel:
+    if ema_length is None:
+        return load(source, compile=True)
+    if not (pathlib.Path(source) / "config.yaml").is_file():
+        raise click.BadParameter(
+            f"needs the folder of a run, got --model {source}", param_hint="--ema-length"
+        )
+    from ddim_keras.runs import ema
+
+    return ema.reconstruct(source, ema_length, tell=click.echo)
 
 
 @main.command()

@@ -22,7 +22,7 @@ from ddim_keras.samplers.two_step import (
     walk_pairs,
 )
 from ddim_keras.samplers.unipc import UniPC
-from ddim_keras.samplers.walking import Conditions, Denoiser, walk
+from ddim_keras.samplers.walking import Conditions, Denoiser, evaluation, walk
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "ddim": DDIM,
@@ -57,6 +57,7 @@ __all__ = [
     "UniPC",
     "Plan",
     "on_lattice",
+    "evaluation",
     "plan",
     "plan_pairs",
     "table_of",

@@ -40,7 +40,7 @@ def walk(
     table: Tensor,
     first: Tensor,
     last: Tensor,
-    draw_noises: Callable[[Tensor], Images],
+    draw_noises: Callable[[Tensor], Images] | None,
 ) -> tuple[Images, Tensor, Images]:
     """Make the evaluations first, ..., last - 1 of a plan's table.
 
@@ -53,7 +53,7 @@ def walk(
         table: `Plan.table`, as a tensor.
         first, last: int32 scalars; their values are not compiled in.
         draw_noises: number -> standard normal noises shaped as `noisy_images`. Only called where
-            noise is added, with the evaluation's number, counted from 1.
+            noise is added, with the evaluation's number, counted from 1. None where it never is.
 
     Returns:
         (noisy images, memory, predicted images) after the last evaluation.
@@ -62,20 +62,8 @@ def walk(
     def evaluate(
         index: Tensor, noisy_images: Images, memory: Tensor, _: Images
     ) -> tuple[Tensor, ...]:
-        noise_level, noise_rate, signal_rate, image, noise, fresh, *others = ops.unstack(
-            ops.take(table, index, axis=0), num=6 + MEMORY + 2
-        )
-        conditions = Conditions(noise_level, index)
-        pred_noises, pred_images = denoise(noisy_images, noise_rate, signal_rate, conditions)
-        noisy_images = image * pred_images + noise * pred_noises
-        for weight, earlier in zip(others[:MEMORY], ops.unstack(memory, num=MEMORY)):
-            noisy_images = noisy_images + weight * earlier
-        noisy_images = ops.cond(
-            fresh > 0.0, lambda: noisy_images + fresh * draw_noises(index + 1), lambda: noisy_images
-        )
-        keep_image, keep_noise = others[MEMORY:]
-        kept = keep_image * pred_images + keep_noise * pred_noises
-        return index + 1, noisy_images, ops.concatenate([kept[None], memory[:-1]]), pred_images
+        row = ops.take(table, index, axis=0)
+        return index + 1, *evaluation(denoise, noisy_images, memory, row, index, draw_noises)
 
     _, noisy_images, memory, pred_images = ops.while_loop(
         lambda index, *_: index < last,
@@ -83,3 +71,32 @@ def walk(
         (first, noisy_images, memory, ops.zeros_like(noisy_images)),
     )
     return noisy_images, memory, pred_images
+
+
+def evaluation(
+    denoise: Denoiser,
+    noisy_images: Images,
+    memory: Tensor,
+    row: Tensor,
+    index: Tensor,
+    draw_noises: Callable[[Tensor], Images] | None,
+) -> tuple[Images, Tensor, Images]:
+    """Make one evaluation of a walk: number `index`, from 0, whose row of the table is `row`. The
+    rest is as for `walk`.
+    """
+    noise_level, noise_rate, signal_rate, image, noise, fresh, *others = ops.unstack(
+        row, num=6 + MEMORY + 2
+    )
+    conditions = Conditions(noise_level, index)
+    pred_noises, pred_images = denoise(noisy_images, noise_rate, signal_rate, conditions)
+    noisy_images = image * pred_images + noise * pred_noises
+    for weight, earlier in zip(others[:MEMORY], ops.unstack(memory, num=MEMORY)):
+        noisy_images = noisy_images + weight * earlier
+    if draw_noises is not None:
+        without = noisy_images
+        noisy_images = ops.cond(
+            fresh > 0.0, lambda: without + fresh * draw_noises(index + 1), lambda: without
+        )
+    keep_image, keep_noise = others[MEMORY:]
+    kept = keep_image * pred_images + keep_noise * pred_noises
+    return noisy_images, ops.concatenate([kept[None], memory[:-1]]), pred_images

@@ -304,6 +304,20 @@ class _Within(Wrapper):
 
         return guided
 
+    def without_branch(self, denoise: Denoiser) -> Denoiser:
+        """Return the same denoiser as `wrap`, without a branch, which few exported programs take,
+        and for rates of each image: outside the interval the weight is 1.
+        """
+        low, high, weight, *numbers = (float(number) for number in self.arrays[0])
+
+        def guided(noisy_images, noise_rates, signal_rates, conditions):
+            acts = ops.logical_and(noise_rates >= low, noise_rates <= high)
+            here = weight if (low, high) == _EVERYWHERE else ops.where(acts, weight, 1.0)
+            given = (noisy_images, noise_rates, signal_rates, conditions)
+            return self.steered(denoise, [here, *numbers], *given)
+
+        return guided
+
     @abc.abstractmethod
     def steered(
         self,
@@ -331,7 +345,9 @@ class _ClassifierFree(_Within):
             labels=_twice(conditions.labels, spec.num_classes if spec.label_dropout else None),
             condition=_twice(conditions.condition, 0.0 if spec.condition_dropout else None),
         )
-        both = denoise(ops.concatenate([noisy_images] * 2), noise_rates, signal_rates, twice)
+        rates = [_each_twice(rate) for rate in (noise_rates, signal_rates)]
+        twice = twice._replace(noise_level=_each_twice(conditions.noise_level))
+        both = denoise(ops.concatenate([noisy_images] * 2), *rates, twice)
         (with_noises, without_noises), (with_images, without_images) = (
             ops.split(part, 2) for part in both
         )
@@ -373,6 +389,14 @@ class _ByFunction(_Within):
         self._function = guidance.function
         super().__init__(guidance, guidance.function)
 
+    def without_branch(self, denoise):
+        if tuple(self.arrays[0][:2]) != _EVERYWHERE:
+            raise ValueError(
+                "an exported GuidanceFunction acts at all noise rates: leave its interval out, and "
+                "let the function look at noise_rate"
+            )
+        return super().without_branch(denoise)
+
     def steered(self, denoise, numbers, noisy_images, noise_rates, signal_rates, conditions):
         _, images = denoise(noisy_images, noise_rates, signal_rates, conditions)
         images = self._function(noisy_images, images, noise_rates, signal_rates)
@@ -386,6 +410,11 @@ def _twice(told: Tensor | None, nothing: Tensor) -> Tensor | None:
         return None
     second = told if nothing is None else ops.full_like(told, nothing)
     return ops.concatenate([told, second])
+
+
+def _each_twice(rates: Rates) -> Rates:
+    """Rates of images in a batch of twice the size; those that all share stay."""
+    return ops.concatenate([rates] * 2) if len(ops.shape(rates)) else rates
 
 
 def _deviation(values: Images) -> Tensor:

@@ -4,15 +4,18 @@ operation.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ddim_keras.support import backend
 
 # With more cores the parts of a batch would be small, and the graph long.
 _MOST_PARTS = 8
+_HERE = threading.local()
 
 
 def divide_batches_among_cores() -> int:
@@ -70,10 +73,22 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def whole_batches() -> Iterator[None]:
+    """Within, this thread's functions do not divide their batches: they are for other machines."""
+    kept, _HERE.whole = getattr(_HERE, "whole", False), True
+    try:
+        yield
+    finally:
+        _HERE.whole = kept
+
+
 def parts_of_a_batch() -> int:
     """Return into how many parts a batch is divided, one for each core, or 1: as
     `divide_batches_among_cores` said.
     """
+    if getattr(_HERE, "whole", False):
+        return 1
     if not backend.is_tensorflow_on_processor():
         return 1
     import tensorflow as tf
