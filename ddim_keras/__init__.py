@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         samplers,
         sampling,
     )
+    from ddim_keras.categorical import CategoricalDiffusionModel
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, ema, exporting
@@ -58,6 +59,7 @@ _MOVED = {
 
 # What is registered with Keras; a test compares.
 _REGISTERED = {
+    "ddim_keras.categorical": ("CategoricalDiffusionModel",),
     "ddim_keras.diffusion.parameterizations": (
         *("ImageParameterization", "NoiseParameterization", "VelocityParameterization"),
     ),
@@ -97,6 +99,7 @@ _REGISTERED = {
         *("BatchNormalization", "BilinearUpsampling2D", "ConditionedConv2D", "GroupNormalization"),
         *("ImageNormalization", "SinusoidalEmbedding", "Swish"),
     ),
+    "ddim_keras.networks.tokens": ("PlacesEmbedding",),
     "ddim_keras.optimizers": ("Muon",),
     "ddim_keras.samplers": (
         *(
@@ -125,6 +128,7 @@ _REGISTERED = {
 _NAMES = {
     "Autoguidance": "ddim_keras.sampling.guidance",
     "ClassifierFreeGuidance": "ddim_keras.sampling.guidance",
+    "CategoricalDiffusionModel": "ddim_keras.categorical",
     "DiffusionModel": "ddim_keras.model",
     "GuidanceFunction": "ddim_keras.sampling.guidance",
     "SamplingDefaults": "ddim_keras.sampling.defaults",
@@ -134,6 +138,7 @@ _NAMES = {
 
 __all__ = [
     "Autoguidance",
+    "CategoricalDiffusionModel",
     "ClassifierFreeGuidance",
     "DiffusionModel",
     "GuidanceFunction",

@@ -517,18 +517,6 @@ class DiffusionModel(EMATrainer):
         normalizer = self.normalizer
         return [normalizer.mean, normalizer.variance, normalizer.count, *self.ema_network.weights]
 
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        store["training_random_state"] = ops.convert_to_numpy(self.seed_generator.state)
-        store["sampling_random_state"] = ops.convert_to_numpy(self.sampling_seed_generator.state)
-
-    def load_own_variables(self, store: Any) -> None:
-        self.seed_generator.state.assign(store["training_random_state"])
-        self.sampling_seed_generator.state.assign(store["sampling_random_state"])
-        super().load_own_variables(
-            {key: store[key] for key in store.keys() if not key.endswith("_random_state")}
-        )
-
     def get_config(self) -> Config:
         serialize = keras.saving.serialize_keras_object
         spec = self.objective.spec

@@ -110,6 +110,13 @@ def test_few_steps(tmp_path):
     assert colours_in(tmp_path / "few.png") > 2
 
 
+@slow_on_jax
+def test_categories(tmp_path):
+    model = load("categories").main(8, (8,), epochs=1, out=tmp_path / "categories.png")
+    assert model.generate(1, 2).shape == (1, 8, 8)
+    assert colours_in(tmp_path / "categories.png") > 1
+
+
 @pytest.mark.slow
 @slow_on_jax
 def test_ddim_in_40_lines(tmp_path):

@@ -19,6 +19,7 @@ FLOORS = [
     "metrics",
     "plotting",
     "presets",
+    "categorical",
     "model",
     "runs",
     "cli",

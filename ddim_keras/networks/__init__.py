@@ -11,6 +11,7 @@ from ddim_keras.networks.layers import (
     SinusoidalEmbedding,
     Swish,
 )
+from ddim_keras.networks.tokens import PlacesEmbedding, sequence_transformer
 from ddim_keras.networks.unet import residual_unet
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "GroupNormalization",
     "ImageNormalization",
     "Modulation",
+    "PlacesEmbedding",
     "Scaling",
     "SelfAttention2D",
     "SinusoidalEmbedding",
@@ -28,4 +30,5 @@ __all__ = [
     "TimeEmbedding",
     "ddpm_unet",
     "residual_unet",
+    "sequence_transformer",
 ]

@@ -11,10 +11,11 @@ from ddim_keras.sampling.engine import Engine
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+OfEngine = TypeVar("OfEngine", bound=Engine)
 
 
 def verb(
-    function: Callable[Concatenate[Engine, Arguments], Result],
+    function: Callable[Concatenate[OfEngine, Arguments], Result],
 ) -> Callable[Concatenate[Any, Arguments], Result]:
     """Return a method that hands over to `function` with the object's `engine`, holding the weights
     meanwhile.

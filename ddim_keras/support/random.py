@@ -79,6 +79,25 @@ def normal(seed: Tensor, step: Tensor, image_indices: Tensor, image_shape: Seque
     return ops.reshape(flat[:, :size], (-1, *image_shape))
 
 
+def uniform(seed: Tensor, step: Tensor, image_indices: Tensor, shape: Sequence[int]) -> Tensor:
+    """Numbers in (0, 1), one block for each image, fixed by (seed, step, image index) alone.
+
+    Args:
+        seed, step, image_indices: as for `normal`.
+        shape: of one image's block.
+
+    Returns:
+        float32 tensor of shape (batch, *shape).
+    """
+    size = math.prod(shape)
+    seed, step = ops.cast(seed, "uint32"), ops.cast(step, "uint32")
+    images = ops.expand_dims(ops.cast(image_indices, "uint32"), 1)
+    positions = ops.expand_dims(ops.cast(ops.arange(size, dtype="int32"), "uint32"), 0)
+    images, positions = images + ops.zeros_like(positions), positions + ops.zeros_like(images)
+    bits, _ = threefry2x32((seed, step), (images, positions))
+    return ops.reshape(unit_interval(bits), (-1, *shape))
+
+
 def unit_interval(bits: Tensor) -> Tensor:
     """Return uint32 bits as float32 in (0, 1], the middles of 2^24 cells: never 0."""
     high_bits = ops.cast(ops.cast(ops.right_shift(bits, _uint32(8)), "int32"), "float32")

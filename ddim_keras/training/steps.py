@@ -1,4 +1,4 @@
-"""What a step of training or evaluation does with a batch; the average that follows the weights."""
+"""What a step of training or evaluation does with a batch of images."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, random
 from ddim_keras.support.configurable import resolve
-from ddim_keras.support.keras_files import WholeFiles
-from ddim_keras.support.types import Config, Data, ImageShape, Rates, Tensor, Times
-from ddim_keras.training.averages import PowerAverages
+from ddim_keras.support.types import Config, Data, ImageShape, Tensor
+from ddim_keras.training.ema_networks import EMANetworks
 from ddim_keras.training.objective import Objective
 
 _GOLDEN_RATIO = 0.6180339887498949
 PIXELS = ("measured", "symmetric")
 
 
-class EMASteps(WholeFiles):
-    """A denoising network, the moving average of its weights, and what Keras's trainer asks of a
-    model.
+class EMASteps(EMANetworks):
+    """What Keras's trainer asks of a model of images: the losses of a batch, and its metrics.
 
     Args:
         network: what is trained: a model of [noisy images, noise levels].
@@ -45,8 +43,6 @@ class EMASteps(WholeFiles):
     Attributes:
         engine: what uses the trained network.
         normalizer: turns images in [0, 1] into zero mean and unit variance.
-        power_averages: averages whose length is chosen after the training; none until `compile`
-            asks for some.
     """
 
     def __init__(
@@ -63,39 +59,22 @@ class EMASteps(WholeFiles):
         seed: int | None,
         **kwargs: Any,
     ):
-        # The images enter as they are: casting them to the policy's half precision would come
-        # before normalisation.
-        super().__init__(autocast=False, **kwargs)
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(
-                f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network"
-            )
-        self.image_shape = image_shape
-        self.ema_decay = float(ema_decay)
-        self.condition_noise = float(condition_noise)
-        self.seed = seed
-        self.network = network
-        self.ema_network = ema_network
-        self.ema_network.trainable = False
-        self.ema_updates = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="float32",
-            trainable=False,
-            name="ema_updates",
-            aggregation="mean",
+        super().__init__(
+            network,
+            ema_network,
+            schedule=objective.schedule,
+            ema_decay=ema_decay,
+            seed=seed,
+            **kwargs,
         )
-        self.power_averages = PowerAverages()
+        self.image_shape = image_shape
+        self.condition_noise = float(condition_noise)
         self.normalizer, self.pixels = _normalizer(image_shape, pixels), pixels
-        self.seed_generator = keras.random.SeedGenerator(seed)
-        self.sampling_seed_generator = keras.random.SeedGenerator(seed)
-        self.objective = objective
-        self.schedule, self.parameterization = objective.schedule, objective.parameterization
+        self.objective, self.parameterization = objective, objective.parameterization
         self.loss_weighting = objective.loss_weighting
         self.noise_loss_tracker = objective.noise_losses
         self.image_loss_tracker = objective.image_losses
         self.loss_tracker = objective.losses
-        self.gradient_norm_tracker: keras.metrics.Metric | None = None
         self.image_metrics: list[keras.metrics.Metric] = []
         self.metric_diffusion_steps = 5
         self.engine = Engine(
@@ -139,14 +118,6 @@ class EMASteps(WholeFiles):
         once at its end.
         """
         return self.training_logs()
-
-    def train_step(self, *arguments: Any) -> Any:
-        """One gradient step and one update of the EMA network; called by `fit`."""
-        return backend.train_step(self, *arguments)
-
-    def test_step(self, *arguments: Any) -> Any:
-        """One evaluation step on the EMA network; called by `evaluate`."""
-        return backend.test_step(self, *arguments)
 
     def training_loss(self, data: Data) -> Tensor:
         """Return the scalar to minimise for a batch, and update the trackers of n_loss, i_loss and
@@ -211,22 +182,6 @@ class EMASteps(WholeFiles):
             told["condition"] = told["condition"] * ops.cast(keep, "float32")
         return told
 
-    def track_gradients(self, gradients: list, scale: Tensor) -> None:
-        """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if
-        one was compiled.
-        """
-        if self.gradient_norm_tracker is None:
-            return
-        squares = [
-            ops.sum(ops.square(ops.cast(part, "float32"))) for part in gradients if part is not None
-        ]
-        norm = ops.sqrt(sum(squares)) / scale
-        # Half precision overflows now and then; the optimizer leaves such a step out.
-        finite = ops.isfinite(norm)
-        self.gradient_norm_tracker.update_state(
-            ops.where(finite, norm, 0.0), sample_weight=ops.cast(finite, "float32")
-        )
-
     def training_logs(self) -> dict[str, Any]:
         """Return the running n_loss, i_loss and loss, and gradient_norm if it was compiled."""
         logs = self.evaluation_losses()
@@ -278,56 +233,6 @@ class EMASteps(WholeFiles):
             for metric in self.image_metrics:
                 metric.update_state(unit_images, generated, **which)
         return self.evaluation_losses()
-
-    def synchronize(self) -> None:
-        """On JAX, `fit` holds the weights outside the model: bring them back, as is needed in a
-        callback.
-        """
-        if self.compiled and backend.BACKEND_HOLDS_WEIGHTS:
-            with self.engine.lock:
-                self.jax_state_sync()
-
-    def update_ema(self) -> None:
-        """Move the EMA network's weights, normalisation statistics included, towards the
-        network's.
-        """
-        updates = self.ema_updates + 1.0
-        decay = ops.minimum(self.ema_decay, (1.0 + updates) / (10.0 + updates))
-        self.ema_updates.assign(updates)
-        for average, weight in zip(self.ema_network.weights, self.network.weights):
-            average.assign(average + (1.0 - ops.cast(decay, average.dtype)) * (weight - average))
-        self.power_averages.update(self.network.weights)
-
-    def diffusion_schedule(self, diffusion_times: Times) -> tuple[Rates, Rates]:
-        """Return (noise_rates, signal_rates), in this order, at diffusion times in [0, 1], shaped
-        as they are.
-        """
-        signal_rates, noise_rates = self.objective.schedule(
-            ops.convert_to_tensor(diffusion_times, dtype="float32")
-        )
-        return noise_rates, signal_rates
-
-    def _stratified_uniform(self, batch_size: Tensor) -> Tensor:
-        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts
-        (Kingma et al. 2021).
-        """
-        offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
-        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(
-            batch_size, "float32"
-        )
-        return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
-
-    @property
-    def _evaluation_seed(self) -> int:
-        return self.seed or 0
-
-    def _get_jax_state(self, **parts: bool) -> Any:
-        """Called by Keras's JAX trainer as it takes the state out of the model: keep it, for when
-        the first step fails.
-        """
-        state = super()._get_jax_state(**parts)
-        self._jax_state = backend.named_state(state, parts)
-        return state
 
 
 def _normalizer(image_shape: ImageShape, pixels: str) -> ImageNormalization:

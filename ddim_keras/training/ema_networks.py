@@ -1,0 +1,172 @@
+"""A network, the average that follows its weights, and how both are trained and stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.sampling.engine import Engine
+from ddim_keras.support import backend
+from ddim_keras.support.keras_files import WholeFiles
+from ddim_keras.support.types import Data, Rates, Tensor, Times
+from ddim_keras.training.averages import PowerAverages
+
+
+class EMANetworks(WholeFiles):
+    """Base class of the models: a network, the moving average of its weights, their random numbers,
+    and the steps that Keras's trainer takes.
+
+    Subclasses say what is minimised, in `training_loss` and `evaluation_logs`, and make `engine`.
+
+    Args:
+        network: what is trained.
+        ema_network: the same with the same weights, which will follow it.
+        schedule: of the noise.
+        ema_decay: how much of the averaged weights each step keeps, at most.
+        seed: of the random numbers, or None.
+        **kwargs: as for `keras.Model`.
+
+    Attributes:
+        engine: what uses the trained network.
+        power_averages: averages whose length is chosen after the training; none until `compile`
+            asks for some.
+    """
+
+    engine: Engine
+
+    def __init__(
+        self,
+        network: keras.Model,
+        ema_network: keras.Model,
+        *,
+        schedule: Schedule,
+        ema_decay: float,
+        seed: int | None,
+        **kwargs: Any,
+    ):
+        # The data enter as they are: casting images to the policy's half precision would come
+        # before normalisation.
+        super().__init__(autocast=False, **kwargs)
+        if not 0.0 <= ema_decay < 1.0:
+            raise ValueError(
+                f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network"
+            )
+        self.ema_decay = float(ema_decay)
+        self.seed = seed
+        self.network = network
+        self.ema_network = ema_network
+        self.ema_network.trainable = False
+        self.ema_updates = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            name="ema_updates",
+            aggregation="mean",
+        )
+        self.power_averages = PowerAverages()
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.sampling_seed_generator = keras.random.SeedGenerator(seed)
+        self.schedule = schedule
+        self.gradient_norm_tracker: keras.metrics.Metric | None = None
+
+    def training_loss(self, data: Data) -> Tensor:
+        """Return the scalar to minimise for a batch, and update the running losses."""
+        raise NotImplementedError
+
+    def training_logs(self) -> dict[str, Any]:
+        """Return the running figures of a training."""
+        raise NotImplementedError
+
+    def evaluation_logs(self, data: Data) -> dict[str, Any]:
+        """Update and return all metrics for a batch, on the EMA network."""
+        raise NotImplementedError
+
+    def train_step(self, *arguments: Any) -> Any:
+        """One gradient step and one update of the EMA network; called by `fit`."""
+        return backend.train_step(self, *arguments)
+
+    def test_step(self, *arguments: Any) -> Any:
+        """One evaluation step on the EMA network; called by `evaluate`."""
+        return backend.test_step(self, *arguments)
+
+    def track_gradients(self, gradients: list, scale: Tensor) -> None:
+        """Take gradients, which are `scale` times too large, into the running `gradient_norm`, if
+        one was compiled.
+        """
+        if self.gradient_norm_tracker is None:
+            return
+        squares = [
+            ops.sum(ops.square(ops.cast(part, "float32"))) for part in gradients if part is not None
+        ]
+        norm = ops.sqrt(sum(squares)) / scale
+        # Half precision overflows now and then; the optimizer leaves such a step out.
+        finite = ops.isfinite(norm)
+        self.gradient_norm_tracker.update_state(
+            ops.where(finite, norm, 0.0), sample_weight=ops.cast(finite, "float32")
+        )
+
+    def synchronize(self) -> None:
+        """On JAX, `fit` holds the weights outside the model: bring them back, as is needed in a
+        callback.
+        """
+        if self.compiled and backend.BACKEND_HOLDS_WEIGHTS:
+            with self.engine.lock:
+                self.jax_state_sync()
+
+    def update_ema(self) -> None:
+        """Move the EMA network's weights, normalisation statistics included, towards the
+        network's.
+        """
+        updates = self.ema_updates + 1.0
+        decay = ops.minimum(self.ema_decay, (1.0 + updates) / (10.0 + updates))
+        self.ema_updates.assign(updates)
+        for average, weight in zip(self.ema_network.weights, self.network.weights):
+            average.assign(average + (1.0 - ops.cast(decay, average.dtype)) * (weight - average))
+        self.power_averages.update(self.network.weights)
+
+    def diffusion_schedule(self, diffusion_times: Times) -> tuple[Rates, Rates]:
+        """Return (noise_rates, signal_rates), in this order, at diffusion times in [0, 1], shaped
+        as they are.
+        """
+        signal_rates, noise_rates = self.schedule(
+            ops.convert_to_tensor(diffusion_times, dtype="float32")
+        )
+        return noise_rates, signal_rates
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        store["training_random_state"] = ops.convert_to_numpy(self.seed_generator.state)
+        store["sampling_random_state"] = ops.convert_to_numpy(self.sampling_seed_generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        self.seed_generator.state.assign(store["training_random_state"])
+        self.sampling_seed_generator.state.assign(store["sampling_random_state"])
+        super().load_own_variables(
+            {key: store[key] for key in store.keys() if not key.endswith("_random_state")}
+        )
+
+    def _stratified_uniform(self, batch_size: Tensor) -> Tensor:
+        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts
+        (Kingma et al. 2021).
+        """
+        offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
+        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(
+            batch_size, "float32"
+        )
+        return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
+
+    @property
+    def _evaluation_seed(self) -> int:
+        return self.seed or 0
+
+    def _get_jax_state(self, **parts: bool) -> Any:
+        """Called by Keras's JAX trainer as it takes the state out of the model: keep it, for when
+        the first step fails.
+        """
+        state = super()._get_jax_state(**parts)
+        self._jax_state = backend.named_state(state, parts)
+        return state
