@@ -67,6 +67,8 @@ _REGISTERED = {
     ),
     "ddim_keras.diffusion.spacings": (
         *(
+            "FittedSpacing",
+            "GivenSpacing",
             "KarrasSpacing",
             "LeadingSpacing",
             "LinearSpacing",
@@ -104,6 +106,7 @@ _REGISTERED = {
             "DDPM",
             "DPMSolverMultistep",
             "DPMSolverSinglestep",
+            "FittedSampler",
             "Heun",
             "UniPC",
         ),

@@ -230,6 +230,8 @@ class DiffusionModel(EMATrainer):
     inpaint = verb(sampling.inpaint)
     score = verb(scoring.score_generated)
     reverse_diffusion = verb(sampling.reverse_diffusion)
+    fit_sampler = verb(sampling.fit_sampler)
+    fit_spacing = verb(sampling.fit_spacing)
 
     def denoise(
         self,

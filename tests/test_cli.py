@@ -69,6 +69,7 @@ def test_every_command_shows_an_example():
     assert commands == {
         *(
             "train",
+            "fit-sampler",
             "generate",
             "encode",
             "reconstruct",
@@ -767,6 +768,22 @@ def test_export_turns_a_model_into_a_preset_and_back(tmp_path, model_path):
     )
     np.testing.assert_allclose(one, other, atol=0.02)
     assert "must end in .keras" in run("export", "-m", model_path, tmp_path / "model.h5", code=2)
+
+
+def test_fit_sampler_writes_the_model_with_its_samplers(tmp_path, model_path):
+    few = ["--num-images", 16, "--epochs", 1, "--teacher-steps", 5]
+    out = tmp_path / "fitted.keras"
+    printed = run("fit-sampler", "-m", model_path, out, "-e", 2, *few)
+    assert "2 evaluations: distance from the long walks" in printed
+    model = ddim_keras.load_model(out)
+    assert [sampler.diffusion_steps for sampler in model.samplers] == [2]
+    run("generate", "-m", out, "-n", 2, "-o", tmp_path / "images", "--steps", 2)
+    described = json.loads((tmp_path / "images" / "metadata.json").read_text())
+    assert described["sampling"]["sampler"].startswith("FittedSampler(2 steps), sha256")
+    assert described["network_evaluations"] == 2
+    before = exporting.model_hash(ddim_keras.load_model(model_path))
+    assert described["model_sha256"] == before
+    assert "must end in .keras" in run("fit-sampler", "-m", model_path, "x.npz", code=2)
 
 
 def test_datasets_are_listed():

@@ -10,10 +10,11 @@ from ddim_keras.samplers.adams_bashforth import AdamsBashforth
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
 from ddim_keras.samplers.ddim import DDIM, DDPM
 from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep
+from ddim_keras.samplers.fitted import FittedSampler, fit
 from ddim_keras.samplers.heun import Heun
 from ddim_keras.samplers.planning import Plan, plan, table_of
 from ddim_keras.samplers.unipc import UniPC
-from ddim_keras.samplers.walking import Conditions, Denoiser, walk
+from ddim_keras.samplers.walking import Conditions, Denoiser, walk, walk_written_out
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "ddim": DDIM,
@@ -38,12 +39,15 @@ __all__ = [
     "DPMSolverSinglestep",
     "Denoiser",
     "Evaluation",
+    "FittedSampler",
     "Heun",
     "Levels",
     "Sampler",
     "UniPC",
     "Plan",
+    "fit",
     "plan",
     "table_of",
     "walk",
+    "walk_written_out",
 ]

@@ -1,8 +1,8 @@
-"""The one loop that takes all walks."""
+"""The one loop that takes all walks, and the same written out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from keras import ops
@@ -62,20 +62,13 @@ def walk(
     def evaluate(
         index: Tensor, noisy_images: Images, memory: Tensor, _: Images
     ) -> tuple[Tensor, ...]:
-        noise_level, noise_rate, signal_rate, image, noise, fresh, *others = ops.unstack(
-            ops.take(table, index, axis=0), num=6 + MEMORY + 2
-        )
-        conditions = Conditions(noise_level, index)
-        pred_noises, pred_images = denoise(noisy_images, noise_rate, signal_rate, conditions)
-        noisy_images = image * pred_images + noise * pred_noises
-        for weight, earlier in zip(others[:MEMORY], ops.unstack(memory, num=MEMORY)):
-            noisy_images = noisy_images + weight * earlier
+        row = ops.unstack(ops.take(table, index, axis=0), num=6 + MEMORY + 2)
+        fresh = row[5]
+        noisy_images, memory, pred_images = _evaluation(denoise, row, index, noisy_images, memory)
         noisy_images = ops.cond(
             fresh > 0.0, lambda: noisy_images + fresh * draw_noises(index + 1), lambda: noisy_images
         )
-        keep_image, keep_noise = others[MEMORY:]
-        kept = keep_image * pred_images + keep_noise * pred_noises
-        return index + 1, noisy_images, ops.concatenate([kept[None], memory[:-1]]), pred_images
+        return index + 1, noisy_images, memory, pred_images
 
     _, noisy_images, memory, pred_images = ops.while_loop(
         lambda index, *_: index < last,
@@ -83,3 +76,38 @@ def walk(
         (first, noisy_images, memory, ops.zeros_like(noisy_images)),
     )
     return noisy_images, memory, pred_images
+
+
+def walk_written_out(
+    denoise: Denoiser, noisy_images: Images, memory: Tensor, table: Tensor, steps: int
+) -> Images:
+    """Make the first evaluations of a table without a loop, so that what comes out can be
+    differentiated by the table; no noise is added.
+
+    Args:
+        denoise, noisy_images, memory: as for `walk`.
+        table: `Plan.table`, or as many rows of one as there are `steps`.
+        steps: the number of evaluations; it is compiled in.
+
+    Returns:
+        The noisy images after the last.
+    """
+    for index in range(steps):
+        row = ops.unstack(table[index], num=6 + MEMORY + 2)
+        noisy_images, memory, _ = _evaluation(denoise, row, index, noisy_images, memory)
+    return noisy_images
+
+
+def _evaluation(
+    denoise: Denoiser, row: Sequence[Tensor], index: Tensor, noisy_images: Images, memory: Tensor
+) -> tuple[Images, Tensor, Images]:
+    """Make one evaluation, but for the noise that is added; as `walk`."""
+    noise_level, noise_rate, signal_rate, image, noise, _, *others = row
+    conditions = Conditions(noise_level, index)
+    pred_noises, pred_images = denoise(noisy_images, noise_rate, signal_rate, conditions)
+    noisy_images = image * pred_images + noise * pred_noises
+    for weight, earlier in zip(others[:MEMORY], ops.unstack(memory, num=MEMORY)):
+        noisy_images = noisy_images + weight * earlier
+    keep_image, keep_noise = others[MEMORY:]
+    kept = keep_image * pred_images + keep_noise * pred_noises
+    return noisy_images, ops.concatenate([kept[None], memory[:-1]]), pred_images

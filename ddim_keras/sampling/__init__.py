@@ -6,6 +6,8 @@ from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.edit import inpaint, variations
 from ddim_keras.sampling.encode import encode, reconstruct
 from ddim_keras.sampling.engine import Engine
+from ddim_keras.sampling.fitting import fit_sampler
+from ddim_keras.sampling.fitting_spacing import fit_spacing
 from ddim_keras.sampling.generate import Trajectory, decode, generate, reverse_diffusion
 from ddim_keras.sampling.interpolate import interpolate, interpolate_grid
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport
@@ -18,6 +20,8 @@ __all__ = [
     "conditioning",
     "decode",
     "encode",
+    "fit_sampler",
+    "fit_spacing",
     "generate",
     "inpaint",
     "interpolate",

@@ -17,6 +17,8 @@ second is the inverse of `encode`. `generate(initial_noise=z, sampler="ddim")` i
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,7 @@ from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.samplers import DDIM, SAMPLERS, Sampler, UniPC
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.support.configurable import resolve
+from ddim_keras.support.configurable import Configurable, resolve
 
 ENCODING_SAMPLER = "ddim"
 EVEN_TIMES = "linear"
@@ -53,8 +55,35 @@ def sampler_and_spacing(
             )
         return DDIM(eta), spacing or EVEN_TIMES
     if sampler is not None:
-        return resolve(sampler, Sampler, SAMPLERS), spacing or EVEN_TIMES
+        chosen = resolve(sampler, Sampler, SAMPLERS)
+        return chosen, spacing or chosen.spacing or EVEN_TIMES
     return UniPC(), spacing or "karras"
+
+
+def chooser(
+    sampler: str | Sampler | None,
+    eta: float | None,
+    spacing: str | Spacing | None,
+    schedule: str | Schedule | None,
+    defaults: SamplingDefaults,
+    guidance: Sequence[Configurable] = (),
+) -> Callable[[Any], tuple[Sampler, str | Spacing]]:
+    """Return what says the sampler and the spacing that `generate` takes for a number of steps, or
+    for a list of times.
+
+    Raises:
+        ValueError: as `sampler_and_spacing`.
+    """
+    otherwise = sampler_and_spacing(sampler, eta, spacing, defaults)
+    all_is_left = sampler is None and eta is None and spacing is None and schedule is None
+
+    def choose(steps: Any) -> tuple[Sampler, str | Spacing]:
+        fitted = defaults.fitted(steps, guidance) if all_is_left else None
+        if fitted is not None:
+            return fitted, fitted.spacing
+        return otherwise
+
+    return choose
 
 
 def schedule_of_walk(
