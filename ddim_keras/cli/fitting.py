@@ -32,9 +32,9 @@ from ddim_keras.cli.startup import divide_batches
     "[default: none]",
 )
 @click.option(
-    "--num-images", default=640, show_default=True, help="Long walks to compare with, in all."
+    "--num-images", default=384, show_default=True, help="Long walks to compare with, in all."
 )
-@click.option("--epochs", default=12, show_default=True, help="How often they are gone through.")
+@click.option("--epochs", default=6, show_default=True, help="How often they are gone through.")
 @click.option("--teacher-steps", default=30, show_default=True, help="Of the long walks.")
 @click.option("--seed", default=0, show_default=True, help="Fixes the noises.")
 def fit_sampler(

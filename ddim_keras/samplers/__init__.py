@@ -25,6 +25,7 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "dpm_solver_2m_sde": functools.partial(DPMSolverMultistep, stochastic=True),
     "dpm_solver_2s": DPMSolverSinglestep,
     "adams_bashforth": AdamsBashforth,
+    "ipndm": functools.partial(AdamsBashforth, warm_up=False, even_steps=True),
     "unipc": UniPC,
 }
 

@@ -65,11 +65,11 @@ def fit_sampler(
     condition: Condition = None,
     guidance: GuidanceLike = None,
     teacher_steps: int = 30,
-    num_images: int = 640,
-    batch_size: int = 32,
-    epochs: int = 12,
+    num_images: int = 384,
+    batch_size: int = 16,
+    epochs: int = 6,
     patience: int = 3,
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.03,
     seed: int = 0,
     keep: bool = True,
     verbose: str | int = "auto",
@@ -78,8 +78,8 @@ def fit_sampler(
     walks of many steps from the same noises. The network stays as it is.
 
     Images are compared by the features at the network's narrowest place: nearest in pixels would be
-    a blurred image. Afterwards `generate` takes the sampler by itself for its number of evaluations, and it is
-    saved with the model. Minutes on two cores.
+    a blurred image. Afterwards `generate` takes the sampler by itself for its number of
+    evaluations, and it is saved with the model. Minutes on two cores.
 
     Args:
         network_evaluations: calls of the network for each image, 1 to 20, with those for

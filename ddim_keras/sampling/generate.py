@@ -101,10 +101,10 @@ def generate(
             `sampling_defaults`.
         eta: samples with `DDIM(eta)`: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
         sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m",
-            "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth" or "unipc". None is "unipc" over
-            "karras" spacing, which measures best (docs/samplers.md), or what was fitted to the
-            model for that number of steps (`fit_sampler`); "ddim" is the paper's deterministic
-            DDIM.
+            "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth", "ipndm" or "unipc". None is
+            "unipc" over "karras" spacing, which measures best (docs/samplers.md), or what was
+            fitted to the model for that number of steps (`fit_sampler`); "ddim" is the paper's
+            deterministic DDIM.
         network_evaluations: as many steps as this number of network evaluations for each image
             allows, instead of `diffusion_steps`. Samplers that ask twice a step take half the steps
             then, and so does guidance.
