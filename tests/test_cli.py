@@ -463,14 +463,14 @@ def test_what_cannot_be_generated_leaves_nothing_behind(tmp_path, model_path):
 
 
 def test_metadata_names_what_the_defaults_stood_for(tmp_path, model_path):
-    run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
+    run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 3)
     sampling = json.loads((tmp_path / "metadata.json").read_text())["sampling"]
     assert sampling == {
-        "diffusion_steps": 2,
+        "diffusion_steps": 3,
         "sampler": "UniPC(predictor_order=2)",
         "spacing": "karras",
     }
-    same = ["--steps", 2, "--sampler", "unipc", "--spacing", "karras"]
+    same = ["--steps", 3, "--sampler", "unipc", "--spacing", "karras"]
     assert "Nothing was left to do" in run(
         "generate", "-m", model_path, "-n", 2, "-o", tmp_path, *same
     )
