@@ -19,7 +19,7 @@ from ddim_keras.samplers import DDIM, AdamsBashforth, FittedSampler, UniPC, plan
 from ddim_keras.sampling.distance import distance_of
 from ddim_keras.sampling.fitting import in_images
 from ddim_keras.sampling.fitting_spacing import cheapest, costs_along
-from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule
+from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule, ZeroTerminalSNRSchedule
 from ddim_keras.spacings import FittedSpacing, GivenSpacing, diffusion_times, levels_of
 from ddim_keras.support import backend
 
@@ -296,6 +296,7 @@ def test_levels_that_are_given_are_found_in_any_schedule():
         levels = levels_of(schedule, diffusion_times(3, GivenSpacing(angles), schedule))
         found = np.arctan2(levels.noise_rates, levels.signal_rates)
         np.testing.assert_allclose(found, [*angles, 0.0], atol=2e-3)
+    assert GivenSpacing([np.pi / 2, 1.0])(2, ZeroTerminalSNRSchedule())[0] == 1.0
 
 
 @pytest.mark.parametrize(

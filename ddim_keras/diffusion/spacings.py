@@ -459,8 +459,8 @@ def checked_angles(angles: Sequence[float]) -> Array:
     values = np.asarray(angles, "float64")
     if values.ndim != 1 or not len(values):
         raise ValueError(f"angles must be a list of at least one number, got {angles!r}")
-    if not ((values > 0.0) & (values < np.pi / 2)).all() or not (np.diff(values) < 0.0).all():
+    if not ((values > 0.0) & (values <= np.pi / 2)).all() or not (np.diff(values) < 0.0).all():
         raise ValueError(
-            f"angles must fall and lie between 0 and pi / 2, both excluded, got {values.tolist()}"
+            f"angles must fall and lie between 0 and pi / 2, 0 excluded, got {values.tolist()}"
         )
     return values

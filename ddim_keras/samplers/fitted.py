@@ -70,7 +70,7 @@ class FittedSampler(Sampler):
             raise ValueError("weights must be finite, got NaN or infinity")
         self.guidance = [dict(part) for part in guidance]
         self.errors = dict(errors or {})
-        self.spacing = GivenSpacing(self.angles)
+        self.spacing = GivenSpacing(self.angles.tolist())
         self.diffusion_steps = len(self.angles)
 
     def step(self, index: int, levels: Levels) -> list[Evaluation]:

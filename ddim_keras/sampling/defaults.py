@@ -76,7 +76,7 @@ class SamplingDefaults(Configurable):
             if (sampler.diffusion_steps, sampler.guidance)
             != (fitted.diffusion_steps, fitted.guidance)
         ]
-        self.samplers = sorted([*others, fitted], key=lambda each: each.diffusion_steps)
+        self.samplers = sorted([*others, fitted], key=lambda each: len(each.angles))
 
     def clipping_for(self, clipping: str | Clipping | None) -> str | Clipping:
         """Return the user's clipping, or the default."""

@@ -11,7 +11,7 @@ from keras import ops
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.denoisers import predict
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.support.types import Images, Tensor
+from ddim_keras.support.types import Images, Shape, Tensor
 
 # Where features are looked at: images with so much noise, or the least that was trained on.
 _NOISE_RATE = 0.3
@@ -67,7 +67,7 @@ def _up_to_the_narrowest(network: keras.Model) -> keras.Model | None:
     fewest = height * width - 1  # at least one halving; a single pixel is an embedding, or a mean
     for layer in network.layers:
         output = getattr(layer, "output", None)
-        shape = getattr(output, "shape", ())
+        shape: Shape = getattr(output, "shape", ())
         if len(shape) != 4 or None in shape[1:3] or shape[1] * shape[2] == 1:
             continue
         if shape[1] * shape[2] <= fewest:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras.diffusion.spacings import diffusion_times, levels_of
+from ddim_keras.diffusion.spacings import GivenSpacing, diffusion_times, levels_of
 from ddim_keras.samplers import (
     DDIM,
     MEMORY,
@@ -136,7 +136,7 @@ def fit_sampler(
     )
     fitted = fit.sampler(table, told.guidance)
     errors = {"fitted": fit.error(fitted, judging), "before": before, "walks": len(judging)}
-    fitted = FittedSampler(fitted.angles, fitted.weights, fitted.guidance, errors)
+    fitted = FittedSampler(fitted.angles.tolist(), fitted.weights, fitted.guidance, errors)
     if keep:
         engine.defaults.keep(fitted)
     return fitted
@@ -156,8 +156,7 @@ class _Fit:
             np.arctan2(*engine.schedule(np.array([time]))[::-1])[0]
             for time in (engine.schedule.first_time, 1.0)
         )
-        # An angle of pi / 2 has no image left in it, and a tangent that is beyond all measure.
-        self.range = (float(first), min(float(last), np.pi / 2 - 1e-4))
+        self.range = (float(first), float(last))
         # Times of a list cannot be moved by a gradient.
         self.moves_levels = engine.schedule.num_times is None
         example = self._wrappers(np.arange(1))
@@ -169,7 +168,7 @@ class _Fit:
 
     def best_start(self, stopping: np.ndarray, judging: np.ndarray) -> tuple[Array, float]:
         """Return the parameters of the best sampler that is not fitted, and its error."""
-        found = []
+        found: list[tuple[float, int, Array, FittedSampler]] = []
         for sampler, spacing in _STARTS:
             planned = self._planned(sampler, spacing)
             if planned is not None:
@@ -235,7 +234,8 @@ class _Fit:
 
     def error(self, sampler: FittedSampler, indices: np.ndarray) -> float:
         """Return the mean distance from where long walks led."""
-        _, planned = self.engine.plan(sampler, self.steps, sampler.spacing, None)
+        spacing = GivenSpacing(sampler.angles.tolist())
+        _, planned = self.engine.plan(sampler, self.steps, spacing, None)
         distances = []
         for start in range(0, len(indices) - self.batch_size + 1, self.batch_size):
             batch = self.walks.batch(indices[start : start + self.batch_size])
@@ -255,7 +255,7 @@ class _Fit:
         angles = parameters[: self.steps]
         weights = _weights(parameters, self.steps, np)
         rows = [row[: number_of_weights(index)].tolist() for index, row in enumerate(weights)]
-        return FittedSampler(angles, rows, [configuration(part) for part in guidance])
+        return FittedSampler(angles.tolist(), rows, [configuration(part) for part in guidance])
 
     def _loss(
         self,
@@ -371,7 +371,7 @@ def _conditions(
     engine: Engine, number: int, labels: Labels, condition: Condition, guidance: GuidanceLike
 ) -> Conditioning:
     """What the walks are told, checked."""
-    if labels is None and engine.spec.takes_labels:
+    if labels is None and engine.spec.num_classes is not None:
         labels = [index % engine.spec.num_classes for index in range(number)]
     told = conditioning(engine, number, labels, condition, guidance)
     for part in told.guidance:

@@ -61,7 +61,7 @@ def fit_spacing(
     most_steps = positive_int("most_steps", most_steps)
     fine_steps = integer("fine_steps", fine_steps, minimum=most_steps + 1)
     num_images = positive_int("num_images", num_images)
-    if labels is None and engine.spec.takes_labels:
+    if labels is None and engine.spec.num_classes is not None:
         labels = [index % engine.spec.num_classes for index in range(num_images)]
     told = conditioning(engine, num_images, labels, condition, guidance)
     times = diffusion_times(fine_steps, "linear", engine.schedule)
