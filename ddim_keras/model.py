@@ -232,6 +232,7 @@ class DiffusionModel(EMATrainer):
     reverse_diffusion = verb(sampling.reverse_diffusion)
     fit_sampler = verb(sampling.fit_sampler)
     fit_spacing = verb(sampling.fit_spacing)
+    gaussian_start = verb(sampling.gaussian_start)
 
     def denoise(
         self,

@@ -11,6 +11,7 @@ from ddim_keras.sampling.fitting_spacing import fit_spacing
 from ddim_keras.sampling.generate import Trajectory, decode, generate, reverse_diffusion
 from ddim_keras.sampling.interpolate import interpolate, interpolate_grid
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport
+from ddim_keras.sampling.starts import gaussian_start
 
 __all__ = [
     "ConvergenceError",
@@ -22,6 +23,7 @@ __all__ = [
     "encode",
     "fit_sampler",
     "fit_spacing",
+    "gaussian_start",
     "generate",
     "inpaint",
     "interpolate",
