@@ -70,6 +70,8 @@ _REGISTERED = {
     ),
     "ddim_keras.diffusion.spacings": (
         *(
+            "FittedSpacing",
+            "GivenSpacing",
             "KarrasSpacing",
             "LeadingSpacing",
             "LinearSpacing",
@@ -109,6 +111,7 @@ _REGISTERED = {
             "DDPM",
             "DPMSolverMultistep",
             "DPMSolverSinglestep",
+            "FittedSampler",
             "Heun",
             "OBELM",
             "UniPC",

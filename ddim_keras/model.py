@@ -233,6 +233,9 @@ class DiffusionModel(EMATrainer):
     variational_bound = verb(sampling.variational_bound)
     score = verb(scoring.score_generated)
     reverse_diffusion = verb(sampling.reverse_diffusion)
+    fit_sampler = verb(sampling.fit_sampler)
+    fit_spacing = verb(sampling.fit_spacing)
+    gaussian_start = verb(sampling.gaussian_start)
 
     def denoise(
         self,

@@ -69,6 +69,7 @@ def test_every_command_shows_an_example():
     assert commands == {
         *(
             "train",
+            "fit-sampler",
             "generate",
             "encode",
             "reconstruct",
@@ -462,14 +463,14 @@ def test_what_cannot_be_generated_leaves_nothing_behind(tmp_path, model_path):
 
 
 def test_metadata_names_what_the_defaults_stood_for(tmp_path, model_path):
-    run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2)
+    run("generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 3)
     sampling = json.loads((tmp_path / "metadata.json").read_text())["sampling"]
     assert sampling == {
-        "diffusion_steps": 2,
+        "diffusion_steps": 3,
         "sampler": "UniPC(predictor_order=2)",
         "spacing": "karras",
     }
-    same = ["--steps", 2, "--sampler", "unipc", "--spacing", "karras"]
+    same = ["--steps", 3, "--sampler", "unipc", "--spacing", "karras"]
     assert "Nothing was left to do" in run(
         "generate", "-m", model_path, "-n", 2, "-o", tmp_path, *same
     )
@@ -795,6 +796,22 @@ def test_export_turns_a_model_into_a_preset_and_back(tmp_path, model_path):
     )
     np.testing.assert_allclose(one, other, atol=0.02)
     assert "must end in .keras" in run("export", "-m", model_path, tmp_path / "model.h5", code=2)
+
+
+def test_fit_sampler_writes_the_model_with_its_samplers(tmp_path, model_path):
+    few = ["--num-images", 16, "--epochs", 1, "--teacher-steps", 5]
+    out = tmp_path / "fitted.keras"
+    printed = run("fit-sampler", "-m", model_path, out, "-e", 2, *few)
+    assert "2 evaluations: distance from the long walks" in printed
+    model = ddim_keras.load_model(out)
+    assert [sampler.diffusion_steps for sampler in model.samplers] == [2]
+    run("generate", "-m", out, "-n", 2, "-o", tmp_path / "images", "--steps", 2)
+    described = json.loads((tmp_path / "images" / "metadata.json").read_text())
+    assert described["sampling"]["sampler"].startswith("FittedSampler(2 steps), sha256")
+    assert described["network_evaluations"] == 2
+    before = exporting.model_hash(ddim_keras.load_model(model_path))
+    assert described["model_sha256"] == before
+    assert "must end in .keras" in run("fit-sampler", "-m", model_path, "x.npz", code=2)
 
 
 def test_datasets_are_listed():

@@ -54,6 +54,12 @@ def test_the_default_is_what_measures_best_and_the_paper_is_one_word_away(traine
         trained_model.generate(2, 6, sampler="ddim", spacing="linear", seed=1), ddim
     )
     assert np.abs(default - ddim).max() > 1e-3
+    # In two steps Karras's levels leap from one end to the other.
+    two = trained_model.generate(2, network_evaluations=2, seed=1)
+    for options in ({"diffusion_steps": 2}, {"diffusion_steps": 2, "sampler": "ddim"}):
+        np.testing.assert_array_equal(trained_model.generate(2, seed=1, **options), two)
+    karras = trained_model.generate(2, 2, spacing="karras", seed=1)
+    assert np.abs(karras - two).max() > 1e-3
 
 
 def test_eta_changes_the_images_of_one_seed(trained_model):

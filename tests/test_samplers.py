@@ -42,6 +42,7 @@ DETERMINISTIC = [
     DPMSolverSinglestep(),
     *[AdamsBashforth(order) for order in (1, 2, 3, 4)],
     *[UniPC(order) for order in (1, 2, 3)],
+    *[AdamsBashforth(order, warm_up=False, even_steps=True) for order in (2, 4)],
 ]
 # Pixels of different spread, so that no error passes through zero for all of them at once.
 GAUSSIAN = GaussianOracle(mean=0.4, deviation=np.linspace(0.2, 1.6, 50))
@@ -226,6 +227,20 @@ def test_no_sampler_magnifies_the_errors_of_a_network(sampler, schedule, spacing
         assert result.std() < 1.6 * max(reference.std(), 0.5)
 
 
+def test_even_steps_in_the_ratio_have_the_classical_weights():
+    """Where the steps are even both kinds of weights are the same, in the limit of small ones."""
+    angles = np.arctan(0.5 - 1e-5 * np.arange(6))
+    levels = Levels(np.cos(angles), np.sin(angles))
+    even, exact = (
+        AdamsBashforth(4, warm_up=False, even_steps=each).step(4, levels)[0]
+        for each in (True, False)
+    )
+    step = np.cos(angles[5]) * (np.tan(angles[5]) - np.tan(angles[4]))
+    np.testing.assert_allclose(np.array(even.remembered) / step, np.array([-59, 37, -9]) / 24)
+    np.testing.assert_allclose(exact.remembered, even.remembered, rtol=1e-3)
+    assert resolve("ipndm", Sampler, SAMPLERS).evaluations(3) == 3
+
+
 def test_adams_bashforth_on_even_angles_has_the_classical_weights_in_the_limit():
     small = 0.5 + 1e-4 * np.arange(
         1, -4, -1
@@ -359,6 +374,7 @@ def test_eta_outside_the_unit_interval_is_refused(eta):
     [
         (lambda: DDIM(variance="huge"), 'variance must be "posterior" or "large", got \'huge\''),
         (lambda: AdamsBashforth(5), "order must be 1, 2, 3 or 4, got 5"),
+        (lambda: AdamsBashforth(even_steps=True), "even_steps takes the noises there are"),
         (lambda: UniPC(0), "predictor_order must be 1, 2 or 3, got 0"),
         (
             lambda: resolve("euler", Sampler, SAMPLERS),

@@ -4,6 +4,7 @@ neither Keras nor a backend.
 
 from ddim_keras.cli import (
     evaluating,
+    fitting,
     generating,
     images,
     models,
@@ -11,4 +12,13 @@ from ddim_keras.cli import (
 )  # each adds its commands
 from ddim_keras.cli.group import INTERRUPTED, main
 
-__all__ = ["INTERRUPTED", "evaluating", "generating", "images", "main", "models", "training"]
+__all__ = [
+    "INTERRUPTED",
+    "evaluating",
+    "fitting",
+    "generating",
+    "images",
+    "main",
+    "models",
+    "training",
+]

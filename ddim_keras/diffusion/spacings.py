@@ -287,6 +287,98 @@ class LogSNRSpacing(KarrasSpacing):
         return {}
 
 
+@keras.saving.register_keras_serializable("ddim_keras")
+class GivenSpacing(Spacing):
+    """Noise levels that are listed one by one, found in the schedule by their ratio of noise to
+    signal.
+
+    Args:
+        angles: one for each step, falling, between 0 and pi / 2: the noise rate is the sine of
+            each, the signal rate its cosine.
+
+    Raises:
+        ValueError: no angles, angles that do not fall or are out of range, or another number of
+            steps than there are angles.
+
+    Examples:
+
+    >>> from ddim_keras.diffusion.schedules import AngleSchedule
+    >>> GivenSpacing([1.5, 1.2, 0.6])(3, AngleSchedule()).round(3).tolist()
+    [0.959, 0.714, 0.228]
+    """
+
+    def __init__(self, angles: Sequence[float]):
+        self.angles = checked_angles(angles)
+
+    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
+        self._check(diffusion_steps, start)
+        return schedule.times_at(-2.0 * np.log(np.tan(self.angles)))
+
+    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
+        count = schedule.num_times or last
+        times = self.times(diffusion_steps, schedule, last / count)
+        return np.rint(times * count).astype(int)[::-1]
+
+    def _check(self, diffusion_steps: int, start: float) -> None:
+        if diffusion_steps != len(self.angles):
+            raise ValueError(
+                f"these levels are for a walk of {len(self.angles)} steps, got {diffusion_steps}: "
+                "take so many, or another spacing or sampler"
+            )
+        if start != 1.0:
+            raise ValueError(
+                "these levels are for a whole walk, from noise to image, and this one starts "
+                f"between, at time {start:.3g}: take another spacing or sampler"
+            )
+
+    def get_config(self) -> Config:
+        return {"angles": self.angles.tolist()}
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class FittedSpacing(Spacing):
+    """Noise levels that were chosen for a model, for each of a few numbers of steps.
+
+    `DiffusionModel.fit_spacing` makes it.
+
+    Args:
+        angles: for each number of steps a list of so many, as for `GivenSpacing`.
+
+    Raises:
+        ValueError: as `GivenSpacing`, or a number of steps that is not among them.
+
+    Examples:
+
+    >>> from ddim_keras.diffusion.schedules import AngleSchedule
+    >>> spacing = FittedSpacing([[1.5], [1.5, 0.6]])
+    >>> spacing(2, AngleSchedule()).round(3).tolist()
+    [0.959, 0.228]
+    """
+
+    def __init__(self, angles: Sequence[Sequence[float]]):
+        self.walks = {len(each): GivenSpacing(each) for each in angles}
+
+    def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
+        return self._walk(diffusion_steps).times(diffusion_steps, schedule, start)
+
+    def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
+        return self._walk(diffusion_steps).numbers(diffusion_steps, last, schedule)
+
+    def _walk(self, diffusion_steps: int) -> GivenSpacing:
+        if diffusion_steps not in self.walks:
+            raise ValueError(
+                f"this spacing was fitted for {sorted(self.walks)} steps, got {diffusion_steps}: "
+                "take one of them, or fit_spacing(most_steps) for more"
+            )
+        return self.walks[diffusion_steps]
+
+    def get_config(self) -> Config:
+        return {"angles": [walk.angles.tolist() for walk in self.walks.values()]}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({sorted(self.walks)} steps)"
+
+
 SPACINGS: dict[str, Callable[[], Spacing]] = {
     "linear": LinearSpacing,
     "quadratic": QuadraticSpacing,
@@ -360,3 +452,15 @@ def levels_of(schedule: Schedule, diffusion_times: Array) -> Levels:
     """
     signal_rates, noise_rates = schedule(diffusion_times)
     return Levels(np.append(signal_rates[:-1], 1.0), np.append(noise_rates[:-1], 0.0))
+
+
+def checked_angles(angles: Sequence[float]) -> Array:
+    """Return angles of noise levels, float64, or raise ValueError unless they fall."""
+    values = np.asarray(angles, "float64")
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"angles must be a list of at least one number, got {angles!r}")
+    if not ((values > 0.0) & (values <= np.pi / 2)).all() or not (np.diff(values) < 0.0).all():
+        raise ValueError(
+            f"angles must fall and lie between 0 and pi / 2, 0 excluded, got {values.tolist()}"
+        )
+    return values

@@ -20,10 +20,10 @@ import numpy as np
 from ddim_keras import plotting
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
-from ddim_keras.sampling.choices import sampler_and_spacing
+from ddim_keras.samplers import FittedSampler, Sampler
 from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.sampling.generate import plan_walk
+from ddim_keras.sampling.generate import PlannedWalk, planned_walk
 from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
 from ddim_keras.support import backend, files
 from ddim_keras.support.arguments import integer, positive_int
@@ -101,6 +101,7 @@ def export_images(
     plain = {name: sampling[name] for name in sampling if name not in ("labels", "condition")}
     options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **plain}
     model.generate(0, **{**options, "guidance": None})
+    walk = _walk(model, sampling, told)
     folder = _made_folder(folder)
     description = {
         "model_sha256": model_hash(model),
@@ -108,8 +109,8 @@ def export_images(
         "format": format,
         "shard_size": shard_size,
         "seed": seed,
-        "sampling": _described_sampling(sampling, model.engine.defaults),
-        "network_evaluations": _evaluations(model, sampling, told),
+        "sampling": _described_sampling(sampling, model.engine.defaults, walk),
+        "network_evaluations": count_evaluations(walk.planned, told.guidance),
         "versions": _versions(),
     }
     _describe(folder, description)
@@ -172,6 +173,8 @@ def model_hash(model: DiffusionModel) -> str:
         for name, value in model.get_config().items()
         if name not in ("seed", "name", "ema_decay", "class_names", *_told_in_training(model))
     }
+    # They change no prediction, and what makes an image is said beside.
+    config["sampling_defaults"]["config"].pop("samplers", None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     normalizer = model.normalizer
     for weight in (normalizer.mean, normalizer.variance, *model.ema_network.weights):
@@ -189,18 +192,18 @@ def _told_in_training(model: DiffusionModel) -> list[str]:
     return [*training, *(name for name, value in names.items() if value is None)]
 
 
-def _described_sampling(sampling: dict[str, Any], defaults: SamplingDefaults) -> dict[str, Any]:
+def _described_sampling(
+    sampling: dict[str, Any], defaults: SamplingDefaults, walk: PlannedWalk
+) -> dict[str, Any]:
     """Return the arguments of `generate` that fix the images, the defaults that they stand for
     included, as JSON knows them.
     """
-    sampler, spacing = sampler_and_spacing(
-        sampling.get("sampler"), sampling.get("eta"), sampling.get("spacing"), defaults
-    )
     given = {name: value for name, value in sampling.items() if name not in ("sampler", "eta")}
-    given["diffusion_steps"] = defaults.steps(given.get("diffusion_steps"))
+    own = walk.sampler.diffusion_steps
+    given["diffusion_steps"] = own or defaults.steps(given.get("diffusion_steps"))
     if "clipping" in given or defaults.clipping is not None:
         given["clipping"] = defaults.clipping_for(given.get("clipping"))
-    described = {**given, "sampler": repr(sampler), "spacing": spacing}
+    described = {**given, "sampler": _described(walk.sampler), "spacing": walk.spacing}
     return {name: _plain(value) for name, value in sorted(described.items())}
 
 
@@ -218,12 +221,19 @@ def _plain(value: Any) -> Any:
     return repr(value)
 
 
-def _evaluations(model: DiffusionModel, sampling: dict[str, Any], told: Conditioning) -> int:
-    """How often networks are called for an image."""
+def _described(sampler: Sampler) -> str:
+    """A sampler by its name and settings; what was fitted by a hash of its numbers."""
+    if not isinstance(sampler, FittedSampler):
+        return repr(sampler)
+    numbers = json.dumps([sampler.angles.tolist(), sampler.weights])
+    return f"{sampler!r}, sha256 {hashlib.sha256(numbers.encode()).hexdigest()}"
+
+
+def _walk(model: DiffusionModel, sampling: dict[str, Any], told: Conditioning) -> PlannedWalk:
+    """The walk that makes an image."""
     names = ("diffusion_steps", "sampler", "eta", "spacing", "schedule", "network_evaluations")
     chosen = {name: sampling[name] for name in names if name in sampling}
-    _, planned = plan_walk(model.engine, **chosen, guidance=told.guidance)
-    return count_evaluations(planned, told.guidance)
+    return planned_walk(model.engine, **chosen, guidance=told.guidance)
 
 
 def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:

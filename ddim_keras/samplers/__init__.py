@@ -10,6 +10,7 @@ from ddim_keras.samplers.adams_bashforth import AdamsBashforth
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
 from ddim_keras.samplers.ddim import DDIM, DDPM
 from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep
+from ddim_keras.samplers.fitted import FittedSampler, fit
 from ddim_keras.samplers.heun import Heun
 from ddim_keras.samplers.planning import Plan, plan, table_of
 from ddim_keras.samplers.two_step import (
@@ -22,7 +23,13 @@ from ddim_keras.samplers.two_step import (
     walk_pairs,
 )
 from ddim_keras.samplers.unipc import UniPC
-from ddim_keras.samplers.walking import Conditions, Denoiser, evaluation, walk
+from ddim_keras.samplers.walking import (
+    Conditions,
+    Denoiser,
+    evaluation,
+    walk,
+    walk_written_out,
+)
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "ddim": DDIM,
@@ -33,6 +40,7 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "dpm_solver_2m_sde": functools.partial(DPMSolverMultistep, stochastic=True),
     "dpm_solver_2s": DPMSolverSinglestep,
     "adams_bashforth": AdamsBashforth,
+    "ipndm": functools.partial(AdamsBashforth, warm_up=False, even_steps=True),
     "unipc": UniPC,
 }
 
@@ -50,6 +58,7 @@ __all__ = [
     "DPMSolverSinglestep",
     "Denoiser",
     "Evaluation",
+    "FittedSampler",
     "Heun",
     "Levels",
     "Sampler",
@@ -58,9 +67,11 @@ __all__ = [
     "Plan",
     "on_lattice",
     "evaluation",
+    "fit",
     "plan",
     "plan_pairs",
     "table_of",
     "walk",
     "walk_pairs",
+    "walk_written_out",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ddim_keras.diffusion.levels import Levels
+from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.support.configurable import Configurable
 
 # How many earlier predictions a walk remembers.
@@ -47,6 +48,8 @@ class Sampler(Configurable, abc.ABC):
         is_stochastic: whether noise is added on the way.
         runs_backwards: whether it can also walk from the clean image to noise.
         remembers: "images" or "noises", the predictions that later evaluations may use.
+        spacing: what it takes where the user gives none; None for "linear".
+        diffusion_steps: the only number of steps that it takes, or None for any.
     """
 
     order: int = 1
@@ -54,6 +57,8 @@ class Sampler(Configurable, abc.ABC):
     is_stochastic: bool = False
     runs_backwards: bool = False
     remembers: str = "images"
+    spacing: Spacing | None = None
+    diffusion_steps: int | None = None
 
     @abc.abstractmethod
     def step(self, index: int, levels: Levels) -> list[Evaluation]:

@@ -1,4 +1,4 @@
-"""The one loop that takes all walks."""
+"""The one loop that takes all walks, and the same written out."""
 
 from __future__ import annotations
 
@@ -71,6 +71,27 @@ def walk(
         (first, noisy_images, memory, ops.zeros_like(noisy_images)),
     )
     return noisy_images, memory, pred_images
+
+
+def walk_written_out(
+    denoise: Denoiser, noisy_images: Images, memory: Tensor, table: Tensor, steps: int
+) -> Images:
+    """Make the first evaluations of a table without a loop, so that what comes out can be
+    differentiated by the table; no noise is added.
+
+    Args:
+        denoise, noisy_images, memory: as for `walk`.
+        table: `Plan.table`, or as many rows of one as there are `steps`.
+        steps: the number of evaluations; it is compiled in.
+
+    Returns:
+        The noisy images after the last.
+    """
+    for index in range(steps):
+        noisy_images, memory, _ = evaluation(
+            denoise, noisy_images, memory, table[index], index, None
+        )
+    return noisy_images
 
 
 def evaluation(

@@ -6,12 +6,15 @@ from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.edit import inpaint, variations
 from ddim_keras.sampling.encode import encode, reconstruct
 from ddim_keras.sampling.engine import Engine
+from ddim_keras.sampling.fitting import fit_sampler
+from ddim_keras.sampling.fitting_spacing import fit_spacing
 from ddim_keras.sampling.generate import Trajectory, decode, generate, reverse_diffusion
 from ddim_keras.sampling.interpolate import interpolate, interpolate_grid
 from ddim_keras.sampling.inversion import ConvergenceError, InversionReport
 from ddim_keras.sampling.likelihood import LogLikelihood, log_likelihood
 from ddim_keras.sampling.pairs import PairLatents
 from ddim_keras.sampling.restore import restore
+from ddim_keras.sampling.starts import gaussian_start
 from ddim_keras.sampling.variational import variational_bound
 
 __all__ = [
@@ -24,6 +27,9 @@ __all__ = [
     "conditioning",
     "decode",
     "encode",
+    "fit_sampler",
+    "fit_spacing",
+    "gaussian_start",
     "generate",
     "inpaint",
     "interpolate",

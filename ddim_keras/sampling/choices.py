@@ -1,8 +1,10 @@
 """What the verbs take where neither the user nor the model (`SamplingDefaults`) says, and what they
 make of what the user says.
 
-- `generate`, `variations`, `score`: UniPC over Karras's levels. They measure best at any number of
-  steps (docs/samplers.md).
+- `generate`, `score`: what was fitted to the model for the number of steps; else UniPC over
+  Karras's levels, which measure best from three steps on, and in two DDIM over even times:
+  Karras's levels leap from one end to the other there (docs/few_steps.md).
+- `variations`: UniPC over Karras's levels.
 - `encode`, `decode`, `reconstruct`, `interpolate`: deterministic DDIM over even times. Encoding is
   DDIM's ODE walked backwards, and only the same steps walked forwards lead back.
 - `inpaint`: DDPM over even times. RePaint needs the noise of each step to bring both parts
@@ -17,6 +19,8 @@ second is the inverse of `encode`. `generate(initial_noise=z, sampler="ddim")` i
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +29,13 @@ from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.samplers import DDIM, SAMPLERS, Sampler, UniPC
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.support.configurable import resolve
+from ddim_keras.support.arguments import is_number
+from ddim_keras.support.configurable import Configurable, resolve
 
 ENCODING_SAMPLER = "ddim"
 EVEN_TIMES = "linear"
 INPAINTING_ETA = 1.0
+_BEST_IN_FEW_STEPS: Mapping[int, tuple[Sampler, str]] = {2: (DDIM(), EVEN_TIMES)}
 
 
 def sampler_and_spacing(
@@ -53,8 +59,38 @@ def sampler_and_spacing(
             )
         return DDIM(eta), spacing or EVEN_TIMES
     if sampler is not None:
-        return resolve(sampler, Sampler, SAMPLERS), spacing or EVEN_TIMES
+        chosen = resolve(sampler, Sampler, SAMPLERS)
+        return chosen, spacing or chosen.spacing or EVEN_TIMES
     return UniPC(), spacing or "karras"
+
+
+def chooser(
+    sampler: str | Sampler | None,
+    eta: float | None,
+    spacing: str | Spacing | None,
+    schedule: str | Schedule | None,
+    defaults: SamplingDefaults,
+    guidance: Sequence[Configurable] = (),
+) -> Callable[[Any], tuple[Sampler, str | Spacing]]:
+    """Return what says the sampler and the spacing that `generate` takes for a number of steps, or
+    for a list of times.
+
+    Raises:
+        ValueError: as `sampler_and_spacing`.
+    """
+    otherwise = sampler_and_spacing(sampler, eta, spacing, defaults)
+    all_is_left = sampler is None and eta is None and spacing is None and schedule is None
+    models_own = defaults.sampler is not None or defaults.spacing is not None
+
+    def choose(steps: Any) -> tuple[Sampler, str | Spacing]:
+        fitted = defaults.fitted(steps, guidance) if all_is_left else None
+        if fitted is not None:
+            return fitted, fitted.spacing or EVEN_TIMES
+        if all_is_left and not models_own and is_number(steps):
+            return _BEST_IN_FEW_STEPS.get(steps, otherwise)
+        return otherwise
+
+    return choose
 
 
 def schedule_of_walk(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from ddim_keras.diffusion.spacings import SPACINGS, Spacing
-from ddim_keras.samplers import SAMPLERS, Sampler
+from ddim_keras.samplers import SAMPLERS, FittedSampler, Sampler
 from ddim_keras.sampling.clipping import CLIPPINGS, Clipping
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import Configurable, resolve
@@ -27,6 +29,8 @@ class SamplingDefaults(Configurable):
         sampler: a `Sampler` or its name, or None for UniPC.
         spacing: a `Spacing` or its name, or None for "linear", with the default sampler "karras".
         clipping: a `Clipping` or its name, or None for "none".
+        samplers: `FittedSampler`s, each for its number of steps; where the user gives that number
+            and neither sampler, eta, spacing nor schedule, it goes before the others.
 
     Examples:
 
@@ -40,6 +44,7 @@ class SamplingDefaults(Configurable):
         sampler: str | Sampler | Config | None = None,
         spacing: str | Spacing | Config | None = None,
         clipping: str | Clipping | Config | None = None,
+        samplers: Sequence[FittedSampler | Config] = (),
     ):
         self.diffusion_steps = (
             None if diffusion_steps is None else positive_int("diffusion_steps", diffusion_steps)
@@ -47,16 +52,39 @@ class SamplingDefaults(Configurable):
         self.sampler = None if sampler is None else resolve(sampler, Sampler, SAMPLERS)
         self.spacing = None if spacing is None else resolve(spacing, Spacing, SPACINGS)
         self.clipping = None if clipping is None else resolve(clipping, Clipping, CLIPPINGS)
+        self.samplers = [resolve(sampler, FittedSampler, {}) for sampler in samplers]
 
     def steps(self, diffusion_steps: Any) -> Any:
         """Return the user's steps, or the default."""
         return (self.diffusion_steps or 20) if diffusion_steps is None else diffusion_steps
+
+    def fitted(self, steps: Any, guidance: Sequence[Configurable]) -> FittedSampler | None:
+        """Return the fitted sampler for a walk of so many steps with such guidance, if there is
+        one.
+        """
+        if isinstance(steps, (Sequence, np.ndarray)):
+            return None  # times
+        for sampler in self.samplers:
+            if sampler.diffusion_steps == steps and sampler.is_for(guidance):
+                return sampler
+        return None
+
+    def keep(self, fitted: FittedSampler) -> None:
+        """Keep a fitted sampler, in place of another for the same walk."""
+        others = [
+            sampler
+            for sampler in self.samplers
+            if (sampler.diffusion_steps, sampler.guidance)
+            != (fitted.diffusion_steps, fitted.guidance)
+        ]
+        self.samplers = sorted([*others, fitted], key=lambda each: len(each.angles))
 
     def clipping_for(self, clipping: str | Clipping | None) -> str | Clipping:
         """Return the user's clipping, or the default."""
         return (self.clipping or "none") if clipping is None else clipping
 
     def get_config(self) -> Config:
+        samplers = [keras.saving.serialize_keras_object(sampler) for sampler in self.samplers]
         parts = {"sampler": self.sampler, "spacing": self.spacing, "clipping": self.clipping}
         return {
             "diffusion_steps": self.diffusion_steps,
@@ -64,6 +92,7 @@ class SamplingDefaults(Configurable):
                 name: None if part is None else keras.saving.serialize_keras_object(part)
                 for name, part in parts.items()
             },
+            **({"samplers": samplers} if samplers else {}),
         }
 
     def __repr__(self) -> str:
@@ -71,4 +100,6 @@ class SamplingDefaults(Configurable):
         given = ", ".join(
             f"{name}={getattr(self, name)!r}" for name in parts if getattr(self, name) is not None
         )
+        if self.samplers:
+            given += f"{', ' if given else ''}samplers={self.samplers}"
         return f"{type(self).__name__}({given})"

@@ -88,7 +88,8 @@ class Engine:
             elsewhere.
 
     Attributes:
-        denoise: the network's predictions, a `Denoiser`.
+        network: as given.
+        denoise: its predictions, a `Denoiser`.
         defaults: what verbs take where the user does not say.
         variables: all that a walk reads.
         lock: held while a training changes the weights, or while they are read.
@@ -118,7 +119,7 @@ class Engine:
         self.denoise: Denoiser = network_denoiser(network, parameterization, spec)
         self.variables: list[Variable] = [*network.variables, *normalizer.variables]
         self.lock = FairLock()
-        self._weights_of_network = network.weights
+        self.network = network
         self._seeds = seeds
         self._jit_compile = jit_compile
         self._before_use = before_use
@@ -177,7 +178,7 @@ class Engine:
             weights, statistics = (
                 [ops.convert_to_numpy(ops.cast(variable, "float32")) for variable in variables]
                 for variables in (
-                    self._weights_of_network,
+                    self.network.weights,
                     (self.normalizer.mean, self.normalizer.variance),
                 )
             )
@@ -357,6 +358,19 @@ class Engine:
         if getattr(self._held, "values", None) is None:
             raise RuntimeError("a walk needs `with engine.weights_held():` around it")
         return self._held.values
+
+    def compile(self, function: Callable) -> Callable:
+        """Return a function that reads the network's variables, compiled, as a function of (their
+        values, *arguments).
+        """
+        return backend.compile_function(function, self.variables, self._jit_compile())
+
+    def compile_gradient(self, function: Callable, variables: Sequence[Variable] = ()) -> Callable:
+        """Return the gradient of a function of (parameters, *arguments) that reads the network's
+        variables, and further ones, as a function of (their values, parameters, *arguments).
+        """
+        variables = [*self.variables, *variables]
+        return backend.compile_gradient(function, variables, self._jit_compile())
 
     def _compile(self, key: Any, function: Callable, variables: Sequence = ()) -> Callable:
         jit_compile = self._jit_compile()

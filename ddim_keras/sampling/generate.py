@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from ddim_keras.data import inputs
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.samplers import DDIM, Plan, Sampler
-from ddim_keras.sampling.choices import ENCODING_SAMPLER, EVEN_TIMES, sampler_and_spacing
+from ddim_keras.sampling.choices import ENCODING_SAMPLER, EVEN_TIMES, chooser
 from ddim_keras.sampling.clipping import Clipping, clipped
 from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
@@ -110,8 +110,9 @@ def generate(
             `sampling_defaults`.
         eta: samples with `DDIM(eta)`: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
         sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m",
-            "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth" or "unipc". None is "unipc" over
-            "karras" spacing, which measures best (docs/samplers.md); "ddim" is the paper's
+            "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth", "ipndm" or "unipc". None is
+            "unipc" over "karras" spacing, which measures best (docs/samplers.md), or what was
+            fitted to the model for that number of steps (`fit_sampler`); "ddim" is the paper's
             deterministic DDIM.
         network_evaluations: as many steps as this number of network evaluations for each image
             allows, instead of `diffusion_steps`. Samplers that ask twice a step take half the steps
@@ -218,45 +219,90 @@ def plan_walk(
     Raises:
         ValueError: as for `generate`.
     """
-    chosen, spacing = sampler_and_spacing(sampler, eta, spacing, engine.defaults)
-    diffusion_steps = engine.defaults.steps(diffusion_steps)
+    walk = planned_walk(
+        engine,
+        diffusion_steps,
+        sampler=sampler,
+        eta=eta,
+        spacing=spacing,
+        schedule=schedule,
+        network_evaluations=network_evaluations,
+        guidance=guidance,
+    )
+    return walk.times, walk.planned
+
+
+class PlannedWalk(NamedTuple):
+    """A walk that `generate` takes: its times, its plan, and what it was planned by."""
+
+    times: Array
+    planned: Plan
+    sampler: Sampler
+    spacing: str | Spacing
+
+
+def planned_walk(
+    engine: Engine,
+    diffusion_steps: int | Sequence[float] | None = None,
+    *,
+    sampler: str | Sampler | None = None,
+    eta: float | None = None,
+    spacing: str | Spacing | None = None,
+    schedule: str | Schedule | None = None,
+    network_evaluations: int | None = None,
+    guidance: Sequence[Guidance] = (),
+) -> PlannedWalk:
+    """As `plan_walk`, with the sampler and the spacing that were chosen."""
+    choose = chooser(sampler, eta, spacing, schedule, engine.defaults, guidance)
+
+    def planned_in(steps: Any) -> PlannedWalk:
+        chosen = choose(steps)
+        return PlannedWalk(*engine.plan(chosen[0], steps, chosen[1], schedule), *chosen)
+
+    steps = engine.defaults.steps(diffusion_steps)
     if network_evaluations is None:
-        return engine.plan(chosen, diffusion_steps, spacing, schedule)
-    if isinstance(diffusion_steps, (Sequence, np.ndarray)):
+        only = choose(steps)[0].diffusion_steps
+        return planned_in(only if diffusion_steps is None and only is not None else steps)
+    if isinstance(steps, (Sequence, np.ndarray)):
         raise ValueError(
             "give either network_evaluations or a list of times as diffusion_steps, not both"
         )
-    return _within_budget(engine, chosen, network_evaluations, spacing, schedule, guidance)
+    budget = positive_int("network_evaluations", network_evaluations)
+    return _within_budget(lambda steps: choose(steps)[0], planned_in, budget, guidance)
 
 
 def _within_budget(
-    engine: Engine,
-    sampler: Sampler,
+    sampler_for: Callable[[int], Sampler],
+    planned_in: Callable[[int], PlannedWalk],
     budget: int,
-    spacing: str | Spacing,
-    schedule: str | Schedule | None,
     guidance: Sequence[Guidance],
-) -> tuple[Array, Plan]:
-    """Return times and plan of the most steps that a number of network evaluations allows."""
-    budget = positive_int("network_evaluations", budget)
+) -> PlannedWalk:
+    """Return the walk of the most steps that a number of network evaluations allows.
+
+    Args:
+        sampler_for: of a number of steps. Where it is not the same for all of them, it asks once a
+            step.
+        planned_in: the walk in a number of steps.
+    """
+    sampler = sampler_for(budget)
     most = sampler.steps_for(budget)
     each = 1
     for part in guidance:
         each = part.evaluations(each)
     # What surely fits; how much more does depends on where guidance acts.
     steps = most if each == 1 else sampler.steps_for(max(budget // each, sampler.evaluations(1)))
-    times, planned = engine.plan(sampler, steps, spacing, schedule)
-    if (needed := count_evaluations(planned, guidance)) > budget:
+    walk = planned_in(steps)
+    if (needed := count_evaluations(walk.planned, guidance)) > budget:
         raise ValueError(
             f"network_evaluations must be at least {needed} for {sampler!r} with this guidance, "
             f"got {budget}"
         )
     while steps < most:
-        more = engine.plan(sampler, steps + 1, spacing, schedule)
-        if count_evaluations(more[1], guidance) > budget:
+        more = planned_in(steps + 1)
+        if count_evaluations(more.planned, guidance) > budget:
             break
-        steps, (times, planned) = steps + 1, more
-    return times, planned
+        steps, walk = steps + 1, more
+    return walk
 
 
 def _record(

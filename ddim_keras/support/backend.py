@@ -109,6 +109,29 @@ def compile_function(function: Callable, variables: list, jit_compile: bool) -> 
     return jax.jit(pure_function)
 
 
+def compile_gradient(function: Callable, variables: list, jit_compile: bool) -> Callable:
+    """Return the gradient of a function by its first argument, compiled as by `compile_function`.
+
+    Args:
+        function: (parameters, *arguments) -> a scalar.
+        variables, jit_compile: as for `compile_function`.
+    """
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def gradient(parameters: Any, *arguments: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(parameters)
+                value = function(parameters, *arguments)
+            return tape.gradient(value, parameters)
+
+    else:
+        import jax
+
+        gradient = jax.grad(function)
+    return compile_function(gradient, variables, jit_compile)
+
+
 def values_of(variables: list) -> list:
     """Return what compiled functions are given of the variables they read: on TensorFlow nothing,
     as a graph reads them itself.

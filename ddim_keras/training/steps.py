@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ from keras import ops
 
 from ddim_keras.data import inputs
 from ddim_keras.networks.layers import ImageNormalization
-from ddim_keras.samplers import DDIM
+from ddim_keras.samplers import DDIM, FittedSampler
 from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.defaults import SamplingDefaults
@@ -101,6 +102,17 @@ class EMASteps(EMANetworks):
     def sampling_defaults(self, defaults: SamplingDefaults | Config | None) -> None:
         chosen = SamplingDefaults() if defaults is None else defaults
         self.engine.defaults = resolve(chosen, SamplingDefaults, {})
+
+    @property
+    def samplers(self) -> list[FittedSampler]:
+        """The fitted samplers that `generate` chooses for their numbers of steps, a part of
+        `sampling_defaults`. Can be set.
+        """
+        return self.engine.defaults.samplers
+
+    @samplers.setter
+    def samplers(self, samplers: Sequence[FittedSampler]) -> None:
+        self.engine.defaults.samplers = [resolve(each, FittedSampler, {}) for each in samplers]
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

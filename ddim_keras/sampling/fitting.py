@@ -1,0 +1,417 @@
+"""Fitting a sampler of few steps to a model: the table that its walk reads, by gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ddim_keras.diffusion.spacings import GivenSpacing, diffusion_times, levels_of
+from ddim_keras.samplers import (
+    DDIM,
+    MEMORY,
+    AdamsBashforth,
+    DPMSolverMultistep,
+    Evaluation,
+    FittedSampler,
+    Sampler,
+    UniPC,
+    walk_written_out,
+)
+from ddim_keras.samplers.fitted import configuration, number_of_weights
+from ddim_keras.sampling.conditioning import Conditioning, conditioning
+from ddim_keras.sampling.denoisers import Wrapper
+from ddim_keras.sampling.distance import distance_of
+from ddim_keras.sampling.engine import Batch, Engine
+from ddim_keras.sampling.guidance import Autoguidance, Guidance, GuidanceFunction
+from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.progress import progress
+from ddim_keras.support.types import Array, Condition, GuidanceLike, Images, Labels, Tensor
+
+# What the fit starts from: the best of these on the held-out noises.
+_STARTS: tuple[tuple[Sampler, str], ...] = (
+    (UniPC(3), "karras"),
+    (UniPC(2), "linear"),
+    (AdamsBashforth(2), "linear"),
+    (DPMSolverMultistep(), "karras"),
+    (DDIM(), "linear"),
+    (DDIM(), "karras"),
+)
+_TEACHER, _TEACHER_SPACING = UniPC(3), "karras"
+_MOST_STEPS = 20
+_HELD_OUT_SHARE = 4  # of the images, one in so many is held out
+_LARGEST_NORM = 1.0
+
+
+class _Walks(NamedTuple):
+    """Walks of many steps: where they start, where they lead, and what they were told."""
+
+    noises: np.ndarray
+    images: np.ndarray
+    told: Conditioning
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        return Batch(0, len(indices), indices.astype("int32"))
+
+
+def fit_sampler(
+    engine: Engine,
+    network_evaluations: int,
+    *,
+    labels: Labels = None,
+    condition: Condition = None,
+    guidance: GuidanceLike = None,
+    teacher_steps: int = 30,
+    num_images: int = 384,
+    batch_size: int = 16,
+    epochs: int = 6,
+    patience: int = 3,
+    learning_rate: float = 0.03,
+    seed: int = 0,
+    keep: bool = True,
+    verbose: str | int = "auto",
+) -> FittedSampler:
+    """Find levels and weights for a walk of few network evaluations, by gradient descent against
+    walks of many steps from the same noises. The network stays as it is.
+
+    Images are compared by the features at the network's narrowest place: nearest in pixels would be
+    a blurred image. Afterwards `generate` takes the sampler by itself for its number of
+    evaluations, and it is saved with the model. Minutes on two cores.
+
+    Args:
+        network_evaluations: calls of the network for each image, 1 to 20, with those for
+            guidance.
+        labels, condition: of the walks, as for `generate`, for `num_images` images. None takes all
+            classes in turn.
+        guidance: as for `generate`. The sampler is chosen where the same guidance acts.
+        teacher_steps: of the long walks, more than the fitted one's.
+        num_images: how many long walks there are. One in four is held out: half of those say when
+            to stop, the others how good the sampler is.
+        batch_size: walks in a step of the descent; an eighth of `num_images` at most.
+        epochs: how often all walks are gone through, at most.
+        patience: epochs without a better held-out error that end the fit.
+        learning_rate: of Adam, at its start; it falls to 0 as a cosine.
+        seed: fixes the noises and their order.
+        keep: whether the model keeps it in `samplers`, in place of another for the same number of
+            steps.
+        verbose: 0 shows no progress bar.
+
+    Returns:
+        The best sampler by the held-out walks, never worse by them than those it starts from. Its
+        `errors` are those of walks that chose nothing.
+
+    Raises:
+        ValueError: an argument out of its range, guidance that cannot be written to a file, or
+            evaluations that do not divide by those of a step.
+        FloatingPointError: the weights hold NaN or infinity.
+
+    Source: Tong et al. 2025 ("LD3") and Frankel et al. 2025 ("S4S") fit times and coefficients by
+        gradient descent through the walk; here it is the whole table.
+
+    Examples:
+
+    >>> model = DiffusionModel(image_size=8, widths=[8], block_depth=1, channels=1, seed=0)
+    >>> sampler = model.fit_sampler(2, num_images=16, teacher_steps=5, epochs=1, verbose=0)
+    >>> sampler, model.samplers
+    (FittedSampler(2 steps), [FittedSampler(2 steps)])
+    """
+    num_images = integer("num_images", num_images, minimum=2 * _HELD_OUT_SHARE)
+    told = _conditions(engine, num_images, labels, condition, guidance)
+    steps = _steps(network_evaluations, told.guidance)
+    teacher_steps = integer("teacher_steps", teacher_steps, minimum=steps + 1)
+    if broken := engine.broken_weights():
+        raise FloatingPointError(broken)
+    seed = integer("seed", seed, 0, 2**32)
+    walks = _long_walks(engine, told, num_images, teacher_steps, seed, verbose)
+    held_out = num_images // _HELD_OUT_SHARE
+    trained = np.arange(held_out, num_images)
+    fit = _Fit(engine, walks, steps, positive_int("batch_size", batch_size))
+    stopping, judging = np.arange(held_out // 2), np.arange(held_out // 2, held_out)
+    start, before = fit.best_start(stopping, judging)
+    table = fit.descend(
+        start, trained, stopping, positive_int("epochs", epochs), patience, learning_rate, verbose
+    )
+    fitted = fit.sampler(table, told.guidance)
+    errors = {"fitted": fit.error(fitted, judging), "before": before, "walks": len(judging)}
+    fitted = FittedSampler(fitted.angles.tolist(), fitted.weights, fitted.guidance, errors)
+    if keep:
+        engine.defaults.keep(fitted)
+    return fitted
+
+
+class _Fit:
+    """The parameters of a table, their errors and their gradients.
+
+    They are the angles of the levels, then for each step what its weights differ from DDIM's over
+    those levels. So a level that moves takes its weights along.
+    """
+
+    def __init__(self, engine: Engine, walks: _Walks, steps: int, batch_size: int):
+        self.engine, self.walks, self.steps = engine, walks, steps
+        self.batch_size = min(batch_size, len(walks.noises) // _HELD_OUT_SHARE // 2)
+        first, last = (
+            np.arctan2(*engine.schedule(np.array([time]))[::-1])[0]
+            for time in (engine.schedule.first_time, 1.0)
+        )
+        self.range = (float(first), float(last))
+        # Times of a list cannot be moved by a gradient.
+        self.moves_levels = engine.schedule.num_times is None
+        example = self._wrappers(np.arange(1))
+        variables = [variable for wrapper in example for variable in wrapper.variables]
+        self._values = [value for wrapper in example for value in wrapper.values]
+        self._distance = distance_of(engine)
+        self._gradient = engine.compile_gradient(self._loss, variables)
+        self._measured = engine.compile(self._distance)
+
+    def best_start(self, stopping: np.ndarray, judging: np.ndarray) -> tuple[Array, float]:
+        """Return the parameters of the best sampler that is not fitted, and its error."""
+        found: list[tuple[float, int, Array, FittedSampler]] = []
+        for sampler, spacing in _STARTS:
+            planned = self._planned(sampler, spacing)
+            if planned is not None:
+                parameters = self._parameters(*planned)
+                candidate = self.sampler(parameters)
+                found.append((self.error(candidate, stopping), len(found), parameters, candidate))
+        _, _, parameters, candidate = min(found)
+        return parameters, self.error(candidate, judging)
+
+    def descend(
+        self,
+        parameters: Array,
+        trained: np.ndarray,
+        stopping: np.ndarray,
+        epochs: int,
+        patience: int,
+        learning_rate: float,
+        verbose: str | int,
+    ) -> Array:
+        """Return the parameters of the least held-out error on the way down."""
+        in_epoch = len(trained) // self.batch_size
+        bar = progress(epochs * in_epoch, "steps") if verbose else None
+        rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * in_epoch)
+        optimizer = keras.optimizers.Adam(rate, beta_2=0.98, clipnorm=_LARGEST_NORM)
+        variable = keras.Variable(parameters, dtype="float32", name="table")
+        order = np.random.default_rng(0)
+        best, since = (self.error(self.sampler(parameters), stopping), parameters), 0
+        done = 0
+        for _ in range(epochs):
+            shuffled = order.permutation(trained)
+            for start in range(0, in_epoch * self.batch_size, self.batch_size):
+                gradient = self.gradient(variable, shuffled[start : start + self.batch_size])
+                optimizer.apply([gradient], [variable])
+                variable.assign(self._in_range(ops.convert_to_numpy(variable)))
+                done += 1
+                if bar is not None:
+                    bar.update(done)
+            found = ops.convert_to_numpy(variable).astype("float64")
+            error = self.error(self.sampler(found), stopping)
+            if error < best[0]:
+                best, since = (error, found), 0
+            else:
+                since += 1
+            if since >= patience:
+                break
+        if bar is not None and done < epochs * in_epoch:
+            bar.update(done, finalize=True)
+        return best[1]
+
+    def gradient(self, parameters: Tensor, indices: np.ndarray) -> Tensor:
+        """Return the gradient of the error of some of the walks by the parameters."""
+        batch = self.walks.batch(indices)
+        values = [*self.engine.held_values(), *self._values]
+        gradient = self._gradient(
+            values,
+            ops.convert_to_tensor(parameters),
+            batch.of(self.walks.noises),
+            batch.of(self.walks.images),
+            tuple(wrapper.arrays for wrapper in self._wrappers(indices)),
+        )
+        gradient = ops.convert_to_numpy(gradient) * self._free()
+        return ops.convert_to_tensor(gradient.astype("float32"))
+
+    def error(self, sampler: FittedSampler, indices: np.ndarray) -> float:
+        """Return the mean distance from where long walks led."""
+        spacing = GivenSpacing(sampler.angles.tolist())
+        _, planned = self.engine.plan(sampler, self.steps, spacing, None)
+        distances = []
+        for start in range(0, len(indices) - self.batch_size + 1, self.batch_size):
+            batch = self.walks.batch(indices[start : start + self.batch_size])
+            noises = batch.of(self.walks.noises)
+            ended = self.engine.walk(
+                noises, planned, 0, batch.indices, self._wrappers(batch.indices)
+            )
+            found = self._measured(
+                self.engine.held_values(), ended, batch.of(self.walks.images), noises
+            )
+            distances.append(float(ops.convert_to_numpy(found)))
+        return float(np.mean(distances))
+
+    def sampler(self, parameters: Array, guidance: Sequence[Guidance] = ()) -> FittedSampler:
+        """Return the sampler that parameters stand for."""
+        parameters = self._in_range(np.asarray(parameters, "float64"))
+        angles = parameters[: self.steps]
+        weights = _weights(parameters, self.steps, np)
+        rows = [row[: number_of_weights(index)].tolist() for index, row in enumerate(weights)]
+        return FittedSampler(angles.tolist(), rows, [configuration(part) for part in guidance])
+
+    def _loss(
+        self,
+        parameters: Tensor,
+        noises: Images,
+        images: Images,
+        arrays: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        denoise = self.engine.denoise
+        for wrapper, own in zip(self._wrappers(np.arange(1)), arrays):
+            denoise = wrapper.wrap(denoise, own, ops.zeros_like)
+        noises = ops.convert_to_tensor(noises, dtype="float32")
+        ended = walk_written_out(
+            denoise, noises, self.engine.no_memory(noises), self._table(parameters), self.steps
+        )
+        return self._distance(ended, ops.convert_to_tensor(images, dtype="float32"), noises)
+
+    def _table(self, parameters: Tensor) -> Tensor:
+        """The rows of a plan, as `samplers.table_of` makes them, of tensors."""
+        angles = parameters[: self.steps]
+        signal_rates, noise_rates = ops.cos(angles), ops.sin(angles)
+        weights = _weights(parameters, self.steps, ops)
+        zeros = ops.zeros((self.steps, 1))
+        told = self.engine.schedule.conditions(signal_rates, noise_rates)
+        columns = [told, noise_rates, signal_rates, weights[:, 1], weights[:, 0]]
+        return ops.concatenate(
+            [
+                *(ops.cast(column, "float32")[:, None] for column in columns),
+                zeros,
+                weights[:, 2:],
+                zeros + 1.0,
+                zeros,
+            ],
+            axis=1,
+        )
+
+    def _planned(self, sampler: Sampler, spacing: str) -> tuple[Array, Array] | None:
+        """The angles of a sampler's evaluations and the weights of its steps, if it takes as many
+        as the fitted one.
+        """
+        schedule = self.engine.schedule
+        levels = levels_of(schedule, diffusion_times(self.steps, spacing, schedule))
+        made = [part for index in range(self.steps) for part in sampler.step(index, levels)]
+        if len(made) != self.steps:
+            return None
+        angles = np.array([np.arctan2(part.noise_rate, part.signal_rate) for part in made])
+        return angles, in_images(made, sampler.remembers)
+
+    def _parameters(self, angles: Array, weights: Array) -> Array:
+        angles = self._in_range(angles)
+        without = np.concatenate([angles, np.zeros(weights.size)])
+        return np.concatenate([angles, (weights - _weights(without, self.steps, np)).ravel()])
+
+    def _in_range(self, parameters: Array) -> Array:
+        """With the levels within those trained at, and falling."""
+        low, high = self.range
+        parameters = np.array(parameters)
+        angles, apart = parameters[: self.steps], 1e-4 * (high - low)
+        for index in range(self.steps):
+            most = high if index == 0 else angles[index - 1] - apart
+            least = low + (self.steps - 1 - index) * apart
+            angles[index] = np.clip(angles[index], least, most)
+        return parameters
+
+    def _free(self) -> Array:
+        """1 for each parameter that the descent may change, 0 for the others."""
+        free = [np.full(self.steps, float(self.moves_levels))]
+        for index in range(self.steps):
+            free.append((np.arange(2 + MEMORY) < number_of_weights(index)).astype("float64"))
+        return np.concatenate(free)
+
+    def _wrappers(self, indices: np.ndarray) -> list[Wrapper]:
+        return self.walks.told.of(self.walks.batch(np.asarray(indices)))
+
+
+def _weights(parameters: Any, steps: int, numeric: Any) -> Any:
+    """The weights of each step, (steps, 2 + MEMORY): DDIM's, and what parameters add to them."""
+    angles = parameters[:steps]
+    added = numeric.reshape(parameters[steps:], (steps, 2 + MEMORY))
+    one, none = numeric.zeros_like(angles[:1]) + 1.0, numeric.zeros_like(angles[:1])
+    noise = numeric.concatenate([numeric.sin(angles[1:]), none])
+    image = numeric.concatenate([numeric.cos(angles[1:]), one])
+    columns = [noise, image, *[numeric.zeros_like(angles)] * MEMORY]
+    return numeric.stack(columns, axis=1) + added
+
+
+def in_images(evaluations: Sequence[Evaluation], remembers: str) -> Array:
+    """Return the weights of a walk's steps, (steps, 2 + MEMORY), such that all it remembers are
+    predicted images, whatever its sampler remembers.
+
+    Noisy images and predicted noises are written as sums of the noise that the walk starts from and
+    of predicted images; those sums leave one way to write a step.
+    """
+    steps = len(evaluations)
+    rows = np.zeros((steps, 2 + MEMORY))
+    images = np.eye(steps + 1)[1:]  # of (the first noise, the predicted images in their order)
+    noisy = np.eye(steps + 1)[0]
+    noises: list[Array] = []
+    for index, part in enumerate(evaluations):
+        noises.append((noisy - part.signal_rate * images[index]) / part.noise_rate)
+        noisy = part.image * images[index] + part.noise * noises[index]
+        kept = images[:index] if remembers == "images" else noises[:index]
+        for weight, earlier in zip(part.remembered, kept[::-1]):
+            noisy = noisy + weight * earlier
+        rows[index, 0] = noisy[0] / noises[index][0]
+        of_images = noisy - rows[index, 0] * noises[index]
+        used = min(index, MEMORY) + 1
+        rows[index, 1 : 1 + used] = of_images[1 : index + 2][::-1][:used]
+    return rows
+
+
+def _conditions(
+    engine: Engine, number: int, labels: Labels, condition: Condition, guidance: GuidanceLike
+) -> Conditioning:
+    """What the walks are told, checked."""
+    if labels is None and engine.spec.num_classes is not None:
+        labels = [index % engine.spec.num_classes for index in range(number)]
+    told = conditioning(engine, number, labels, condition, guidance)
+    for part in told.guidance:
+        if isinstance(part, (Autoguidance, GuidanceFunction)):
+            raise ValueError(
+                f"a sampler cannot be fitted with {type(part).__name__}, which no file can hold: "
+                "fit it without, or with ClassifierFreeGuidance"
+            )
+    return told
+
+
+def _steps(network_evaluations: int, guidance: Sequence[Guidance]) -> int:
+    """Return of how many steps a walk of so many evaluations is."""
+    budget = positive_int("network_evaluations", network_evaluations)
+    each = 1
+    for part in guidance:
+        each = int(part.evaluations(each))
+    if budget % each:
+        raise ValueError(
+            f"network_evaluations must divide by {each}, the calls of a step with this guidance, "
+            f"got {budget}"
+        )
+    if budget // each > _MOST_STEPS:
+        raise ValueError(
+            f"network_evaluations must be at most {each * _MOST_STEPS}, got {budget}: with more "
+            "the default sampler leaves nothing to fit"
+        )
+    return budget // each
+
+
+def _long_walks(
+    engine: Engine, told: Conditioning, number: int, steps: int, seed: int, verbose: str | int
+) -> _Walks:
+    """Walk from `number` noises to images in many steps."""
+    _, planned = engine.plan(_TEACHER, steps, _TEACHER_SPACING, None)
+    shape = (number, *engine.image_shape)
+    walks = _Walks(np.empty(shape, "float32"), np.empty(shape, "float32"), told)
+    for batch in engine.batches(number, None, verbose):
+        noises = engine.draw(seed, batch.indices)
+        batch.store(walks.noises, noises)
+        ended = engine.walk(noises, planned, seed, batch.indices, told.of(batch))
+        batch.store(walks.images, engine.checked(ended))
+    return walks
