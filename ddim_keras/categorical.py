@@ -264,7 +264,9 @@ class CategoricalDiffusionModel(EMANetworks):
             keras.random.uniform(ops.shape(categories), dtype="float32", seed=seed)
             for _ in range(2)
         )
-        losses = self._losses(self.network, categories, times, fresh, kept, sample_weight, True)
+        losses = self._cross_entropies(
+            self.network, categories, times, fresh, kept, sample_weight, True
+        )
         return ops.mean(losses)
 
     def evaluation_logs(self, data: Data) -> dict[str, Any]:
@@ -276,14 +278,16 @@ class CategoricalDiffusionModel(EMANetworks):
         fresh, kept = (
             random.uniform(self._evaluation_seed, number, places, self.shape) for number in range(2)
         )
-        self._losses(self.ema_network, categories, times, fresh, kept, sample_weight, False)
+        self._cross_entropies(
+            self.ema_network, categories, times, fresh, kept, sample_weight, False
+        )
         trackers = (self.loss_tracker, self.accuracy_tracker)
         return {tracker.name: tracker.result() for tracker in trackers}
 
     def training_logs(self) -> dict[str, Any]:
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _losses(
+    def _cross_entropies(
         self,
         network: keras.Model,
         categories: Tensor,
