@@ -577,7 +577,7 @@ def test_the_fashion_mnist_extractor_tells_clothes_apart():
 @pytest.mark.slow
 @slow_on_jax
 def test_the_cifar10_extractor_tells_photos_apart():
-    """87 % of all 10,000 test images at training; here of some of them, where they are."""
+    """90.2 % of all 10,000 test images; here of some of them, where they are."""
     _, test = ddim_keras.data.load_dataset(
         "cifar10", 32, 500, labels=True, data_dir=folder_of_cifar10(), download=False
     )
@@ -586,8 +586,8 @@ def test_the_cifar10_extractor_tells_photos_apart():
         np.argmax(extractor.probabilities(images.numpy()), axis=1) == labels
         for images, labels in test.take(4)
     ]
-    assert np.mean(right) > 0.84
-    assert extractor.features(random_images(2, seed=0)).shape == (2, 192)
+    assert np.mean(right) > 0.88
+    assert extractor.features(random_images(2, seed=0)).shape == (2, 176)
 
 
 def test_metrics_given_a_name_share_one_extractor():
