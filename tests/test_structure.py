@@ -21,6 +21,7 @@ FLOORS = [
     "presets",
     "model",
     "runs",
+    "serving",
     "cli",
 ]
 LONGEST_CLASS, LONGEST_FUNCTION = 300, 60

@@ -7,8 +7,18 @@ from ddim_keras.cli import (
     generating,
     images,
     models,
+    serving,
     training,
 )  # each adds its commands
 from ddim_keras.cli.group import INTERRUPTED, main
 
-__all__ = ["INTERRUPTED", "evaluating", "generating", "images", "main", "models", "training"]
+__all__ = [
+    "INTERRUPTED",
+    "evaluating",
+    "generating",
+    "images",
+    "main",
+    "models",
+    "serving",
+    "training",
+]

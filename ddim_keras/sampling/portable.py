@@ -6,7 +6,7 @@ What `generate` reads anew at each call, steps, sampler, guidance and clipping, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -187,8 +187,8 @@ def denoiser_model(portable: Portable) -> keras.Model:
 
 def _model(
     portable: Portable,
-    inputs: dict[str, tuple[int, ...]],
-    outputs: dict[str, tuple[int, ...]],
+    inputs: Mapping[str, tuple[int, ...]],
+    outputs: Mapping[str, tuple[int, ...]],
     function: Callable[[dict[str, Tensor]], dict[str, Images]],
 ) -> keras.Model:
     """Return a model of a function whose arguments and results go by their names."""
@@ -210,7 +210,7 @@ class _Program(keras.layers.Layer):
     def __init__(
         self,
         function: Callable[[dict[str, Tensor]], dict[str, Images]],
-        outputs: dict[str, tuple[int, ...]],
+        outputs: Mapping[str, tuple[int, ...]],
         parts: Sequence[keras.layers.Layer],
     ):
         super().__init__(dtype="float32", autocast=False, name="program")
