@@ -13,7 +13,7 @@ from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglest
 from ddim_keras.samplers.heun import Heun
 from ddim_keras.samplers.planning import Plan, plan, table_of
 from ddim_keras.samplers.unipc import UniPC
-from ddim_keras.samplers.walking import Conditions, Denoiser, evaluation, walk
+from ddim_keras.samplers.walking import Conditions, Denoiser, walk
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "ddim": DDIM,
@@ -43,7 +43,6 @@ __all__ = [
     "Sampler",
     "UniPC",
     "Plan",
-    "evaluation",
     "plan",
     "table_of",
     "walk",

@@ -16,7 +16,8 @@ from keras import ops
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.networks.unet import CONDITION, LABELS
-from ddim_keras.samplers import MEMORY, Conditions, Denoiser, Plan, Sampler, evaluation, walk
+from ddim_keras.samplers import MEMORY, Conditions, Denoiser, Plan, Sampler, walk
+from ddim_keras.samplers.walking import evaluation
 from ddim_keras.sampling.clipping import Clipping, clipped
 from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.denoisers import network_denoiser

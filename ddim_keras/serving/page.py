@@ -244,7 +244,14 @@ def _inpainting(playground: Playground, shared: list[Any], seed: Any) -> None:
 
 def _image(name: str) -> Any:
     # As PNG: the page's own default loses what small images are made of.
-    return gr.Image(interactive=False, show_label=False, format="png", elem_id=name, height=520)
+    return gr.Image(
+        interactive=False,
+        show_label=False,
+        format="png",
+        elem_id=name,
+        height=520,
+        buttons=["download", "fullscreen"],
+    )
 
 
 def _settings(

@@ -74,7 +74,7 @@ def test_a_png_of_the_images_comes_back_with_the_seed_that_makes_it_again(client
     made = client.post("/generate", json={"num_images": 4, "steps": 3})
     assert made.status_code == 200, made.text
     assert made.headers["content-type"] == "image/png"
-    assert PIL.Image.open(io.BytesIO(made.content)).size == (19, 19)  # 2 x 2 of 8, and borders
+    assert PIL.Image.open(io.BytesIO(made.content)).size == (20, 20)  # 2 x 2 of 8, and borders
     settings = {"num_images": 4, "steps": 3, "seed": int(made.headers["x-seed"])}
     assert client.post("/generate", json=settings).content == made.content
 
