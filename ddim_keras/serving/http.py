@@ -145,8 +145,8 @@ async def _result(job: Job, request: fastapi.Request) -> Made:
     finally:
         if not future.done():
             job.drop()
-            # Nobody will ask for what it raises.
-            job.future.add_done_callback(lambda done: done.exception())
+            # Nobody will ask for what it raises, of which the loop would complain.
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def _packed(made: Made, format: str) -> tuple[bytes, str]:
