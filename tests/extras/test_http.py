@@ -239,6 +239,6 @@ def test_it_stands_a_load_of_all_kinds_without_leaks_and_ends_cleanly(tmp_path):
         assert open_files(process) <= files + 5
         assert httpx.get(f"{base}/health").json() == {"status": "ok", "unfinished": 0}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
