@@ -61,7 +61,7 @@ test-parity: .venv/parity
 
 # So are the runtimes of exported programs, and what serves images.
 .venv/extras: .venv/ready
-	$(BIN)/python -m pip install --quiet -e '.[jax,test,onnx,openvino,litert]'
+	$(BIN)/python -m pip install --quiet -e '.[jax,test,test_extras,onnx,openvino,litert,serve,demo]'
 	touch .venv/extras
 
 test-extras: .venv/extras

@@ -379,11 +379,6 @@ class DiffusionModel(EMATrainer):
                 Nothing is written then.
             ImportError: what writes the format is not installed; says what to install.
         """
-        if signature is None:
-            if format == "onnx":
-                options.setdefault("input_signature", programs.input_signature(self.ema_network))
-            self.ema_network.export(os.fspath(filepath), format=format, **options)
-            return
         self.synchronize()
         programs.write(self.engine, self.ema_network, filepath, format, signature, **options)
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import make_small_model, make_trained_model
+from conftest import make_small_model
 
 from ddim_keras import Autoguidance, ClassifierFreeGuidance, GuidanceFunction
 from ddim_keras.cli import main
@@ -31,6 +31,11 @@ def labelled():
     for network in (model.network, model.ema_network):
         network.set_weights(weights)
     return model
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return make_small_model()
 
 
 def walked(model, given, **options):
@@ -96,13 +101,12 @@ def test_a_weaker_model_is_exported_with_the_walk(labelled):
     np.testing.assert_allclose(images, expected, atol=1e-5)
 
 
-def test_what_computes_in_half_precision_is_exported_in_float32():
-    model = make_trained_model(dtype="mixed_bfloat16", parameterization="velocity")
+def test_what_computes_in_half_precision_is_exported_in_float32(plain):
+    model = make_small_model(dtype="mixed_bfloat16")
     network = portable.in_float32(model.ema_network)
     assert {layer.compute_dtype for layer in network.layers} == {"float32"}
     for weight, before in zip(network.get_weights(), model.ema_network.get_weights()):
         np.testing.assert_array_equal(weight, before)
-    plain = make_small_model()
     assert portable.in_float32(plain.ema_network) is plain.ema_network
 
 
@@ -136,36 +140,36 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_exported_is_refused_in_words_and_nothing_is_written(case, tmp_path):
+def test_what_cannot_be_exported_is_refused_in_words_and_nothing_is_written(case, plain, tmp_path):
     (name, *kind), options, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
-        make_small_model().export(tmp_path / name, *kind, **options)
+        plain.export(tmp_path / name, *kind, **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_stands_there_is_kept(tmp_path):
+def test_what_stands_there_is_kept(plain, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")
     with pytest.raises(ValueError, match="something stands at"):
-        make_small_model().export(tmp_path / "mine", "tf_saved_model", "generate")
+        plain.export(tmp_path / "mine", "tf_saved_model", "generate")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
 
 
-def test_a_missing_library_is_named_with_what_installs_it(tmp_path, monkeypatch):
+def test_a_missing_library_is_named_with_what_installs_it(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(programs.backend, "BACKEND", "tensorflow")
     monkeypatch.setattr(programs, "_is_installed", lambda module: module != "tf2onnx")
     with pytest.raises(ImportError, match=r"needs tf2onnx, .* pip install 'ddim_keras\[onnx\]'"):
-        make_small_model().export(tmp_path / "walk.onnx", "onnx", "generate")
+        plain.export(tmp_path / "walk.onnx", "onnx", "generate")
 
 
-def test_under_jax_other_formats_than_the_saved_model_are_refused(tmp_path, monkeypatch):
+def test_under_jax_other_formats_than_the_saved_model_are_refused(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(programs.backend, "BACKEND", "jax")
     with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow"):
-        make_small_model().export(tmp_path / "walk.tflite", "litert", "generate")
+        plain.export(tmp_path / "walk.tflite", "litert", "generate")
 
 
-def test_without_a_signature_the_network_is_exported_as_keras_does(tmp_path, monkeypatch):
-    model = make_small_model()
+def test_without_a_signature_the_network_is_exported_as_keras_does(plain, tmp_path, monkeypatch):
+    model = plain
     calls = []
     monkeypatch.setattr(
         model.ema_network, "export", lambda *given, **options: calls.append((given, options))
@@ -195,8 +199,8 @@ def test_the_command_line_refuses_what_does_not_fit(tmp_path, arguments, message
     assert message in " ".join(result.output.split())
 
 
-def test_the_command_line_hands_over_what_is_to_be_fixed(tmp_path, monkeypatch):
-    model = make_small_model(num_classes=2)
+def test_the_command_line_hands_over_what_is_to_be_fixed(labelled, tmp_path, monkeypatch):
+    model = labelled
     told = []
     monkeypatch.setattr("ddim_keras.cli.models.load", lambda *given, **options: model)
     monkeypatch.setattr(programs, "write", lambda *given, **options: told.append((given, options)))

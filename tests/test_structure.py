@@ -22,6 +22,7 @@ FLOORS = [
     "categorical",
     "model",
     "runs",
+    "serving",
     "cli",
 ]
 LONGEST_CLASS, LONGEST_FUNCTION = 300, 60

@@ -8,6 +8,7 @@ from ddim_keras.cli import (
     generating,
     images,
     models,
+    serving,
     training,
 )  # each adds its commands
 from ddim_keras.cli.group import INTERRUPTED, main
@@ -20,5 +21,6 @@ __all__ = [
     "images",
     "main",
     "models",
+    "serving",
     "training",
 ]

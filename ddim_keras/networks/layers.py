@@ -210,6 +210,10 @@ class Swish(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
+    def get_config(self) -> Config:
+        # Keras's own asks for one of a layer that is given a policy of half precision.
+        return super().get_config()
+
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class ImageNormalization(keras.layers.Layer):

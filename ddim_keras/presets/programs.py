@@ -54,34 +54,33 @@ def write(
     network: keras.Model,
     filepath: str | os.PathLike,
     format: str,
-    signature: str,
-    *,
-    overwrite: bool = False,
+    signature: str | None,
     **options: Any,
 ) -> None:
-    """Write a walk or a denoiser, whole or not at all.
+    """Write a walk, a denoiser or a network; the first two whole or not at all.
 
     Args:
         engine: of the model.
         network: the one that its walks use.
-        filepath: where to; see `DiffusionModel.export`.
-        format: a key of `FORMATS`.
-        signature: "generate" or "denoise".
-        overwrite: whether to replace what stands there.
-        **options: as for `DiffusionModel.export`.
+        filepath, format, signature, **options: as for `DiffusionModel.export`.
 
     Raises:
         ValueError, ImportError: as for `DiffusionModel.export`.
     """
-    path = check(filepath, format, signature, overwrite)
+    if signature is None:
+        if format == "onnx":
+            options.setdefault("input_signature", input_signature(network))
+        network.export(os.fspath(filepath), format=format, **options)
+        return
+    path = check(filepath, format, signature, options.pop("overwrite", False))
     with cores.whole_batches():
         network = portable.in_float32(network)
         if signature == "denoise":
             unfit = sorted(set(options) - {"clipping", "guidance"})
             if unfit:
                 raise ValueError(
-                    f'{", ".join(unfit)} belong to a walk: export signature="generate", or leave '
-                    "them out"
+                    f"{', '.join(unfit)} belong to a walk: export "
+                    'signature="generate", or leave them out'
                 )
             found = portable.portable_denoiser(engine, network, **options)
         else:

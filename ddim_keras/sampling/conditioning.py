@@ -105,7 +105,7 @@ def conditioning(
             that it was not trained for.
     """
     chosen = guidances(guidance)
-    guides = [part.wrapper(engine) for part in chosen]
+    guides: list[Wrapper] = [part.wrapper(engine) for part in chosen]
     nothing_is_told = labels is None and condition is None
     if nothing_is_told and any(part.needs_condition() for part in chosen):
         what = "labels" if engine.spec.takes_labels else "condition"

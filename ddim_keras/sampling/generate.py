@@ -95,6 +95,7 @@ def generate(
     condition: Condition = None,
     guidance: GuidanceLike = None,
     return_trajectory: bool = False,
+    on_step: Callable[[int, ImageArray], None] | None = None,
     verbose: str | int = "auto",
 ) -> Any:
     """Make images from noise with the EMA network.
@@ -140,6 +141,9 @@ def generate(
             none, or a `ddim_keras.guidance.Guidance`, such as `ClassifierFreeGuidance(2.0)` or
             `Autoguidance(weaker_model, 2.0)`; or a list of those.
         return_trajectory: also return every step on the way.
+        on_step: called after each step of each batch with the number of steps done and the images
+            that the step predicted, float32 (batch, height, width, channels) in [0, 1]. What it
+            raises ends the walk.
         verbose: 1 shows a progress bar, 0 does not, "auto" does for more than one batch.
 
     Returns:
@@ -183,12 +187,11 @@ def generate(
             engine.draw(seed, indices) if initial_noise is None else batch.of(initial_noise)
         )
         wrappers = [*told.of(batch), *around]
-        if trajectory is None:
+        if trajectory is None and on_step is None:
             noisy_images = engine.walk(noisy_images, planned, seed, indices, wrappers)
         else:
-            noisy_images = _record(
-                engine, noisy_images, planned, seed, indices, wrappers, batch, trajectory
-            )
+            seen = _Seen(engine, batch, trajectory, on_step)
+            noisy_images = _in_steps(engine, noisy_images, planned, seed, indices, wrappers, seen)
         batch.store(images, engine.denormalize(noisy_images))
     return images if trajectory is None else (images, trajectory)
 
@@ -305,31 +308,51 @@ def _within_budget(
     return walk
 
 
-def _record(
+class _Seen(NamedTuple):
+    """Where the steps of a batch's walk go: to a trajectory, to a function, or to both."""
+
+    engine: Engine
+    batch: Batch
+    trajectory: Trajectory | None
+    on_step: Callable[[int, ImageArray], None] | None
+
+    def noisy(self, step: int, noisy_images: Images) -> None:
+        if self.trajectory is not None:
+            self.batch.store(self.trajectory.noisy_images[step], noisy_images)
+
+    def predicted(self, step: int, pred_images: Images) -> None:
+        images = ops.convert_to_numpy(self.engine.denormalize(pred_images))
+        if self.trajectory is not None:
+            self.batch.store(self.trajectory.pred_images[step], images)
+        if self.on_step is not None:
+            self.on_step(step + 1, images[: self.batch.stop - self.batch.start])
+
+
+def _in_steps(
     engine: Engine,
     noisy_images: Images,
     planned: Plan,
     seed: int,
     indices: np.ndarray,
     wrappers: Sequence[Wrapper],
-    batch: Batch,
-    trajectory: Trajectory,
+    seen: _Seen,
 ) -> Images:
-    """Take a walk evaluation by evaluation, write down each step, and return where it led."""
+    """Take a walk step by step, show each, and return where it led."""
     memory = engine.no_memory(noisy_images)
-    batch.store(trajectory.noisy_images[0], noisy_images)
+    seen.noisy(0, noisy_images)
     begin = 0
     for step, end in enumerate(planned.ends):
         # The step's first evaluation by itself, as it is the one whose predicted images are kept.
         for first, last in ((begin, begin + 1), (begin + 1, end)):
             if first == last:
                 continue
-            noisy_images, memory, pred_images = engine.walk_part(
+            noisy_images, memory, images = engine.walk_part(
                 noisy_images, memory, planned, first, last, seed, indices, wrappers
             )
             if first == begin:
-                batch.store(trajectory.pred_images[step], engine.denormalize(pred_images))
-        batch.store(trajectory.noisy_images[step + 1], noisy_images)
+                pred_images = images
+        seen.noisy(step + 1, noisy_images)
+        seen.predicted(step, pred_images)
         begin = end
     return noisy_images
 

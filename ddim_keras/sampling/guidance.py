@@ -69,7 +69,7 @@ class Guidance(Configurable, abc.ABC):
         """
 
     @abc.abstractmethod
-    def wrapper(self, engine: Engine) -> Wrapper:
+    def wrapper(self, engine: Engine) -> _Within:
         """Return what puts it around the denoiser of an engine.
 
         Raises:
@@ -109,7 +109,7 @@ class ClassifierFreeGuidance(Guidance):
     def get_config(self) -> Config:
         return {**super().get_config(), "rescale": self.rescale}
 
-    def wrapper(self, engine: Engine) -> Wrapper:
+    def wrapper(self, engine: Engine) -> _Within:
         spec = engine.spec
         if not (spec.takes_labels or spec.takes_condition):
             raise ValueError(
@@ -160,7 +160,7 @@ class Autoguidance(Guidance):
     def __repr__(self) -> str:
         return f"Autoguidance(model, weight={self.weight}, interval={self.interval})"
 
-    def wrapper(self, engine: Engine) -> Wrapper:
+    def wrapper(self, engine: Engine) -> _Within:
         weaker: Engine = self.model.engine
         if weaker.image_shape != engine.image_shape:
             raise ValueError(
@@ -232,7 +232,7 @@ class GuidanceFunction(Guidance):
     def is_none(self) -> bool:
         return False
 
-    def wrapper(self, engine: Engine) -> Wrapper:
+    def wrapper(self, engine: Engine) -> _Within:
         return _ByFunction(self)
 
 

@@ -6,7 +6,7 @@ What `generate` reads anew at each call, steps, sampler, guidance and clipping, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,7 +16,8 @@ from keras import ops
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.networks.unet import CONDITION, LABELS
-from ddim_keras.samplers import MEMORY, Conditions, Denoiser, Plan, Sampler, evaluation, walk
+from ddim_keras.samplers import MEMORY, Conditions, Denoiser, Plan, Sampler, walk
+from ddim_keras.samplers.walking import evaluation
 from ddim_keras.sampling.clipping import Clipping, clipped
 from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.denoisers import network_denoiser
@@ -187,8 +188,8 @@ def denoiser_model(portable: Portable) -> keras.Model:
 
 def _model(
     portable: Portable,
-    inputs: dict[str, tuple[int, ...]],
-    outputs: dict[str, tuple[int, ...]],
+    inputs: Mapping[str, tuple[int, ...]],
+    outputs: Mapping[str, tuple[int, ...]],
     function: Callable[[dict[str, Tensor]], dict[str, Images]],
 ) -> keras.Model:
     """Return a model of a function whose arguments and results go by their names."""
@@ -210,7 +211,7 @@ class _Program(keras.layers.Layer):
     def __init__(
         self,
         function: Callable[[dict[str, Tensor]], dict[str, Images]],
-        outputs: dict[str, tuple[int, ...]],
+        outputs: Mapping[str, tuple[int, ...]],
         parts: Sequence[keras.layers.Layer],
     ):
         super().__init__(dtype="float32", autocast=False, name="program")

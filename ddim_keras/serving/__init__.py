@@ -1,0 +1,1 @@
+"""A model for others: over HTTP, and on a page to play with. Both are optional extras."""

@@ -1,0 +1,42 @@
+"""Where a server is bound, and who reaches it there."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself reaches what is bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_host(host: str, token: str | None) -> None:
+    """Raise ValueError where a server would be open to others without a token."""
+    if not is_loopback(host) and not token:
+        raise ValueError(
+            f"others reach a server at {host}: give a token that they must bear, or leave it at "
+            "127.0.0.1"
+        )
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to a port; 0 for any that is free.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ValueError(f"cannot serve at {host}, port {port}: {error.strerror}") from error
+    return found

@@ -1,0 +1,271 @@
+"""A model over HTTP: parameters are posted, a PNG or an .npz file comes back.
+
+Needs the extra `[serve]`: FastAPI and uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import io
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from ddim_keras import plotting
+from ddim_keras.serving import addresses
+from ddim_keras.serving.limits import Busy, Limits, OutOfTime, Stopped
+from ddim_keras.serving.service import Asked, Made, Service
+from ddim_keras.serving.worker import Job
+from ddim_keras.support.version import __version__
+
+try:
+    import fastapi
+    import pydantic
+    import starlette.middleware.trustedhost
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError as error:
+    raise ImportError(
+        f"serving over HTTP needs FastAPI and uvicorn ({error}): pip install 'ddim_keras[serve]'"
+    ) from error
+
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# How often a waiting request looks whether who asked is still there.
+_LOOKING_SECONDS = 0.25
+_CONNECTIONS = 64
+_STATUS = {Busy: 503, Stopped: 503, OutOfTime: 504}
+
+Messages = Callable[[], Awaitable[Any]]
+
+
+class Parameters(pydantic.BaseModel):
+    """What `POST /generate` takes; as for `DiffusionModel.generate`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    num_images: Annotated[int, pydantic.Field(ge=1, description="How many images.")] = 1
+    steps: Annotated[int | None, pydantic.Field(ge=1, description="Steps of the walk.")] = None
+    sampler: Annotated[str | None, pydantic.Field(max_length=40)] = None
+    eta: Annotated[float | None, pydantic.Field(ge=0.0, le=1.0)] = None
+    spacing: Annotated[str | None, pydantic.Field(max_length=40)] = None
+    clipping: Annotated[str | None, pydantic.Field(max_length=40)] = None
+    guidance: Annotated[float | None, pydantic.Field(allow_inf_nan=False)] = None
+    labels: Annotated[
+        str | int | list[str | int | None] | None,
+        pydantic.Field(description="A class for all images, or one for each."),
+    ] = None
+    seed: Annotated[
+        int | None,
+        pydantic.Field(ge=0, lt=2**32, description="Fixes the images; drawn if left out."),
+    ] = None
+    format: Annotated[
+        Literal["png", "npz"],
+        pydantic.Field(description="One picture of all, or float32 `images` in [0, 1]."),
+    ] = "png"
+
+
+def application(service: Service, token: str | None = None, any_host: bool = False) -> Any:
+    """Return the ASGI application that serves a model.
+
+    Args:
+        service: the model and its limits.
+        token: what requests must bear, but for those of /health; None for nothing.
+        any_host: whether it may be asked for by other names than those of this machine itself.
+            Otherwise pages of other sites, whose names lead here, are turned away.
+    """
+    app = fastapi.FastAPI(
+        title="ddim_keras", version=__version__, description="Images by a diffusion model."
+    )
+
+    def allowed(authorization: Annotated[str, fastapi.Header()] = "") -> None:
+        given = authorization.removeprefix("Bearer ").encode()
+        if token is not None and not hmac.compare_digest(given, token.encode()):
+            raise fastapi.HTTPException(
+                401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"}
+            )
+
+    guarded = [fastapi.Depends(allowed)]
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Say that the server runs, and how many requests are unfinished."""
+        return {"status": "ok", "unfinished": service.worker.unfinished}
+
+    @app.get("/model", dependencies=guarded)
+    def model() -> dict[str, Any]:
+        """Say what the model makes, and what a request may ask for."""
+        return service.describe()
+
+    @app.post(
+        "/generate",
+        dependencies=guarded,
+        response_class=fastapi.Response,
+        responses={
+            200: {"content": {"image/png": {}, "application/octet-stream": {}}},
+            503: {"description": "As many requests wait as may."},
+            504: {"description": "It took longer than it may."},
+        },
+    )
+    async def generate(parameters: Parameters, request: fastapi.Request) -> fastapi.Response:
+        """Make images. The header x-seed says which seed makes them again."""
+        settings = parameters.model_dump()
+        format = settings.pop("format")
+        try:
+            # Checks what is asked for, which is quick.
+            job = await asyncio.to_thread(service.submit, Asked(**settings))
+            made = await _result(job, request)
+        except tuple(_STATUS) as error:
+            again = {"Retry-After": "1"} if isinstance(error, Busy) else None
+            raise fastapi.HTTPException(_STATUS[type(error)], str(error), again) from error
+        except ValueError as error:
+            raise fastapi.HTTPException(422, str(error)) from error
+        content, kind = await asyncio.to_thread(_packed, made, format)
+        headers = {"x-seed": str(made.seed)}
+        return fastapi.Response(content, media_type=kind, headers=headers)
+
+    app.add_middleware(_Patience, limits=service.limits)
+    if not any_host:
+        app.add_middleware(
+            starlette.middleware.trustedhost.TrustedHostMiddleware,
+            allowed_hosts=[*_LOOPBACK],
+        )
+    return app
+
+
+async def _result(job: Job, request: fastapi.Request) -> Made:
+    """Wait for a job; drop it if who asked is gone."""
+    future = asyncio.wrap_future(job.future)
+    try:
+        while not (await asyncio.wait({future}, timeout=_LOOKING_SECONDS))[0]:
+            if await request.is_disconnected():
+                raise Stopped("who asked is gone")
+        return future.result()
+    finally:
+        if not future.done():
+            job.drop()
+            # Nobody will ask for what it raises, of which the loop would complain.
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _packed(made: Made, format: str) -> tuple[bytes, str]:
+    buffer = io.BytesIO()
+    if format == "npz":
+        np.savez_compressed(buffer, images=made.images, seed=made.seed)
+        return buffer.getvalue(), "application/octet-stream"
+    import PIL.Image
+
+    padding = 0 if len(made.images) == 1 else 1
+    grid = plotting.image_grid(made.images, padding=padding)
+    PIL.Image.fromarray(grid).save(buffer, format="PNG")
+    return buffer.getvalue(), "image/png"
+
+
+class _Patience:
+    """Turns away requests that are too long, or sent too slowly."""
+
+    def __init__(self, app: Any, limits: Limits):
+        self.app, self.limits = app, limits
+
+    async def __call__(self, scope: Any, receive: Messages, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await asyncio.wait_for(self._body(receive), self.limits.patience)
+        except asyncio.TimeoutError:
+            await _refuse(send, 408, f"not sent within {self.limits.patience:g} seconds")
+            return
+        if body is None:
+            await _refuse(send, 413, f"longer than {self.limits.body} bytes")
+            return
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def received() -> Any:
+            return messages.pop() if messages else await receive()
+
+        await self.app(scope, received, send)
+
+    async def _body(self, receive: Messages) -> bytes | None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self.limits.body:
+                return None
+            if not message.get("more_body", False):
+                return body
+
+
+async def _refuse(send: Any, status: int, reason: str) -> None:
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    body = f'{{"detail": "the request is {reason}"}}'.encode()
+    await send({"type": "http.response.body", "body": body})
+
+
+def _protocol(patience: float) -> type[H11Protocol]:
+    class Impatient(H11Protocol):
+        """Closes connections over which no whole request comes; uvicorn would wait for ever."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.seen = None
+            self.loop.call_later(patience, self.look)
+
+        def look(self) -> None:
+            if self.transport.is_closing():
+                return
+            is_idle = self.cycle is None or self.cycle.response_complete
+            if is_idle and self.scope is self.seen:
+                self.transport.close()
+                return
+            self.seen = self.scope
+            self.loop.call_later(patience, self.look)
+
+    return Impatient
+
+
+def serve(
+    service: Service,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    token: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Serve a model until Ctrl-C or a request to terminate.
+
+    Args:
+        service: the model and its limits. It is stopped at the end.
+        host: the address to bind; others than this machine's own need a token.
+        port: 0 for any that is free.
+        token: what requests must bear.
+        tell: called with a line once it is ready.
+
+    Raises:
+        ValueError: the address cannot be had, or is open to others without a token.
+    """
+    addresses.check_host(host, token)
+    at = addresses.bound(host, port)
+    app = application(service, token, any_host=not addresses.is_loopback(host))
+    config = uvicorn.Config(
+        app,
+        http=_protocol(service.limits.patience),
+        ws="none",
+        log_level="warning",
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+    )
+    name = f"[{host}]" if ":" in host else host
+    try:
+        service.warm_up()
+        tell(f"Serving at http://{name}:{at.getsockname()[1]}, described at /docs; Ctrl-C ends it")
+        uvicorn.Server(config).run(sockets=[at])
+    except KeyboardInterrupt:  # uvicorn has ended, and hands it on
+        pass
+    finally:
+        at.close()
+        service.stop()
