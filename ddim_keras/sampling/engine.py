@@ -220,7 +220,10 @@ class Engine:
     def draw(self, seed: int, indices: Numbers) -> Images:
         """Return the initial noises of images number `indices`."""
         draw = self._compile(
-            "draw", lambda seed, indices: random.normal(seed, 0, indices, self.image_shape)
+            "draw",
+            lambda seed, indices: random.normal(seed, 0, indices, self.image_shape),
+            axes=(-1, 0),
+            output_axes=0,
         )
         return draw(self.held_values(), np.uint32(seed), indices)
 
@@ -264,7 +267,11 @@ class Engine:
         variables = [variable for wrapper in wrappers for variable in wrapper.variables]
         values = [value for wrapper in wrappers for value in wrapper.values]
         compiled = self._compile(
-            key, lambda *arguments: self.walk_on_device(wrappers, *arguments), variables
+            key,
+            lambda *arguments: self.walk_on_device(wrappers, *arguments),
+            variables,
+            axes=(0, 1, -1, -1, -1, -1, 0, tuple(tuple(wrapper.axes) for wrapper in wrappers)),
+            output_axes=(0, 1, 0),
         )
         arrays = tuple(wrapper.arrays for wrapper in wrappers)
         numbers = (np.int32(first), np.int32(last), np.uint32(seed), indices)
@@ -310,12 +317,20 @@ class Engine:
             raise RuntimeError("a walk needs `with engine.weights_held():` around it")
         return self._held.values
 
-    def _compile(self, key: Any, function: Callable, variables: Sequence = ()) -> Callable:
+    def _compile(
+        self,
+        key: Any,
+        function: Callable,
+        variables: Sequence = (),
+        *,
+        axes: Any,
+        output_axes: Any,
+    ) -> Callable:
         jit_compile = self._jit_compile()
         with self.lock:
             if (key, jit_compile) not in self._compiled:
                 self._compiled[key, jit_compile] = backend.compile_function(
-                    function, [*self.variables, *variables], jit_compile
+                    function, [*self.variables, *variables], jit_compile, axes, output_axes
                 )
             return self._compiled[key, jit_compile]
 
@@ -349,7 +364,12 @@ class Engine:
         if batch_size is not None:
             return positive_int("batch_size", batch_size)
         pixels = self.image_shape[0] * self.image_shape[1]
-        return max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
+        return self.devices * max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
+
+    @property
+    def devices(self) -> int:
+        """Among how many devices the batches are divided."""
+        return backend.devices_of_walks(self.variables)
 
     def batches(
         self, num_images: int, batch_size: int | None, verbose: str | int
@@ -360,6 +380,7 @@ class Engine:
         size = self.batch_size(batch_size)
         if num_images < size:
             size = min([size, *(small for small in _SMALL_BATCHES if small >= num_images)])
+        size += -size % self.devices
         starts = range(0, num_images, size)
         show = verbose == 1 or (verbose == "auto" and len(starts) > 1)
         bar = progress(num_images, "images") if show else None

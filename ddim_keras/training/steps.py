@@ -14,7 +14,7 @@ from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.support import backend, random
+from ddim_keras.support import backend, random, replicas
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import WholeFiles
 from ddim_keras.support.types import Config, Data, ImageShape, Rates, Tensor, Times
@@ -157,9 +157,10 @@ class EMASteps(WholeFiles):
         """
         batch = inputs.handed_by_keras(data)
         images = self.normalizer(batch.images)
-        noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
+        shape = (ops.shape(images)[0], *self.image_shape)
+        noises = replicas.normal(shape, self.seed_generator)
         times = self.objective.schedule.training_times(
-            self._stratified_uniform(ops.shape(images)[0])
+            self._stratified_uniform(shape[0], batch.sample_weight)
         )
         noise_rates, signal_rates = self.diffusion_schedule(times)
         losses, counted = self.objective.measure(
@@ -192,15 +193,12 @@ class EMASteps(WholeFiles):
         number = ops.shape(batch.images)[0]
 
         def without(share: float) -> Tensor:
-            chances = keras.random.uniform((number,), dtype="float32", seed=self.seed_generator)
-            return chances < share
+            return replicas.uniform((number,), self.seed_generator) < share
 
         if "condition" in told and self.condition_noise:
-            shape = ops.shape(told["condition"])
-            levels = keras.random.uniform(
-                (number, *(1,) * (len(shape) - 1)), dtype="float32", seed=self.seed_generator
-            )
-            noises = keras.random.normal(shape, dtype="float32", seed=self.seed_generator)
+            shape = (number, *told["condition"].shape[1:])
+            levels = replicas.uniform((number, *(1,) * (len(shape) - 1)), self.seed_generator)
+            noises = replicas.normal(shape, self.seed_generator)
             told["condition"] = told["condition"] + self.condition_noise * levels * noises
         if "labels" in told and spec.label_dropout:
             nothing = spec.null_labels(number)
@@ -244,9 +242,7 @@ class EMASteps(WholeFiles):
         unit_images = inputs.as_unit_range(batch.images)
         images = self.normalizer(unit_images)
         # Each image's place in the data set: the tracker has counted those before it.
-        first = ops.cast(self.loss_tracker.images, "int32")
-        replica, replicas = backend.replica()  # each has counted its own images only
-        places = (first + ops.arange(ops.shape(images)[0], dtype="int32")) * replicas + replica
+        places = replicas.places(self.loss_tracker.images, ops.shape(images)[0])
         noises = random.normal(self._evaluation_seed, 0, places, self.image_shape)
         # Multiples of the golden ratio spread evenly over [0, 1), wherever they are cut off.
         uniform = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)
@@ -307,14 +303,18 @@ class EMASteps(WholeFiles):
         )
         return noise_rates, signal_rates
 
-    def _stratified_uniform(self, batch_size: Tensor) -> Tensor:
-        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts
-        (Kingma et al. 2021).
+    def _stratified_uniform(
+        self, batch_size: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of as many equal parts as the
+        batch has images over all replicas, without those that fill it up (Kingma et al. 2021).
         """
         offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
-        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(
-            batch_size, "float32"
-        )
+        number = ops.cast(batch_size * backend.replica()[1], "float32")
+        if sample_weight is not None:
+            counted = ops.cast(ops.cast(sample_weight, "float32") >= 0.0, "float32")
+            number = ops.maximum(backend.sum_over_replicas(ops.sum(counted)), 1.0)
+        places = ops.cast(replicas.places(0, batch_size), "float32") / number
         return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
 
     @property
