@@ -98,8 +98,8 @@ _REGISTERED = {
     ),
     "ddim_keras.networks.ddpm_unet": ("DDPMUNet",),
     "ddim_keras.networks.layers": (
-        *("BatchNormalization", "BilinearUpsampling2D", "ConditionedConv2D", "GroupNormalization"),
-        *("ImageNormalization", "SinusoidalEmbedding", "Swish"),
+        *("BatchNormalization", "BilinearUpsampling2D", "ConditionedConv2D", "Dropout"),
+        *("GroupNormalization", "ImageNormalization", "SinusoidalEmbedding", "Swish"),
     ),
     "ddim_keras.networks.tokens": ("PlacesEmbedding",),
     "ddim_keras.optimizers": ("Muon",),

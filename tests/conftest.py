@@ -160,13 +160,15 @@ def make_oracle_model(mean=0.0, deviation=1.0, **changes) -> ddim_keras.Diffusio
     return make_small_model(network=network, **changes)
 
 
-def run_python(code: str, backend: str | None = None, **environment: str) -> str:
+def run_python(
+    code: str, backend: str | None = None, timeout: float = 300, **environment: str
+) -> str:
     """Run code in a new process and return what it printed; fail with its errors."""
     variables = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
     if backend:
         variables["KERAS_BACKEND"] = backend
     result = subprocess.run(
-        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=timeout
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

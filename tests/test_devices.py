@@ -1,11 +1,101 @@
-"""Batches divided among devices: 17 images in batches of 8, and a single one, on two virtual
-devices.
-"""
+"""Batches divided among virtual devices: the same losses, weights and images as on one."""
+
+import json
 
 import keras
+import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, make_small_model, run_python
 
+from ddim_keras.runs import RunConfig, train
+from ddim_keras.support import devices
+
+# A model trained for an epoch or two of 22 images, on one, two and four devices.
+EQUAL_ON_ALL = """
+import contextlib, json, os, sys, tempfile
+sys.path.insert(0, {tests!r})
+if {backend!r} == "tensorflow":
+    import tensorflow as tf
+    device = tf.config.LogicalDeviceConfiguration()
+    processor = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(processor, [device] * 4)
+import keras, numpy as np
+from conftest import random_images
+from ddim_keras import DiffusionModel, metrics
+def scope(number):
+    if number == 1:
+        return contextlib.nullcontext()
+    if {backend!r} == "tensorflow":
+        names = [f"CPU:{{index}}" for index in range(number)]
+        # TensorFlow's collectives take one number of devices in a process.
+        together = tf.distribute.ReductionToOneDevice()
+        return tf.distribute.MirroredStrategy(names, cross_device_ops=together).scope()
+    names = keras.distribution.list_devices()[:number]
+    return keras.distribution.DataParallel(devices=names).scope()
+images, labels = random_images(22), np.arange(22) % 3
+folder = tempfile.mkdtemp()
+def train(*numbers, normalization):
+    figures = []
+    for epoch, number in enumerate(numbers):
+        keras.utils.set_random_seed(0)
+        with scope(number):
+            model = DiffusionModel(
+                8, [4, 4], 1, channels=1, seed=1, dropout=0.2, num_classes=3, label_dropout=0.3,
+                normalization=normalization,
+            )
+            last = normalization == "group" and epoch == len(numbers) - 1
+            compared = [metrics.KID("fashion_mnist", subsets=0)] if last else []
+            model.compile(
+                keras.optimizers.SGD(0.3, momentum=0.5, global_clipnorm=0.2), metrics=compared,
+                gradient_norm=True, ema_lengths=(0.1,),
+            )
+            if epoch:
+                model.load_weights(folder + "/before.weights.h5")
+            # Batch normalisation sees the images that fill a batch up.
+            number = 16 if normalization == "batch" else 22
+            history = model.fit(
+                images[:number], labels[:number], batch_size=8, verbose=0, shuffle=False,
+                validation_data=(images, labels) if last else None,
+            ).history
+            figures.append({{name: value[0] for name, value in history.items()}})
+            model.save_weights(folder + "/before.weights.h5")
+            made = np.zeros(0)
+            if last:
+                made = model.generate(5, 3, seed=3, labels=[0, 1, 2, None, 1], guidance=2.0)
+    weights = np.concatenate([weight.ravel() for weight in model.get_weights()])
+    return figures, weights.tolist(), made.tolist()
+group = [train(*numbers, normalization="group") for numbers in ((1, 1), (2, 4))]
+batch = [train(*numbers, normalization="batch") for numbers in ((1,), (2,))]
+print(json.dumps([group, batch]))
+"""
+
+# The weights of a network divided between two devices, the batch between two such pairs.
+DIVIDED_WEIGHTS = """
+import sys
+sys.path.insert(0, {tests!r})
+import keras, numpy as np
+from conftest import make_small_model, random_images
+from ddim_keras.support.devices import WeightsDivided
+def train():
+    keras.utils.set_random_seed(0)
+    model = make_small_model(normalization="group")
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.fit(random_images(22), batch_size=8, verbose=0, shuffle=False)
+    return model, model.generate(5, 3, seed=3)
+one, expected = train()
+keras.distribution.set_distribution(WeightsDivided(parts=2))
+many, made = train()
+shards = [weight.value.sharding.shard_shape(weight.shape) for weight in many.network.weights]
+halves = [2 * shard[-1] == weight.shape[-1]
+          for shard, weight in zip(shards, many.network.weights) if len(weight.shape) == 4]
+assert sum(halves) >= len(halves) - 1, shards  # but for the last, which makes one channel
+for weight, other in zip(one.get_weights(), many.get_weights()):
+    np.testing.assert_allclose(weight, other, atol=1e-4)
+np.testing.assert_allclose(made, expected, atol=2e-3)
+print("done")
+"""
+
+# 17 images in batches of 8, and a single one, on two devices.
 ON_TWO_DEVICES = """
 import contextlib, os, sys
 sys.path.insert(0, {tests!r})
@@ -52,13 +142,69 @@ print("done")
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", [keras.backend.backend()])
-def test_batches_that_devices_cannot_share_evenly_count_as_on_one(backend):
-    printed = run_python(
-        ON_TWO_DEVICES.format(tests=str(ROOT / "tests"), backend=backend),
+def run_on_virtual_devices(program: str, number: int) -> str:
+    backend = keras.backend.backend()
+    return run_python(
+        program.format(tests=str(ROOT / "tests"), backend=backend),
         backend,
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        timeout=3600,
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={number}",
         TF_CPP_MIN_LOG_LEVEL="3",
     )
+
+
+@pytest.mark.slow
+def test_losses_weights_and_images_are_those_of_one_device_on_two_and_four():
+    for one, *others in json.loads(run_on_virtual_devices(EQUAL_ON_ALL, 4)):
+        for many in others:
+            for expected, found in zip(one[0], many[0]):  # of each epoch
+                assert expected.keys() == found.keys()
+                for name, value in expected.items():
+                    assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+            np.testing.assert_allclose(many[1], one[1], atol=1e-4)
+            np.testing.assert_allclose(many[2], one[2], atol=2e-3)
+
+
+@pytest.mark.slow
+def test_batches_that_devices_cannot_share_evenly_count_as_on_one():
+    printed = run_on_virtual_devices(ON_TWO_DEVICES, 2)
     assert printed.endswith("done\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone divides weights")
+def test_a_network_whose_weights_are_divided_trains_as_on_one_device():
+    assert run_on_virtual_devices(DIVIDED_WEIGHTS, 4).endswith("done\n")
+
+
+def test_weights_that_cannot_be_divided_are_refused():
+    if keras.backend.backend() == "jax":
+        with pytest.raises(ValueError, match=r"devices cannot be divided into groups of 1000"):
+            devices.WeightsDivided(1000)
+    else:
+        with pytest.raises(ValueError, match="on JAX alone.* KERAS_BACKEND=jax"):
+            devices.WeightsDivided(2)
+
+
+def test_more_devices_than_there_are_are_refused_and_named(tmp_path):
+    there = len(devices.available())
+    with pytest.raises(ValueError, match=rf"{there + 1} devices .* there are {there} .* 'all'"):
+        train(RunConfig(), tmp_path / "run", devices=there + 1)
+    assert not (tmp_path / "run").exists()
+    for wrong in (0, "two", True, -1, 1.5):
+        with pytest.raises(ValueError, match="positive number"):
+            devices.check(wrong)
+
+
+def test_batches_that_devices_cannot_share_are_refused():
+    devices.check_batch(64, 4)
+    with pytest.raises(ValueError, match="batch of 10 .* 4 devices: give batch_size=8 or 12"):
+        devices.check_batch(10, 4)
+    with pytest.raises(ValueError, match="give batch_size=4, or"):
+        devices.check_batch(3, 4)
+
+
+def test_all_devices_of_one_are_one():
+    with devices.used("1") as number:
+        assert number == 1
+        assert make_small_model().engine.devices == 1

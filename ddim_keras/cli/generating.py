@@ -9,14 +9,15 @@ import click
 
 from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
-from ddim_keras.cli.options import guidance as options_guidance
 from ddim_keras.cli.options import (
+    devices_option,
     guidance_options,
     label,
     model_option,
     sampling,
     sampling_options,
 )
+from ddim_keras.cli.options import guidance as options_guidance
 from ddim_keras.cli.startup import divide_batches
 
 if TYPE_CHECKING:
@@ -70,10 +71,12 @@ if TYPE_CHECKING:
     help="An image to make images from, with a model trained for that. Given several times, "
     "images take them in turn.",
 )
+@devices_option
 @guidance_options
 @sampling_options
 def generate(
     source: str,
+    devices: str,
     num_images: int,
     out: pathlib.Path,
     format_: str,
@@ -100,29 +103,32 @@ def generate(
     ddim-keras generate -m runs/flowers --label tulip --guidance 2 --out tulips
     """
     from ddim_keras.runs import exporting
+    from ddim_keras.support import devices as on_devices
 
     parts = shard.split("/")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         raise click.BadParameter(f"expected I/N, such as 0/4, got {shard!r}", param_hint="--shard")
-    divide_batches(num_images)
-    model = load(source)
-    told = _told(model, num_images, labels, each_label, conditions)
-    strength = options_guidance(guidance, guidance_interval)
-    if strength is not None:
-        told["guidance"] = strength
-    made = exporting.export_images(
-        model,
-        out,
-        num_images,
-        format=format_,
-        shard_size=shard_size,
-        shard=(int(parts[0]), int(parts[1])),
-        seed=seed,
-        batch_size=batch_size,
-        tell=click.echo,
-        **told,
-        **sampling(**options),
-    )
+    if devices == "1":
+        divide_batches(num_images)
+    with on_devices.used(devices):
+        model = load(source)
+        told = _told(model, num_images, labels, each_label, conditions)
+        strength = options_guidance(guidance, guidance_interval)
+        if strength is not None:
+            told["guidance"] = strength
+        made = exporting.export_images(
+            model,
+            out,
+            num_images,
+            format=format_,
+            shard_size=shard_size,
+            shard=(int(parts[0]), int(parts[1])),
+            seed=seed,
+            batch_size=batch_size,
+            tell=click.echo,
+            **told,
+            **sampling(**options),
+        )
     click.echo(f"{made} shards made, in {out}" if made else f"Nothing was left to do in {out}")
 
 

@@ -20,7 +20,7 @@ _CHOICES: Mapping[tuple[type, str], Collection[str]] = {
     (recipes.Training, "schedule"): recipes.LEARNING_RATE_SCHEDULES,
 }
 # Values that a shell writes otherwise than Python.
-_SHOWN: Mapping[str, Any] = {"cache": "memory", "tensorboard": "yes", "jit": "where it is faster"}
+_SHOWN: Mapping[str, Any] = {"tensorboard": "yes", "jit": "where it is faster"}
 
 
 def options_of(
@@ -198,6 +198,14 @@ def sampling_options(command: Callable) -> Callable:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def devices_option(command: Callable) -> Callable:
+    about = (
+        "Among how many of this machine's GPUs or TPU cores each batch is divided: a number, or "
+        "all."
+    )
+    return click.option("--devices", default="1", show_default=True, help=about)(command)
 
 
 def label_option(command: Callable) -> Callable:

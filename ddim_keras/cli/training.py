@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ddim_keras.cli.group import INTERRUPTED, main
-from ddim_keras.cli.options import options_of
+from ddim_keras.cli.options import devices_option, options_of
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
@@ -28,6 +28,7 @@ from ddim_keras.runs import RunConfig
     type=click.Path(path_type=pathlib.Path),
     help="A config.yaml; flags given beside it win.",
 )
+@devices_option
 @options_of(RunConfig, leave_out=("model", "training"))
 @options_of(Training, default="the recipe's")
 @click.option(
@@ -44,7 +45,11 @@ from ddim_keras.runs import RunConfig
     help='Any argument of DiffusionModel, such as parameterization=noise or "widths=(32, 64)".',
 )
 def train(
-    out: pathlib.Path, config: pathlib.Path | None, settings: tuple[str, ...], **flags: Any
+    out: pathlib.Path,
+    config: pathlib.Path | None,
+    devices: str,
+    settings: tuple[str, ...],
+    **flags: Any,
 ) -> None:
     """Train, or resume an interrupted training.
 
@@ -60,7 +65,7 @@ def train(
 
     given = {name: value for name, value in flags.items() if value is not None}
     if "cache" in given:
-        given["cache"] = {"memory": True, "no": False}.get(
+        given["cache"] = {"memory": True, "no": False, "auto": "auto"}.get(
             given["cache"], os.path.abspath(given["cache"])
         )
     if given.get("kid") == "none":
@@ -91,9 +96,10 @@ def train(
         "model": {**start["model"], **model},
     }
     run_config = runs.RunConfig(**chosen)
-    if run_config.normalization() != "batch":  # which looks at whole batches
+    # Batch normalisation looks at whole batches, and virtual devices divide them already.
+    if run_config.normalization() != "batch" and devices == "1":
         divide_batches()
-    result = runs.train(run_config, out, tell=click.echo)
+    result = runs.train(run_config, out, tell=click.echo, devices=devices)
     if not result.finished:
         sys.exit(INTERRUPTED)
 

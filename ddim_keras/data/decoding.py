@@ -13,6 +13,7 @@ import numpy as np
 
 from ddim_keras.data import colours, deep_files, depth
 from ddim_keras.data.colours import WHITE, Colour
+from ddim_keras.data.deep_files import File
 from ddim_keras.data.depth import Depth
 
 # An image of more pixels than the first is refused; of more than the second, shrunk while it is
@@ -65,11 +66,11 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in known.items() if name in readable)
 
 
-def examine(path: str | os.PathLike, bits: int | None = None) -> Facts:
+def examine(path: File, bits: int | None = None) -> Facts:
     """Decode a file, to find out that it can be, and what is in it.
 
     Args:
-        path: of the file.
+        path: of the file, or the file in memory.
         bits: what the user says of images deeper than 8 bits.
 
     Raises:
@@ -79,9 +80,7 @@ def examine(path: str | os.PathLike, bits: int | None = None) -> Facts:
         return _facts(_decoded(image, path), bits)
 
 
-def read_image(
-    path: str | os.PathLike, channels: int, background: Colour = WHITE, bits: int = 16
-) -> np.ndarray:
+def read_image(path: File, channels: int, background: Colour = WHITE, bits: int = 16) -> np.ndarray:
     """Read an image upright, of an animation the first frame.
 
     Args:
@@ -175,7 +174,7 @@ _LIMIT = _PillowsLimit()
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Any]:
+def _opened(path: File) -> Iterator[Any]:
     """Open an image of at most LARGEST_PIXELS; very large ones one at a time."""
     import PIL.Image
 
@@ -200,7 +199,7 @@ def _shrink_factor(size: tuple[int, int]) -> int:
     return 1 if pixels <= SHRUNK_ABOVE_PIXELS else math.ceil(math.sqrt(pixels / _SHRUNK_TO_PIXELS))
 
 
-def _decoded(image: Any, path: str | os.PathLike) -> Picture:
+def _decoded(image: Any, path: File) -> Picture:
     """Decode an opened file. The largest JPEGs come out smaller, as their format allows."""
     factor = _shrink_factor(image.size)
     if factor > 1 and image.format in ("JPEG", "MPO"):
@@ -248,7 +247,7 @@ def _layout(image: Any) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _stored_depth(image: Any, path: str | os.PathLike, tags: dict[int, Any]) -> Depth:
+def _stored_depth(image: Any, path: File, tags: dict[int, Any]) -> Depth:
     """What a file deeper than 8 bits says of its depth."""
     if image.format in ("PPM", "JPEG2000"):  # Pillow has scaled them by what they say
         return Depth(16)

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import struct
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ddim_keras.data import depth
 from ddim_keras.support.types import Images
 
+File: TypeAlias = "str | os.PathLike[str] | io.BytesIO"
+"""A path, or a file that is held in memory."""
 
-def significant_bits(path: str | os.PathLike) -> int | None:
+
+@contextlib.contextmanager
+def opened(path: File) -> Iterator[Any]:
+    """Open a file, or begin anew with one that is held in memory."""
+    if isinstance(path, io.BytesIO):
+        path.seek(0)
+        yield path
+    else:
+        with open(path, "rb") as file:
+            yield file
+
+
+def significant_bits(path: File) -> int | None:
     """What a 16-bit PNG's sBIT says of its colours, if that is less than all."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         file.seek(8)
         while len(header := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", header)
@@ -29,11 +46,11 @@ def significant_bits(path: str | os.PathLike) -> int | None:
     return None
 
 
-def read_png(path: str | os.PathLike, key: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def read_png(path: File, key: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """All 16 bits of a PNG with colours or alpha, of which Pillow gives 8."""
     import tensorflow as tf
 
-    with open(path, "rb") as file, tf.device("CPU:0"):
+    with opened(path) as file, tf.device("CPU:0"):
         values = tf.io.decode_png(file.read(), dtype=tf.uint16).numpy()
     if values.shape[-1] in (1, 3):
         colours = values if values.shape[-1] == 3 else values[..., 0]
@@ -41,9 +58,7 @@ def read_png(path: str | os.PathLike, key: Any) -> tuple[np.ndarray, np.ndarray 
     return _apart(values)
 
 
-def read_tiff(
-    image: Images, path: str | os.PathLike, layout: str
-) -> tuple[np.ndarray, np.ndarray | None]:
+def read_tiff(image: Images, path: File, layout: str) -> tuple[np.ndarray, np.ndarray | None]:
     """All 16 bits of a TIFF with colours, of which Pillow gives the upper 8: the lower ones it
     gives to who calls their order the other one."""
     import PIL.Image
@@ -51,7 +66,7 @@ def read_tiff(
     native = "L" if sys.byteorder == "little" else "B"
     order = layout[-1].replace("N", native)
     swapped = layout[:-1] + {"L": "B", "B": "L"}[order]
-    with PIL.Image.open(path) as other:
+    with opened(path) as file, PIL.Image.open(file) as other:
         tiles: list[Any] = []
         for tile in other.tile:
             codec, extents, offset, arguments = tile

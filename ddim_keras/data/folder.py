@@ -6,7 +6,7 @@ import concurrent.futures
 import os
 import pathlib
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,29 +14,9 @@ from ddim_keras.data import colours, decoding, depth, ending, finding, layout
 from ddim_keras.data.colours import Colour
 from ddim_keras.data.decoding import Facts
 from ddim_keras.data.finding import Parts
-from ddim_keras.data.source import Source
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+from ddim_keras.data.source import Examples, Source, Wanted
 
 _NAMED = 10  # unreadable files named in a message; the rest are counted
-
-
-class Wanted(NamedTuple):
-    """What the caller of `load_dataset` says of a folder.
-
-    Attributes:
-        split, channels, seed, labels, unreadable, bits: as for `load_dataset`.
-        background: a colour, parsed.
-    """
-
-    split: Any
-    channels: int | None
-    seed: int
-    labels: bool
-    unreadable: str
-    background: Colour
-    bits: int | None
 
 
 class _Part(NamedTuple):
@@ -198,7 +178,7 @@ def _identity(part: _Part) -> list:
     return [files, part.labels.tolist()]
 
 
-def _decoded(part: _Part, bits: np.ndarray, channels: int, background: Colour) -> tf.data.Dataset:
+def _decoded(part: _Part, bits: np.ndarray, channels: int, background: Colour) -> Examples:
     import tensorflow as tf
 
     @ending.ended_before_python
@@ -211,5 +191,4 @@ def _decoded(part: _Part, bits: np.ndarray, channels: int, background: Colour) -
         return image, label
 
     paths = [os.fsencode(path) for path in part.files]
-    examples = tf.data.Dataset.from_tensor_slices((paths, bits, part.labels))
-    return examples.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    return Examples(tf.data.Dataset.from_tensor_slices((paths, bits, part.labels)), read)

@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddim_keras.data import colours, decoding, depth, folder, pipelines, resizing, tfds_source
-from ddim_keras.data.source import EMBEDDED, Source
+from ddim_keras.data import (
+    caching,
+    colours,
+    decoding,
+    depth,
+    folder,
+    hub_source,
+    pipelines,
+    resizing,
+    streams,
+    tfds_source,
+)
+from ddim_keras.data.source import EMBEDDED, Examples, Source, Wanted
 from ddim_keras.support.arguments import height_and_width
-from ddim_keras.support.types import Split
+from ddim_keras.support.types import Split, Tensor
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -31,7 +42,7 @@ def load_dataset(
     fit: str = "crop",
     flip: bool = False,
     repeat: int = 1,
-    cache: bool | str | os.PathLike = True,
+    cache: bool | str | os.PathLike = caching.AUTO,
     seed: int = 0,
     drop_remainder: bool | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -39,6 +50,7 @@ def load_dataset(
     unreadable: str = "refuse",
     background: str | Sequence[int] = "white",
     bits: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> tuple[tf.data.Dataset, tf.data.Dataset | None]:
     """Load images as (train, validation) batches.
 
@@ -50,7 +62,11 @@ def load_dataset(
             `tfds.core.DatasetBuilder` or the folder of one; or a folder of images (all that Pillow
             reads: PNG, JPEG, WebP, TIFF, AVIF, ...), flat, or one subfolder a class, or with
             subfolders for training and validation. Links are followed. Runs, exports and presets
-            inside it are left out, and so are hidden files and those of operating systems.
+            inside it are left out, and so are hidden files and those of operating systems. Or
+            files of encoded images: TFRecords ("photos-*.tfrecord"), WebDataset's tars
+            ("photos-*.tar", with the extra `webdataset`), or a folder of nothing else. Or a
+            `datasets.Dataset` or `DatasetDict` of Hugging Face, or "hf:owner/name" (the extra
+            `datasets`).
         image_size: side of the images in pixels, or (height, width).
         batch_size: images per batch.
         split: for TFDS a pair of split names in its slicing syntax, ("train[:90%]", "test"), the
@@ -58,10 +74,11 @@ def load_dataset(
             None), or the fraction of images kept for validation, which makes every subfolder a
             class; it is refused where subfolders are called like both parts. None takes train and
             validation where they exist, else train and test, and 80 % / 20 % otherwise; for
-            oxford_flowers102 of its three official splits together. Of a folder they are told by
-            the names of subfolders, in any case: train, training, trn; val, valid, validation, dev;
-            test, testing, tst, eval, holdout. Where both validation and test exist, test is not
-            used. What is not clear is refused.
+            oxford_flowers102 of its three official splits together. Of files of encoded images, and
+            of Hugging Face, a pair of names of files or splits, or a fraction. Of a folder they are
+            told by the names of subfolders, in any case: train, training, trn; val, valid,
+            validation, dev; test, testing, tst, eval, holdout. Where both validation and test
+            exist, test is not used. What is not clear is refused.
         channels: 1, 3 or 4; None keeps the data set's own: of a folder 1 if all of its files are
             grey ones, else 3.
         labels: True gives (images, labels) instead of images. The data sets then have an attribute
@@ -72,7 +89,11 @@ def load_dataset(
         flip: mirror each training image left to right with probability one half.
         repeat: how many times the training images come in one epoch, shuffled together.
         cache: True keeps the resized images in memory; a path writes them to files there, once for
-            all runs; False resizes anew each epoch.
+            all runs; False reads and resizes anew each epoch, in an order that is drawn before
+            anything is read. "auto" keeps them in memory where they take at most half of what is
+            free, else in files in ~/.cache/ddim_keras (or the environment variable
+            DDIM_KERAS_CACHE) where half of the disk's free room is enough, else it reads anew; a
+            warning says which.
         seed: fixes order, flips and a folder's split.
         drop_remainder: whether to drop the last, smaller training batch; None drops it if a whole
             one is left.
@@ -86,6 +107,9 @@ def load_dataset(
             a file says; where it says nothing, the fewest of 8, 10, 12, 14 and 16 that hold the
             largest value of all the data set, with a warning if they are fewer than 16. Floats must
             lie in [0, 1], or have a white by `bits`.
+        part: (i, n): for the i-th of n processes that train together, from 0: of every training
+            batch the i-th of n equal parts, so that `fit` in a process gets its own part alone, and
+            with cache=False reads no others.
 
     Returns:
         Two `tf.data.Dataset`: float32 images (batch, height, width, channels) in [0, 1], or pairs
@@ -93,7 +117,7 @@ def load_dataset(
         validation set is in order, its last batch smaller, and None if there is no validation
         split. `train.from_step(n)` is an endless data set that begins with the batch of step n, the
         same in every process: an interrupted training resumes with just the images that it had not
-        seen.
+        seen. `from_step(n, part=(i, k))` gives parts of those batches.
 
     Raises:
         ValueError: the data set is unknown, empty, has no images or labels, or an argument is out
@@ -115,38 +139,51 @@ def load_dataset(
         raise ValueError(f"unreadable must be 'refuse' or 'skip', got {unreadable!r}")
     depth.check_bits(bits)
     colour = colours.parse_colour(background)
-    wanted = folder.Wanted(split, channels, seed, labels, unreadable, colour, bits)
+    wanted = Wanted(split, channels, seed, labels, unreadable, colour, bits)
 
     found = _open_source(source, wanted, data_dir, download)
     if labels and found.class_names is None:
         raise ValueError(f"{source!r} has no labels: leave labels=False")
     channels = channels or found.channels
 
-    def resized(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:
+    shape = (*size, channels)
+    parts = (found.train, found.validation)
+    cache = caching.chosen(cache, _number_in(parts), int(np.prod(shape)), str(source))
+
+    def resize(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return resizing.fit_image(image, size, channels, fit, colour), label
+
+    def resized(examples: tf.data.Dataset | Examples, name: str) -> tf.data.Dataset:
         import tensorflow as tf
 
-        dataset = dataset.map(
-            lambda image, label: (resizing.fit_image(image, size, channels, fit, colour), label),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        dataset = examples.decoded() if isinstance(examples, Examples) else examples
+        dataset = dataset.map(resize, num_parallel_calls=tf.data.AUTOTUNE)
         identity = repr((found.identity, name, size, channels, fit))
-        return pipelines.cached(dataset, cache, f"{name}_{size[0]}x{size[1]}x{channels}", identity)
+        return caching.cached(dataset, cache, f"{name}_{size[0]}x{size[1]}x{channels}", identity)
 
-    examples = "labels" if labels else "images"
-    shuffling = pipelines.Shuffling(batch_size, repeat, flip, seed, drop_remainder)
-    train = pipelines.training_batches(
-        resized(found.train, "train"), (*size, channels), shuffling, examples
-    )
+    kind = "labels" if labels else "images"
+    shuffling = pipelines.Shuffling(batch_size, repeat, flip, seed, drop_remainder, part)
+    if cache is False and isinstance(found.train, Examples):
+        examples, read = found.train.keys, lambda *key: resize(*found.train.read(*key))
+    else:
+        examples, read = resized(found.train, "train"), None
+    train = pipelines.training_batches(examples, shape, shuffling, kind, read, found.key_bytes)
     validation = None
     if found.validation is not None:
         validation = pipelines.finished(
-            resized(found.validation, "validation").batch(batch_size), examples
+            resized(found.validation, "validation").batch(batch_size), kind
         )
-    if labels:
-        for dataset in (train, validation):
-            if dataset is not None:
-                dataset.class_names = list(found.class_names or ())
+    for dataset in (train, validation) if labels else ():
+        if dataset is not None:
+            dataset.class_names = list(found.class_names or ())
     return train, validation
+
+
+def _number_in(parts: Sequence[Any]) -> int:
+    """How many images parts of a data set hold; negative if one does not say."""
+    keys = [part.keys if isinstance(part, Examples) else part for part in parts if part is not None]
+    numbers = [int(dataset.cardinality()) for dataset in keys]
+    return -1 if min(numbers) < 0 else sum(numbers)
 
 
 def read_images(
@@ -202,8 +239,12 @@ def check_choices(channels: int | None, fit: str) -> None:
 
 
 def _open_source(
-    source: Any, wanted: folder.Wanted, data_dir: str | os.PathLike | None, download: bool
+    source: Any, wanted: Wanted, data_dir: str | os.PathLike | None, download: bool
 ) -> Source:
+    if hub_source.is_one(source):
+        return hub_source.from_hub(source, wanted)
+    if (found := streams.files_of(source)) is not None:
+        return streams.from_files(*found, str(source), wanted)
     reading = tfds_source.Reading(wanted.split, wanted.channels, wanted.background, wanted.bits)
     if hasattr(source, "as_dataset"):
         return tfds_source.from_builder(source, reading)

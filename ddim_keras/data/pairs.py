@@ -21,6 +21,7 @@ from ddim_keras.data import (
     pipelines,
     resizing,
 )
+from ddim_keras.data.source import Wanted
 from ddim_keras.support.arguments import height_and_width, positive_int
 from ddim_keras.support.types import Condition, Dataset, Images, Split
 
@@ -145,7 +146,7 @@ def load_folders(
     _check_names(roots)
     # One seed and one order of names divide both in the same way.
     sources = [
-        folder.from_images(root, folder.Wanted(split, wanted, seed, False, "refuse", colour, None))
+        folder.from_images(root, Wanted(split, wanted, seed, False, "refuse", colour, None))
         for root, wanted in zip(roots, (channels, condition_channels))
     ]
     depths = [
@@ -166,11 +167,14 @@ def load_folders(
 
     shuffling = pipelines.Shuffling(batch_size, 1, flip, seed, drop_remainder)
     train = pipelines.training_batches(
-        paired([source.train for source in sources]), (*sizes[0], depths[0]), shuffling, "pairs"
+        paired([source.train.decoded() for source in sources]),
+        (*sizes[0], depths[0]),
+        shuffling,
+        "pairs",
     )
     if sources[0].validation is None:
         return train, None
-    held_out = paired([source.validation for source in sources])
+    held_out = paired([source.validation.decoded() for source in sources])
     return train, pipelines.finished(held_out.batch(batch_size), "pairs")
 
 
@@ -217,7 +221,14 @@ def _paired(dataset: Dataset, condition_of: Callable[[Images], Condition]) -> Da
 
         pairs = mapped(dataset)
         if hasattr(dataset, "from_step"):
-            pairs.from_step = lambda step: mapped(dataset.from_step(step))
+
+            def from_step(step: int, **part: Any) -> Dataset:
+                batches = dataset.from_step(step, **part)
+                mapped_batches = mapped(batches)
+                mapped_batches.is_part = batches.is_part
+                return mapped_batches
+
+            pairs.from_step = from_step
         if hasattr(dataset, "class_names"):
             pairs.class_names = dataset.class_names
         return pairs

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from ddim_keras.data import seeded
-from ddim_keras.support import files
 from ddim_keras.support.types import BatchLike, Dataset, Tensor
 
 # Shuffling holds up to this many bytes of images; data sets below it are shuffled as a whole.
@@ -29,60 +26,50 @@ class Shuffling(NamedTuple):
     flip: bool
     seed: int
     drop_remainder: bool | None
-
-
-def cached(dataset: Dataset, cache: bool | str | os.PathLike, name: str, identity: str) -> Dataset:
-    """Keep a data set in memory, in a folder of a cache, or nowhere.
-
-    Args:
-        dataset: of resized images.
-        cache: as for `load_dataset`.
-        name: of the folder.
-        identity: tells the data set from others of the same name.
-    """
-    import tensorflow as tf
-
-    if cache is True:
-        return dataset.cache()
-    if cache is False:
-        return dataset
-    # tf.data's own cache file is left locked by a killed process; a folder that is renamed when
-    # whole is not.
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    place = pathlib.Path(cache) / f"{name}_{digest}"
-    if not place.exists():
-        with files.written_beside(place) as temporary:
-            dataset.save(str(temporary))
-    return tf.data.Dataset.load(str(place))
+    part: tuple[int, int] = (0, 1)
 
 
 def training_batches(
-    dataset: Dataset, image_shape: tuple[int, ...], shuffling: Shuffling, kind: str
+    dataset: Dataset,
+    image_shape: tuple[int, ...],
+    shuffling: Shuffling,
+    kind: str,
+    read: Callable | None = None,
+    key_bytes: int = 0,
 ) -> Dataset:
     """Return shuffled batches of a data set, ready for `fit`, which have a `from_step`.
 
     Args:
-        dataset: uint8 images, each with its label or condition.
+        dataset: uint8 images, each with its label or condition; or what `read` makes those of.
         image_shape: (height, width, channels).
         shuffling: how.
         kind: of the batches, as for `finished`.
+        read: called with each example after the data set is shuffled, of a part only with those
+            of the part.
+        key_bytes: of an example before it is read, on average.
     """
     import tensorflow as tf
 
-    batch_size, repeat, flip, seed, drop_remainder = shuffling
+    batch_size, repeat, flip, seed, drop_remainder, part = shuffling
     count = int(dataset.cardinality()) * repeat
-    room = max(10 * batch_size, _SHUFFLE_BYTES // int(np.prod(image_shape)))
+    room = max(10 * batch_size, _SHUFFLE_BYTES // max(int(np.prod(image_shape)), key_bytes))
     room = min(room, count) if count > 0 else room
     if drop_remainder is None:
         drop_remainder = count < 0 or count >= batch_size
     if repeat > 1:
         dataset = dataset.repeat(repeat)
 
-    def batched(shuffled: Dataset, seeds: Dataset) -> Dataset:
-        batches = shuffled.batch(batch_size, drop_remainder=drop_remainder)
+    def batched(shuffled: Dataset, seeds: Dataset, part: tuple[int, int]) -> Dataset:
+        own = _own_part(batch_size, drop_remainder, part)
+        if part[1] > 1:
+            whole = shuffled.batch(batch_size, drop_remainder=True)
+            shuffled = whole.map(lambda *parts: tuple(each[own] for each in parts)).unbatch()
+        if read is not None:
+            shuffled = shuffled.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        batches = shuffled.batch(batch_size // part[1], drop_remainder=drop_remainder)
         if flip:
             batches = tf.data.Dataset.zip(batches, seeds).map(
-                functools.partial(_flipped, kind), num_parallel_calls=tf.data.AUTOTUNE
+                functools.partial(_flipped, kind, part), num_parallel_calls=tf.data.AUTOTUNE
             )
         return batches
 
@@ -90,11 +77,15 @@ def training_batches(
         batched(
             dataset.shuffle(room, seed=seed),
             tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True),
+            part,
         ),
         kind,
     )
+    if part[1] > 1 and count > 0:  # taken apart and joined, a data set does not know it
+        number = count // batch_size if drop_remainder else -(-count // batch_size)
+        train = train.apply(tf.data.experimental.assert_cardinality(number))
 
-    def from_step(step: int) -> Dataset:
+    def from_step(step: int, part: tuple[int, int] = part) -> Dataset:
         steps = int(train.cardinality())
         if steps < 1:
             raise ValueError("from_step needs training data of known length")
@@ -102,15 +93,17 @@ def training_batches(
         def epoch(number: Tensor) -> Dataset:
             epoch_seed = number * _EPOCH_STRIDE + seed
             shuffled, seeds = seeded.shuffled(dataset, room, epoch_seed), seeded.random(epoch_seed)
-            batches = batched(shuffled, seeds)
+            batches = batched(shuffled, seeds, part)
             return finished(batches.skip(tf.where(number == first, done, 0)), kind)
 
         # Without a loop in Python: its thread may need the interpreter when that has ended already.
         first, done = (tf.constant(part, tf.int64) for part in divmod(step, steps))
         epochs = tf.data.Dataset.counter(first, dtype=tf.int64)
-        return epochs.flat_map(epoch).prefetch(2)
+        batches = epochs.flat_map(epoch).prefetch(2)
+        batches.is_part = part[1] > 1
+        return batches
 
-    train.from_step = from_step
+    train.from_step, train.is_part = from_step, part[1] > 1
     return train
 
 
@@ -133,11 +126,38 @@ def finished(dataset: Dataset, kind: str) -> Dataset:
     return dataset.map(as_floats, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _flipped(kind: str, batch: BatchLike, seed: Tensor) -> BatchLike:
+def _own_part(batch_size: int, drop_remainder: bool, part: tuple[int, int]) -> slice:
+    """Which examples of every batch are this part's.
+
+    Raises:
+        ValueError: the part is none, or the batches cannot be divided evenly.
+    """
+    index, parts = part
+    if not (isinstance(index, int) and isinstance(parts, int) and 0 <= index < parts):
+        raise ValueError(
+            f"part must be (i, n), the i-th of n parts counted from 0, such as (0, 2), got {part!r}"
+        )
+    if batch_size % parts:
+        raise ValueError(
+            f"a batch of {batch_size} images cannot be divided into {parts} equal parts: give "
+            f"batch_size={batch_size + -batch_size % parts}, or another number of parts"
+        )
+    if parts > 1 and not drop_remainder:
+        raise ValueError(
+            "batches that are divided into parts must all be whole: leave drop_remainder out, and "
+            "give at least as many images as a batch has"
+        )
+    size = batch_size // parts
+    return slice(index * size, (index + 1) * size)
+
+
+def _flipped(kind: str, part: tuple[int, int], batch: BatchLike, seed: Tensor) -> BatchLike:
     import tensorflow as tf
 
     images, told = batch
-    chances = tf.random.stateless_uniform((tf.shape(images)[0], 1, 1, 1), seed=(seed, 0))
+    number = tf.shape(images)[0]
+    chances = tf.random.stateless_uniform((number * part[1], 1, 1, 1), seed=(seed, 0))
+    chances = chances[part[0] * number : (part[0] + 1) * number]
 
     def flipped(pictures):
         return tf.where(chances < 0.5, pictures[:, :, ::-1], pictures)

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.support import backend, random
+from ddim_keras.support import replicas as all_replicas
 from ddim_keras.support.types import Features, Tensor
 
 _OWN_COUNTER = 1 << 31
@@ -93,9 +94,8 @@ class Sample:
         """
         replica, replicas = backend.replica()
         size = ops.shape(features)[0]
-        places = ops.cast(self._count, "int32") + ops.arange(size, dtype="int32")
-        key = tuple(ops.cast(value, "uint32") for value in (self._seed, replica))
-        places = ops.cast(places, "uint32")
+        key = tuple(ops.cast(value, "uint32") for value in (self._seed, 0))
+        places = ops.cast(all_replicas.places(self._count.value, size), "uint32")
         # Counters that the noises of images never reach: a sample must not depend on what the
         # images are made of.
         words = random.threefry2x32(key, (places, ops.full_like(places, _OWN_COUNTER)))

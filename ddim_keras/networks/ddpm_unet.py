@@ -12,7 +12,7 @@ from keras import layers
 
 from ddim_keras.networks import recomputing
 from ddim_keras.networks.ddpm_layers import Modulation, Scaling, SelfAttention2D, TimeEmbedding
-from ddim_keras.networks.layers import GroupNormalization, Swish
+from ddim_keras.networks.layers import Dropout, GroupNormalization, Swish
 from ddim_keras.networks.unet import LABELS, check_levels, with_float32_weights
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.types import Config, DType, Tensor
@@ -316,7 +316,7 @@ class _Blocks:
             x = Modulation(dtype=dtype, name=f"{name}_timed")([x, told(embedding)])
         x = self.swish(x, f"{name}_second_swish")
         if self.options.dropout:
-            x = layers.Dropout(self.options.dropout, dtype=dtype, name=f"{name}_dropout")(x)
+            x = Dropout(self.options.dropout, dtype=dtype, name=f"{name}_dropout")(x)
         x = self.convolution(x, width, f"{name}_second_convolution", kernel_initializer="zeros")
         if skipped.shape[-1] != width:
             skipped = self.convolution(skipped, width, f"{name}_shortcut", size=1)

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.data import inputs
-from ddim_keras.support import backend
+from ddim_keras.support import backend, replicas
 from ddim_keras.support.progress import progress
 from ddim_keras.support.types import Config, Data, Images, Tensor
 
@@ -213,6 +213,19 @@ class Swish(keras.layers.Layer):
     def get_config(self) -> Config:
         # Keras's own asks for one of a layer that is given a policy of half precision.
         return super().get_config()
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class Dropout(keras.layers.Dropout):
+    """Keras's dropout, which leaves out what one device would, on any number of them."""
+
+    def call(self, inputs, training=False):
+        if not training or not self.rate or backend.replica()[1] == 1:
+            return super().call(inputs, training=training)
+        shape = (ops.shape(inputs)[0], *inputs.shape[1:])
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        kept = replicas.uniform(shape, self.seed_generator, dtype) >= self.rate
+        return ops.where(kept, inputs / (1.0 - self.rate), ops.zeros_like(inputs))
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

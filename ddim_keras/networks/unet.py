@@ -15,6 +15,7 @@ from ddim_keras.networks.layers import (
     BatchNormalization,
     BilinearUpsampling2D,
     ConditionedConv2D,
+    Dropout,
     GroupNormalization,
     SinusoidalEmbedding,
     Swish,
@@ -278,7 +279,7 @@ class _Blocks:
         return layers.Add(dtype=self.dtype)([x, skipped])
 
     def thinned(self, x: Tensor) -> Tensor:
-        return layers.Dropout(self.dropout, dtype=self.dtype)(x) if self.dropout else x
+        return Dropout(self.dropout, dtype=self.dtype)(x) if self.dropout else x
 
     def residual_with_embedding(self, x: Tensor, width: int) -> Tensor:
         """A residual block of x joined with the embedding repeated over the image."""

@@ -71,8 +71,9 @@ class RunConfig:
         bits: of images deeper than 8 bits, how many they use; without it this is found out.
         unreadable: what to do with a folder's images that cannot be read: refuse, or skip.
         data_dir: where TFDS keeps its data.
-        cache: where resized images are kept: memory (true in the file), no (false; they are resized
-            anew each epoch), or a folder.
+        cache: where resized images are kept: memory (true in the file), no (false; they are read
+            anew each epoch), or a folder; auto for memory where they take at most half of what is
+            free, else for files or reading anew, as `load_dataset` says.
         preset: whose network and recipe to take; auto for what `presets.recommend` says of the
             images and the minutes.
         model: arguments of `DiffusionModel` that differ from the preset's.
@@ -119,7 +120,7 @@ class RunConfig:
     bits: int | None = None
     unreadable: str = "refuse"
     data_dir: str | None = None
-    cache: bool | str = True
+    cache: bool | str = "auto"
     preset: str = AUTO
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -172,7 +173,7 @@ class RunConfig:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a name or a folder, got {getattr(self, name)!r}")
         if not isinstance(self.cache, (bool, str)):
-            raise ValueError(f"cache must be true, false or a folder, got {self.cache!r}")
+            raise ValueError(f"cache must be true, false, auto or a folder, got {self.cache!r}")
         for name in ("tensorboard", "labels"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")

@@ -24,6 +24,7 @@ from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
 from ddim_keras.support import backend, files, progress
+from ddim_keras.support import devices as on_devices
 from ddim_keras.support.types import Data, Dataset
 from ddim_keras.training import averages
 
@@ -62,7 +63,12 @@ class _Training(NamedTuple):
 
 
 def train(
-    config: RunConfig, folder: str | os.PathLike, tell: Tell = print, verbose: int = 1
+    config: RunConfig,
+    folder: str | os.PathLike,
+    tell: Tell = print,
+    verbose: int = 1,
+    *,
+    devices: int | str = 1,
 ) -> RunResult:
     """Train in a folder, from the start or from where an earlier run with the same configuration
     was interrupted.
@@ -80,14 +86,25 @@ def train(
         folder: where.
         tell: called with a line for each thing a user should know.
         verbose: as for `fit`.
+        devices: among how many of this machine's devices each batch is divided, or "all". The
+            weights are those of one device, to rounding, and a run may be resumed on another
+            number.
 
     Raises:
         ValueError: the folder holds a run with another configuration; or data or settings that
-            cannot be used.
+            cannot be used; or more devices than there are, or than divide a batch evenly.
         DivergedError: the loss or the weights are not finite any more.
         NotADirectoryError, PermissionError: the folder cannot be written to.
     """
     check_model_settings(config.model, set(inspect.signature(DiffusionModel).parameters))
+    with on_devices.used(devices) as number:
+        on_devices.check_batch(config.recipe().batch_size, number)
+        if number > 1:
+            tell(f"On {number} devices, {config.recipe().batch_size // number} images on each")
+        return _train(config, folder, tell, verbose)
+
+
+def _train(config: RunConfig, folder: str | os.PathLike, tell: Tell, verbose: int) -> RunResult:
     place = RunFolder(pathlib.Path(folder))
     files.check_folder(place.path)
     config = place.reconcile(config, tell)

@@ -29,8 +29,8 @@ class Wrapper(abc.ABC):
     Attributes:
         key: wrappers of equal keys make the same of the same arrays, so that a loop compiled for
             one serves the other.
-        arrays: what changes from walk to walk without compiling anew; the first axis is the
-            batch's, or all images share it.
+        arrays: what changes from walk to walk without compiling anew.
+        axes: of each of them the axis of the batch; -1 if all images share it.
         variables: what it reads besides, such as another network's weights.
         values: theirs, from `backend.values_of`.
     """
@@ -39,6 +39,10 @@ class Wrapper(abc.ABC):
     arrays: Sequence[np.ndarray] = ()
     variables: Sequence[Variable] = ()
     values: Sequence[Tensor] = ()
+
+    @property
+    def axes(self) -> Sequence[int]:
+        return (0,) * len(self.arrays)
 
     @abc.abstractmethod
     def wrap(

@@ -185,6 +185,7 @@ class KnownPart(Wrapper):
     """
 
     key = ("known_part",)
+    axes = (0, 0, -1)
 
     def __init__(self, images: ImageArray, known: ImageArray, showings: npt.NDArray[np.float32]):
         self.arrays = (images, known, showings)

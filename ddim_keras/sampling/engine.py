@@ -222,7 +222,10 @@ class Engine:
     def draw(self, seed: int, indices: Numbers) -> Images:
         """Return the initial noises of images number `indices`."""
         draw = self._compile(
-            "draw", lambda seed, indices: random.normal(seed, 0, indices, self.image_shape)
+            "draw",
+            lambda seed, indices: random.normal(seed, 0, indices, self.image_shape),
+            axes=(-1, 0),
+            output_axes=0,
         )
         return draw(self.held_values(), np.uint32(seed), indices)
 
@@ -273,6 +276,8 @@ class Engine:
             np.int32(last),
             np.uint32(seed),
             indices,
+            axes=(0, 1, -1, -1, -1, -1, 0),
+            output_axes=(0, 1, 0),
         )
 
     def walk_pairs(
@@ -294,19 +299,41 @@ class Engine:
 
         number = np.int32(planned.ends[-1])
         return self.on_device(
-            "walk_pairs", walk_on_device, wrappers, older, newer, planned.table, number, indices
+            "walk_pairs",
+            walk_on_device,
+            wrappers,
+            older,
+            newer,
+            planned.table,
+            number,
+            indices,
+            axes=(0, 0, -1, -1, 0),
+            output_axes=(0, 0),
         )
 
     def on_device(
-        self, name: str, function: Callable, wrappers: Sequence[Wrapper], *arguments: Any
+        self,
+        name: str,
+        function: Callable,
+        wrappers: Sequence[Wrapper],
+        *arguments: Any,
+        axes: Sequence[int] | None = None,
+        output_axes: Any = (),
     ) -> Any:
         """Call a function of (*arguments, arrays of the wrappers), compiled once for its name and
         the wrappers' keys.
+
+        Args:
+            axes: of each argument the axis of the batch, -1 if it has none: where there are several
+                devices, each works on a part. None is one device's work.
+            output_axes: likewise of what it returns.
         """
         key = (name, *(wrapper.key for wrapper in wrappers))
         variables = [variable for wrapper in wrappers for variable in wrapper.variables]
         values = [value for wrapper in wrappers for value in wrapper.values]
-        compiled = self._compile(key, function, variables)
+        if axes is not None:
+            axes = (*axes, tuple(tuple(wrapper.axes) for wrapper in wrappers))
+        compiled = self._compile(key, function, variables, axes=axes or (), output_axes=output_axes)
         arrays = tuple(wrapper.arrays for wrapper in wrappers)
         return compiled([*self.held_values(), *values], *arguments, arrays)
 
@@ -372,12 +399,20 @@ class Engine:
         variables = [*self.variables, *variables]
         return backend.compile_gradient(function, variables, self._jit_compile())
 
-    def _compile(self, key: Any, function: Callable, variables: Sequence = ()) -> Callable:
+    def _compile(
+        self,
+        key: Any,
+        function: Callable,
+        variables: Sequence = (),
+        *,
+        axes: Any,
+        output_axes: Any,
+    ) -> Callable:
         jit_compile = self._jit_compile()
         with self.lock:
             if (key, jit_compile) not in self._compiled:
                 self._compiled[key, jit_compile] = backend.compile_function(
-                    function, [*self.variables, *variables], jit_compile
+                    function, [*self.variables, *variables], jit_compile, axes, output_axes
                 )
             return self._compiled[key, jit_compile]
 
@@ -411,7 +446,12 @@ class Engine:
         if batch_size is not None:
             return positive_int("batch_size", batch_size)
         pixels = self.image_shape[0] * self.image_shape[1]
-        return max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
+        return self.devices * max(1, min(_DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // pixels))
+
+    @property
+    def devices(self) -> int:
+        """Among how many devices the batches are divided."""
+        return backend.devices_of_walks(self.variables)
 
     def batches(
         self, num_images: int, batch_size: int | None, verbose: str | int
@@ -422,6 +462,7 @@ class Engine:
         size = self.batch_size(batch_size)
         if num_images < size:
             size = min([size, *(small for small in _SMALL_BATCHES if small >= num_images)])
+        size += -size % self.devices
         starts = range(0, num_images, size)
         show = verbose == 1 or (verbose == "auto" and len(starts) > 1)
         bar = progress(num_images, "images") if show else None

@@ -286,6 +286,8 @@ class _Within(Wrapper):
         interval = guidance.interval or _EVERYWHERE
         self.arrays = (np.array([*interval, guidance.weight, *numbers], "float32"),)
 
+    axes = (-1,)
+
     def wrap(self, denoise, arrays, draw_noises):
         low, high, *numbers = ops.unstack(ops.convert_to_tensor(arrays[0]), num=len(self.arrays[0]))
 

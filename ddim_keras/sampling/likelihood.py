@@ -227,6 +227,8 @@ class _Walk:
             self.seed,
             self.sample,
             batch.indices,
+            axes=(0, -1, -1, -1, -1, 0),
+            output_axes=(0, 0),
         )
         noises = ops.convert_to_numpy(engine.checked(noises)).astype("float64")
         size = noises[0].size

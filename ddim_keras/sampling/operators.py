@@ -60,6 +60,11 @@ class Operator(Configurable, abc.ABC):
         """
         return self
 
+    @property
+    def axes(self) -> Sequence[int]:
+        """Of each array the axis of the images; -1 if all share it."""
+        return (-1,) * len(self.arrays)
+
     def arrays_of(self, part: Callable[[np.ndarray], np.ndarray]) -> Sequence[np.ndarray]:
         """Return the arrays for a part of the images, given a function that takes it."""
         return self.arrays
@@ -181,6 +186,10 @@ class Mask(Operator):
         built = Mask(self.mask)
         built.arrays = (checked_masks(self.mask, (number, *image_shape)),)
         return built
+
+    @property
+    def axes(self):
+        return (0 if len(self.arrays[0]) > 1 else -1,)
 
     def arrays_of(self, part):
         (mask,) = self.arrays

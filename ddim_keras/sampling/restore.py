@@ -114,7 +114,9 @@ def restore(
         images = engine.walk(noises, planned, seed, batch.indices, wrappers)
         images = engine.denormalize(images)
         if noise_level == 0.0:
-            images = engine.on_device("agreeing", measuring.agreeing, [measuring], images)
+            images = engine.on_device(
+                "agreeing", measuring.agreeing, [measuring], images, axes=(0,), output_axes=0
+            )
         batch.store(result, images)
     return result
 
@@ -144,6 +146,11 @@ class Measured(Wrapper):
         self.operator, self.method, self.normalizer = operator, method, normalizer
         self.key = ("measured", operator.key, method)
         self.arrays = (measurements, np.full((), noise_level, "float32"), *arrays)
+        self._axes = (0, -1, *operator.axes)
+
+    @property
+    def axes(self) -> Sequence[int]:
+        return self._axes
 
     def wrap(self, denoise, arrays, draw_noises):
         measurements, noise_level, *own = (ops.convert_to_tensor(array) for array in arrays)

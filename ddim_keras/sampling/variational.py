@@ -87,7 +87,12 @@ def variational_bound(
         part = batch.of(normalized)
         arguments = (part, table, np.int32(steps), np.uint32(seed), batch.indices)
         total, predicted = engine.on_device(
-            "variational_bound", _errors_on_device(engine, wrappers), wrappers, *arguments
+            "variational_bound",
+            _errors_on_device(engine, wrappers),
+            wrappers,
+            *arguments,
+            axes=(0, -1, -1, -1, 0),
+            output_axes=(0, 0),
         )
         predicted = ops.convert_to_numpy(engine.checked(predicted))
         found = -ops.convert_to_numpy(total).astype("float64") - _of_the_noise_end(part, levels)

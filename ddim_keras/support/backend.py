@@ -54,6 +54,35 @@ def on_accelerator() -> bool:
     return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
 
 
+def device_names() -> list[str]:
+    """Return the names of the devices to compute on: accelerators where there are some, or else the
+    processor, which may have been divided into virtual ones.
+    """
+    if BACKEND == "jax":
+        return list(keras.distribution.list_devices())
+    import tensorflow as tf
+
+    for kind in ("TPU", "GPU", "CPU"):
+        if found := tf.config.list_logical_devices(kind):
+            return [device.name for device in found]
+    return []
+
+
+@contextlib.contextmanager
+def scope_on(names: list[str]) -> Iterator[None]:
+    """Within, models are made on these devices, which divide each batch."""
+    if BACKEND == "jax":
+        with keras.distribution.DataParallel(devices=names).scope():
+            yield
+        return
+    import tensorflow as tf
+
+    tpus = "TPU" in names[0]
+    strategy = tf.distribute.TPUStrategy() if tpus else tf.distribute.MirroredStrategy(names)
+    with strategy.scope():
+        yield
+
+
 def is_tensorflow_on_processor() -> bool:
     """Whether TensorFlow computes, on a processor."""
     return BACKEND == "tensorflow" and not on_accelerator()
@@ -81,32 +110,123 @@ def _cannot_attend(dtype: str) -> bool:
     return BACKEND == "jax" and dtype == "float16" and not on_accelerator()
 
 
-def compile_function(function: Callable, variables: list, jit_compile: bool) -> Callable:
+def compile_function(
+    function: Callable,
+    variables: list,
+    jit_compile: bool,
+    axes: Any = (),
+    output_axes: Any = (),
+) -> Callable:
     """Return `function` compiled for the backend, as a function of (values of the variables,
     *arguments).
+
+    Where the variables are on several devices, each works on a part of the batch.
 
     Args:
         function: takes and returns arrays; may read `variables` but must not assign to them.
         variables: the Keras variables that `function` reads.
         jit_compile: whether to use XLA. On TensorFlow False means a plain graph, on JAX it means no
             compilation.
+        axes: of each argument the axis of the batch, -1 if it has none.
+        output_axes: likewise of what it returns.
     """
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
         compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
         compiled._omit_frequent_tracing_warning = True  # batches of several shapes are no mistake
-        return lambda values, *arguments: compiled(*arguments)
+        strategy = _strategy_of(variables)
+        if strategy is None or axes == ():
+            return lambda values, *arguments: compiled(*arguments)
+        return lambda values, *arguments: _run_by_parts(
+            strategy, compiled, arguments, axes, output_axes
+        )
 
     def pure_function(values: list, *arguments: Any) -> Any:
         with values_used(variables, values):
             return function(*arguments)
 
-    if not jit_compile:
-        return pure_function
+    compiled = pure_function
+    if jit_compile:
+        import jax
+
+        compiled = jax.jit(pure_function)
+    return lambda values, *arguments: compiled(values, *_divided_among_mesh(arguments, axes))
+
+
+def devices_of_walks(variables: list) -> int:
+    """Return among how many devices `compile_function` divides batches, if they can be divided."""
+    if BACKEND == "tensorflow":
+        strategy = _strategy_of(variables)
+        return 1 if strategy is None else len(strategy.extended.worker_devices)
+    mesh = _mesh()
+    return 1 if mesh is None else int(mesh.shape[mesh.axis_names.index(_batch_axis())])
+
+
+def _strategy_of(variables: list) -> Any:
+    """The strategy that keeps the variables on several devices of this machine, or None."""
+    strategy = getattr(variables[0].value, "distribute_strategy", None) if variables else None
+    if strategy is None or len(strategy.extended.worker_devices) == 1:
+        return None
+    return strategy
+
+
+def _run_by_parts(
+    strategy: Any, compiled: Callable, arguments: Any, axes: Any, output_axes: Any
+) -> Any:
+    """Call a function on each device for its part of the batch, and join what they return."""
+    import tensorflow as tf
+
+    flat, along = keras.tree.flatten(arguments), keras.tree.flatten(axes)
+    devices = len(strategy.extended.worker_devices)
+    if any(array.shape[axis] % devices for array, axis in zip(flat, along) if axis >= 0):
+        return compiled(*arguments)
+
+    def parted(array: Any, axis: int) -> Any:
+        if axis < 0:
+            return array
+        parts = iter(tf.split(array, devices, axis))
+        return strategy.experimental_distribute_values_from_function(lambda _: next(parts))
+
+    parts = keras.tree.pack_sequence_as(arguments, [parted(*pair) for pair in zip(flat, along)])
+    results = keras.tree.map_structure(
+        lambda axis, result: tf.concat(strategy.experimental_local_results(result), axis),
+        output_axes,
+        strategy.run(compiled, args=parts),
+    )
+    return results
+
+
+def _mesh() -> Any:
+    """The mesh of JAX's devices among which batches are divided, or None."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or distribution.batch_dim_name is None:
+        return None
+    return distribution.device_mesh
+
+
+def _batch_axis() -> str:
+    return keras.distribution.distribution().batch_dim_name
+
+
+def _divided_among_mesh(arguments: Any, axes: Any) -> Any:
+    """Arguments with each part of the batch on the device that works on it."""
+    mesh = _mesh()
+    if mesh is None or axes == ():
+        return arguments
+    devices = devices_of_walks([])
+    flat, along = keras.tree.flatten(arguments), keras.tree.flatten(axes)
+    if any(array.shape[axis] % devices for array, axis in zip(flat, along) if axis >= 0):
+        return arguments
     import jax
 
-    return jax.jit(pure_function)
+    def placed(array: Any, axis: int) -> Any:
+        names = [None] * axis + [_batch_axis()] if axis >= 0 else []
+        layout = jax.sharding.NamedSharding(mesh.backend_mesh, jax.sharding.PartitionSpec(*names))
+        return jax.device_put(array, layout)
+
+    placed_all = [placed(*pair) for pair in zip(flat, along)]
+    return keras.tree.pack_sequence_as(arguments, placed_all)
 
 
 def compile_gradient(function: Callable, variables: list, jit_compile: bool) -> Callable:
@@ -169,14 +289,12 @@ def train_step(model: Any, *arguments: Any) -> Any:
         with tf.control_dependencies([part for part in tf.nest.flatten(data) if part is not None]):
             with tf.GradientTape() as tape:
                 scaled_loss = model.optimizer.scale_loss(model.training_loss(data))
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
             variables = model.network.trainable_variables
             gradients = tape.gradient(scaled_loss, variables)
             # An embedding's are sparse.
             gradients = [part if part is None else tf.convert_to_tensor(part) for part in gradients]
-            model.track_gradients(
-                gradients, model.optimizer.scale_loss(tf.constant(1.0 / replicas))
-            )
+            gradients = _summed_gradients(model.optimizer, gradients)
+            model.track_gradients(gradients, model.optimizer.scale_loss(tf.constant(1.0)))
             model.optimizer.apply_gradients(zip(gradients, variables))
             model.update_ema()
             return model.training_logs()
@@ -201,6 +319,24 @@ def train_step(model: Any, *arguments: Any) -> Any:
         model.update_ema()
         logs = model.training_logs()
     return logs, _updated(scope, groups, state)
+
+
+def _summed_gradients(optimizer: Any, gradients: list) -> list:
+    """Return the gradients of whole batches: those of this replica's part, summed over all.
+
+    Keras sums them when they are applied, after it has clipped each replica's by itself, and looked
+    for infinities in them. Here they are summed before, so that it need not.
+    """
+    if replica()[1] == 1:
+        return gradients
+    import tensorflow as tf
+
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    vars(inner)["_all_reduce_sum_gradients"] = list
+    context = tf.distribute.get_replica_context()
+    there = [part for part in gradients if part is not None]
+    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, there))
+    return [part if part is None else next(summed) for part in gradients]
 
 
 def test_step(model: Any, *arguments: Any) -> Any:
@@ -274,14 +410,39 @@ def keeping_state(model: Any) -> Iterator[None]:
 
 
 def sum_over_replicas(value: Any) -> Any:
-    """Return the sum of a scalar over all replicas, where the model is copied to several devices;
-    else the scalar.
+    """Return the sum of a number or array over all replicas, where the model is copied to several
+    devices; else the value itself.
     """
     if replica()[1] == 1:
         return value
     import tensorflow as tf
 
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def random_numbers_from(kind: str, shape: Any, seed: Any, skipped: Any, dtype: str) -> Any:
+    """Return the random numbers that TensorFlow draws for a seed, without the first ones.
+
+    Args:
+        kind: "uniform" or "normal".
+        shape: of what is returned.
+        seed: as `keras.random.SeedGenerator.next` gives it.
+        skipped: so many times four numbers are left out.
+        dtype: of the numbers.
+    """
+    import tensorflow as tf
+
+    seed = tf.cast(tf.math.floormod(seed, tf.int32.max - 1), tf.int32)  # as Keras does
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    counter = tf.concat([counter[:1] + tf.cast(skipped, tf.uint64), counter[1:]], axis=0)
+    operation = {
+        "uniform": tf.raw_ops.StatelessRandomUniformV2,
+        "normal": tf.raw_ops.StatelessRandomNormalV2,
+    }[kind]
+    chosen_by_tensorflow = 3
+    return operation(
+        shape=tf.stack(shape), key=key, counter=counter, alg=chosen_by_tensorflow, dtype=dtype
+    )
 
 
 def devices_of_a_batch(model: Any) -> int:
@@ -320,6 +481,8 @@ def fused_batch_normalization(
         return None
     import tensorflow as tf
 
+    if mean is None and replica()[1] > 1:
+        return _normalized_over_replicas(inputs, epsilon)
     channels = inputs.shape[-1]
     outputs, batch_mean, batch_variance = tf.compat.v1.nn.fused_batch_norm(
         inputs,
@@ -336,6 +499,21 @@ def fused_batch_normalization(
         tf.size(inputs) // channels, "float32"
     )  # the kernel returns the unbiased variance
     return outputs, batch_mean, batch_variance * ((count - 1.0) / count)
+
+
+def _normalized_over_replicas(inputs: Any, epsilon: float) -> tuple:
+    """As `fused_batch_normalization`, with the statistics of the whole batch, of which each replica
+    has a part of the same size.
+    """
+    import tensorflow as tf
+
+    values = tf.cast(inputs, "float32")
+    mean, variance = tf.nn.moments(values, axes=[0, 1, 2])
+    sums = sum_over_replicas(tf.stack([mean, variance + tf.square(mean)]))
+    mean, square = tf.unstack(sums / replica()[1])
+    variance = tf.maximum(square - tf.square(mean), 0.0)
+    outputs = (values - mean) * tf.math.rsqrt(variance + epsilon)
+    return tf.cast(outputs, inputs.dtype), mean, variance
 
 
 def resized_bilinearly(images: Any, size: tuple[int, int]) -> Any:

@@ -148,8 +148,7 @@ class PowerAverages(keras.layers.Layer):
                 shape=shape,
                 initializer="zeros",
                 trainable=False,
-                name=name,
-                aggregation="only_first_replica",  # they are the same in all
+                name=name,  # without aggregation: each replica works out the same
             )
 
         self.updates = variable((), "updates")

@@ -9,7 +9,7 @@ from keras import ops
 
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.support import backend
+from ddim_keras.support import backend, replicas
 from ddim_keras.support.keras_files import WholeFiles
 from ddim_keras.support.types import Data, Rates, Tensor, Times
 from ddim_keras.training.averages import PowerAverages
@@ -149,14 +149,18 @@ class EMANetworks(WholeFiles):
             {key: store[key] for key in store.keys() if not key.endswith("_random_state")}
         )
 
-    def _stratified_uniform(self, batch_size: Tensor) -> Tensor:
-        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of `batch_size` equal parts
-        (Kingma et al. 2021).
+    def _stratified_uniform(
+        self, batch_size: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """Draw numbers in [0, 1), shape (batch, 1, 1, 1): one in each of as many equal parts as the
+        batch has images over all replicas, without those that fill it up (Kingma et al. 2021).
         """
         offset = keras.random.uniform((), dtype="float32", seed=self.seed_generator)
-        places = ops.cast(ops.arange(batch_size, dtype="int32"), "float32") / ops.cast(
-            batch_size, "float32"
-        )
+        number = ops.cast(batch_size * backend.replica()[1], "float32")
+        if sample_weight is not None:
+            counted = ops.cast(ops.cast(sample_weight, "float32") >= 0.0, "float32")
+            number = ops.maximum(backend.sum_over_replicas(ops.sum(counted)), 1.0)
+        places = ops.cast(replicas.places(0, batch_size), "float32") / number
         return ops.reshape(ops.mod(offset + places, 1.0), (-1, 1, 1, 1))
 
     @property

@@ -18,7 +18,9 @@ from ddim_keras.support.types import Images, Rates, Tensor
 
 
 class LossTracker(keras.metrics.Mean):
-    """The mean of the losses, which also counts the images it has seen, whatever their weights."""
+    """The mean of the losses, which also counts the images it has seen, without those that only
+    filled a batch up.
+    """
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -26,7 +28,8 @@ class LossTracker(keras.metrics.Mean):
 
     def update_state(self, values: Tensor, sample_weight: Tensor | None = None) -> None:
         super().update_state(values, sample_weight=sample_weight)
-        self.images.assign(self.images + ops.cast(ops.shape(values)[0], "float32"))
+        number = ops.shape(values)[0] if sample_weight is None else ops.sum(sample_weight)
+        self.images.assign(self.images + ops.cast(number, "float32"))
 
     def reset_state(self) -> None:
         super().reset_state()

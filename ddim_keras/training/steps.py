@@ -15,7 +15,7 @@ from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.support import backend, random
+from ddim_keras.support import backend, random, replicas
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.types import Config, Data, ImageShape, Tensor
 from ddim_keras.training.ema_networks import EMANetworks
@@ -140,9 +140,10 @@ class EMASteps(EMANetworks):
         """
         batch = inputs.handed_by_keras(data)
         images = self.normalizer(batch.images)
-        noises = keras.random.normal(ops.shape(images), dtype="float32", seed=self.seed_generator)
+        shape = (ops.shape(images)[0], *self.image_shape)
+        noises = replicas.normal(shape, self.seed_generator)
         times = self.objective.schedule.training_times(
-            self._stratified_uniform(ops.shape(images)[0])
+            self._stratified_uniform(shape[0], batch.sample_weight)
         )
         noise_rates, signal_rates = self.diffusion_schedule(times)
         losses, counted = self.objective.measure(
@@ -175,15 +176,12 @@ class EMASteps(EMANetworks):
         number = ops.shape(batch.images)[0]
 
         def without(share: float) -> Tensor:
-            chances = keras.random.uniform((number,), dtype="float32", seed=self.seed_generator)
-            return chances < share
+            return replicas.uniform((number,), self.seed_generator) < share
 
         if "condition" in told and self.condition_noise:
-            shape = ops.shape(told["condition"])
-            levels = keras.random.uniform(
-                (number, *(1,) * (len(shape) - 1)), dtype="float32", seed=self.seed_generator
-            )
-            noises = keras.random.normal(shape, dtype="float32", seed=self.seed_generator)
+            shape = (number, *told["condition"].shape[1:])
+            levels = replicas.uniform((number, *(1,) * (len(shape) - 1)), self.seed_generator)
+            noises = replicas.normal(shape, self.seed_generator)
             told["condition"] = told["condition"] + self.condition_noise * levels * noises
         if "labels" in told and spec.label_dropout:
             nothing = spec.null_labels(number)
@@ -211,9 +209,7 @@ class EMASteps(EMANetworks):
         unit_images = inputs.as_unit_range(batch.images)
         images = self.normalizer(unit_images)
         # Each image's place in the data set: the tracker has counted those before it.
-        first = ops.cast(self.loss_tracker.images, "int32")
-        replica, replicas = backend.replica()  # each has counted its own images only
-        places = (first + ops.arange(ops.shape(images)[0], dtype="int32")) * replicas + replica
+        places = replicas.places(self.loss_tracker.images, ops.shape(images)[0])
         noises = random.normal(self._evaluation_seed, 0, places, self.image_shape)
         # Multiples of the golden ratio spread evenly over [0, 1), wherever they are cut off.
         uniform = ops.mod((ops.cast(places, "float32") + 0.5) * _GOLDEN_RATIO, 1.0)

@@ -1,0 +1,267 @@
+"""Data larger than memory: where resized images are kept, parts of batches, files of examples."""
+
+import io
+import itertools
+import pathlib
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ddim_keras.data import decoding, load_dataset
+from ddim_keras.data.caching import FOLDER_VARIABLE, chosen
+from ddim_keras.support import memory
+
+
+def picture(number: int) -> PIL.Image.Image:
+    """An even image, dark or bright by its number, below 50."""
+    return PIL.Image.fromarray(np.full((10, 12, 3), 5 * (number % 50), "uint8"))
+
+
+def encoded(number: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(number).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 images in two classes."""
+    root = tmp_path_factory.mktemp("images")
+    for number in range(40):
+        place = root / ("even", "odd")[number % 2]
+        place.mkdir(exist_ok=True)
+        picture(number).save(place / f"{number:02d}.png")
+    return root
+
+
+def numbers_of(batches) -> list[list[int]]:
+    """The numbers of the images in batches that `picture` made."""
+    images = (batch[0] if isinstance(batch, tuple) else batch for batch in batches)
+    return [np.rint(np.asarray(each)[:, 0, 0, 0] * 51).astype(int).tolist() for each in images]
+
+
+def write_records(path: pathlib.Path, numbers, **more) -> None:
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for number in numbers:
+            features = {
+                "image/encoded": tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[encoded(number)])
+                ),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 3])),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString())
+
+
+def write_tar(path: pathlib.Path, numbers) -> None:
+    import tarfile
+
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            for name, content in (
+                (f"{number:03d}.png", encoded(number)),
+                (f"{number:03d}.cls", str(number % 3).encode()),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def test_images_that_take_half_of_the_free_memory_or_less_are_kept_there(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 2000)
+    assert chosen("auto", 10, 100, "photos") is True
+    monkeypatch.setattr(memory, "available", lambda: None)
+    assert chosen("auto", 10**9, 100, "photos") is True
+
+
+def test_more_images_go_to_files_or_are_read_anew_and_it_is_said_which(monkeypatch, tmp_path):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(memory, "available", lambda: 1999)
+    monkeypatch.setattr(memory, "free_on_disk", lambda folder: 2000)
+    with pytest.warns(UserWarning, match=r"photos take 1 kB, more than half of the 2 kB of memory"):
+        assert chosen("auto", 10, 100, "photos") == tmp_path
+    monkeypatch.setattr(memory, "free_on_disk", lambda folder: 1999)
+    with pytest.warns(UserWarning, match="the originals are read anew"):
+        assert chosen("auto", 10, 100, "photos") is False
+
+
+@pytest.mark.parametrize("cache", [True, False, "folder"])
+def test_what_the_user_says_of_the_cache_stands(monkeypatch, cache):
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    assert chosen(cache, 10**9, 100, "photos") is cache
+
+
+def test_free_memory_is_known_here_and_a_container_may_have_less(monkeypatch, tmp_path):
+    free = memory.available()
+    assert free is None or 0 < free < 2**50
+    for name, text in (
+        ("memory.max", "5000\n"),
+        ("memory.current", "4000\n"),
+        ("memory.stat", "anon 3000\ninactive_file 500\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
+    assert memory.available() == 1500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available() != 1500
+
+
+def test_images_come_in_one_order_wherever_they_are_kept(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    options = {"image_size": 8, "batch_size": 8, "seed": 3, "flip": True}
+    expected = numbers_of(load_dataset(folder, **options, cache=True)[0].from_step(2).take(5))
+    anew = load_dataset(folder, **options, cache=False)[0]
+    assert numbers_of(anew.from_step(2).take(5)) == expected
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    with pytest.warns(UserWarning, match="kept in files"):
+        in_files = load_dataset(folder, **options)[0]
+    assert numbers_of(in_files.from_step(2).take(5)) == expected
+    assert any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cache", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_parts_of_batches_join_to_the_whole(folder, cache):
+    options = {"image_size": 8, "batch_size": 8, "flip": True, "cache": cache, "labels": True}
+    whole = load_dataset(folder, **options)[0]
+    parts = [whole.from_step(3, part=(0, 2)), load_dataset(folder, **options, part=(1, 2))[0]]
+    assert parts[0].is_part and parts[1].is_part and not whole.is_part
+    assert len(parts[1]) == len(whole)
+    parts[1] = parts[1].from_step(3)
+    for batch, *pieces in itertools.islice(zip(whole.from_step(3), *parts), 3):
+        for index in range(2):  # images, labels
+            joined = np.concatenate([np.asarray(piece[index]) for piece in pieces])
+            np.testing.assert_array_equal(joined, np.asarray(batch[index]))
+
+
+def test_a_part_reads_its_own_images_alone(folder, monkeypatch):
+    read = []
+    original = decoding.read_image
+    monkeypatch.setattr(
+        decoding, "read_image", lambda path, *rest: (read.append(path), original(path, *rest))[1]
+    )
+    part, _ = load_dataset(folder, 8, 8, cache=False, part=(1, 4))
+    assert sum(map(len, numbers_of(part))) == 8
+    assert len(read) == 8  # of 32
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"part": (2, 2)}, "part must be .*such as .0, 2., got .2, 2."),
+        ({"part": (0, 3)}, "batch of 8 images cannot be divided into 3 .* batch_size=9"),
+        ({"part": (0, 2), "batch_size": 64}, "must all be whole"),
+    ],
+)
+def test_bad_parts_are_refused(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(folder, **{"image_size": 8, "batch_size": 8, **options})
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_tfrecords_are_a_source(tmp_path, cache):
+    write_records(tmp_path / "photos-0.tfrecord", range(20))
+    write_records(tmp_path / "photos-1.tfrecord", range(20, 40))
+    train, validation = load_dataset(
+        str(tmp_path / "photos-*.tfrecord"), 8, 8, labels=True, cache=cache
+    )
+    assert train.class_names == ["0", "1", "2"]
+    kept = sum(numbers_of(validation), [])
+    assert kept == list(range(0, 40, 5))
+    seen = sum(numbers_of(train), [])
+    assert len(seen) == len(set(seen)) == 32 and not set(seen) & set(kept)
+    images, labels = next(iter(train))
+    assert numbers_of([images])[0] != sorted(numbers_of([images])[0])
+    assert (np.array(numbers_of([images])[0]) % 3 == np.asarray(labels)).all()
+
+
+def test_files_of_examples_are_divided_by_their_names(tmp_path):
+    write_records(tmp_path / "train-0.tfrecord", range(10))
+    write_records(tmp_path / "val-0.tfrecord", range(10, 14))
+    train, validation = load_dataset(tmp_path, 8, 5)
+    assert sorted(sum(numbers_of(train), [])) == list(range(10))
+    assert sum(numbers_of(validation), []) == list(range(10, 14))
+    train, validation = load_dataset(tmp_path, 8, 2, split=("val-0.tfrecord", None))
+    assert sorted(sum(numbers_of(train), [])) == list(range(10, 14)) and validation is None
+
+
+def test_what_tfrecords_lack_is_named(tmp_path):
+    import tensorflow as tf
+
+    path = tmp_path / "numbers.tfrecord"
+    feature = {"speed": tf.train.Feature(float_list=tf.train.FloatList(value=[1.0]))}
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        example = tf.train.Example(features=tf.train.Features(feature=feature))
+        writer.write(example.SerializeToString())
+    with pytest.raises(ValueError, match=r"no encoded images .* features are speed \(float_list\)"):
+        load_dataset(path, 8)
+    path.write_bytes(b"no record at all, but a text")
+    with pytest.raises(ValueError, match="no TFRecord, or is damaged"):
+        load_dataset(path, 8)
+    with pytest.raises(ValueError, match="no such file"):
+        load_dataset(str(tmp_path / "missing-*.tfrecord"), 8)
+
+
+def test_tars_of_webdataset_are_a_source(tmp_path):
+    pytest.importorskip("webdataset")
+    write_tar(tmp_path / "train-0.tar", range(12))
+    write_tar(tmp_path / "train-1.tar", range(12, 20))
+    write_tar(tmp_path / "val-0.tar", range(20, 23))
+    train, validation = load_dataset(tmp_path, 8, 4, labels=True, cache=False)
+    assert sorted(sum(numbers_of(train), [])) == list(range(20))
+    assert sum(numbers_of(validation), []) == [20, 21, 22]
+    images, labels = next(iter(train.from_step(7)))
+    assert (np.array(numbers_of([images])[0]) % 3 == np.asarray(labels)).all()
+
+
+def test_data_sets_of_hugging_face_are_a_source():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
+    columns = {
+        "picture": [picture(number) for number in range(40)],
+        "kind": [number % 3 for number in range(40)],
+    }
+    whole = datasets.Dataset.from_dict(columns, features=features)
+    train, validation = load_dataset(whole, 8, 8, labels=True, cache=False)
+    assert train.class_names == ["a", "b", "c"]
+    seen, kept = (sum(numbers_of(part), []) for part in (train, validation))
+    assert len(seen) == 32 and sorted(seen + kept) == list(range(40))
+    both = datasets.DatasetDict({"train": whole.select(range(9)), "test": whole.select([9, 10])})
+    train, validation = load_dataset(both, 8, 3)
+    assert sorted(sum(numbers_of(train), [])) == list(range(9))
+    assert sum(numbers_of(validation), []) == [9, 10]
+    with pytest.raises(ValueError, match="no column of images: its columns are kind"):
+        load_dataset(whole.remove_columns("picture"), 8)
+    with pytest.raises(ValueError, match="streaming=False"):
+        load_dataset(whole.to_iterable_dataset(), 8)
+
+
+@pytest.mark.parametrize("library", ["webdataset", "datasets"])
+def test_a_missing_library_is_named_with_how_to_install_it(tmp_path, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    write_tar(tmp_path / "photos.tar", range(3))
+    source = {"webdataset": tmp_path / "photos.tar", "datasets": "hf:owner/name"}[library]
+    with pytest.raises(ImportError, match=rf"pip install 'ddim_keras\[{library}\]'"):
+        load_dataset(source, 8)
+
+
+def test_a_damaged_image_among_encoded_ones_is_told_before_and_during_training(tmp_path):
+    import tensorflow as tf
+
+    path = tmp_path / "photos.tfrecord"
+    good = [encoded(number) for number in range(70)]
+    for broken, expected in ((3, "image 3 of .* cannot be read"), (69, "an image of .* cannot")):
+        contents = [b"nothing" if number == broken else good[number] for number in range(70)]
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for content in contents:
+                feature = {"jpg": tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))}
+                example = tf.train.Example(features=tf.train.Features(feature=feature))
+                writer.write(example.SerializeToString())
+        with pytest.raises(Exception, match=expected):
+            train, _ = load_dataset(path, 8, 8, split=0.1)
+            list(train)
