@@ -5,7 +5,7 @@ import pytest
 from conftest import GaussianOracle, make_oracle_model, random_images
 
 from ddim_keras.sampling.starts import GaussianData
-from ddim_keras.schedules import AngleSchedule, LinearBetaSchedule
+from ddim_keras.schedules import AngleSchedule, LinearLogSNRSchedule
 
 
 def test_gaussians_are_carried_as_the_ode_does():
@@ -30,7 +30,7 @@ def test_mean_and_covariance_are_those_of_the_images():
     assert GaussianData.of(images, rank=9).rest == 0.0
 
 
-@pytest.mark.parametrize("schedule", [AngleSchedule(), LinearBetaSchedule()], ids=repr)
+@pytest.mark.parametrize("schedule", [AngleSchedule(), LinearLogSNRSchedule()], ids=repr)
 def test_walks_from_there_lead_where_whole_walks_lead(schedule):
     """Of data that are Gaussian: the walk's upper part costs nothing, and loses nothing."""
     model = make_oracle_model(mean=0.0, deviation=1.0, schedule=schedule)

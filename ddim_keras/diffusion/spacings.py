@@ -304,7 +304,7 @@ class GivenSpacing(Spacing):
 
     >>> from ddim_keras.diffusion.schedules import AngleSchedule
     >>> GivenSpacing([1.5, 1.2, 0.6])(3, AngleSchedule()).round(3).tolist()
-    [0.959, 0.714, 0.228]
+    [0.959, 0.716, 0.229]
     """
 
     def __init__(self, angles: Sequence[float]):
@@ -352,7 +352,7 @@ class FittedSpacing(Spacing):
     >>> from ddim_keras.diffusion.schedules import AngleSchedule
     >>> spacing = FittedSpacing([[1.5], [1.5, 0.6]])
     >>> spacing(2, AngleSchedule()).round(3).tolist()
-    [0.959, 0.228]
+    [0.959, 0.229]
     """
 
     def __init__(self, angles: Sequence[Sequence[float]]):
