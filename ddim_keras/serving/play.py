@@ -89,7 +89,6 @@ class Playground:
         service = self.service(source)
         seen: queue.Queue[tuple[int, ImageArray]] = queue.Queue()
         job = service.submit(asked, lambda step, images: seen.put((step, images)))
-        step = 0
         try:
             while not job.future.done():
                 try:
@@ -98,7 +97,8 @@ class Playground:
                     continue
                 yield picture(images), step, -1
             made = job.future.result()
-            yield picture(made.images), step, made.seed
+            steps = service.model.sampling_defaults.steps(asked.steps)
+            yield picture(made.images), steps, made.seed
         finally:
             job.drop()
 

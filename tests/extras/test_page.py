@@ -107,11 +107,10 @@ def test_a_walk_is_watched_and_ends_with_its_seed(page):
     set_number(page, "steps", 30)
     set_number(page, "seed", 7)
     seen = set()
-    page.expose_function("remember", seen.add)
+    page.expose_function("remember", lambda text: seen.add(text))
     page.evaluate(
-        """new MutationObserver(() => remember(document.querySelector('#said').innerText))
-        .observe(document.querySelector('#said'), {subtree: true, childList: true,
-        characterData: true})"""
+        """new MutationObserver(() => remember(document.querySelector('#said')?.innerText ?? ''))
+        .observe(document.body, {subtree: true, childList: true, characterData: true})"""
     )
     page.locator("#generate").click()
     said(page, "step 30 of 30, seed 7")
