@@ -110,7 +110,7 @@ def test_few_steps(tmp_path):
     assert colours_in(tmp_path / "few.png") > 2
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_categories(tmp_path):
     model = load("categories").main(8, (8,), epochs=1, out=tmp_path / "categories.png")
     assert model.generate(1, 2).shape == (1, 8, 8)
