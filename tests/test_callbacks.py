@@ -138,6 +138,7 @@ def test_the_best_epoch_is_kept(tmp_path, mode, figures, best):
     assert json.loads((tmp_path / "best_score.json").read_text())["epoch"] == best
 
 
+@pytest.mark.slow
 def test_a_resumed_training_does_not_replace_a_better_model(tmp_path):
     kept = tmp_path / "best.keras"
     fit(make_small_model(widths=[4]), [Figures([1.0]), KeepBest(kept, "figure")], epochs=1)

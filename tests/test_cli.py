@@ -75,6 +75,7 @@ def test_every_command_shows_an_example():
             "reconstruct",
             "interpolate",
             "inpaint",
+            "restore",
             "evaluate",
             "export",
             "convert",
@@ -262,46 +263,36 @@ def photos(tmp_path):
     return folder
 
 
-def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
-    out = tmp_path / "run"
-    small = [
-        "--set",
-        "widths=(4, 8)",
-        "--set",
-        "patch_size=1",
-        "--samples",
-        0,
-        "--precision",
-        "float32",
-    ]
-    data = [
-        "--data",
-        photos,
-        "--image-size",
-        8,
-        "--channels",
-        1,
-        "--steps",
-        6,
-        "--batch-size",
-        4,
-        "--ema-decay",
-        0.9,
-    ]
-    data += ["--split", "0.25", "--cache", tmp_path / "cache"]
-    said = run("train", "--out", out, *data, *small)
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory, photos):
+    """(folder, the options that made it, what the command said) of a short training."""
+    folder = tmp_path_factory.mktemp("small")
+    options = ["--set", "widths=(4, 8)", "--set", "patch_size=1", "--samples", 0]
+    options += ["--precision", "float32", "--data", photos, "--image-size", 8, "--channels", 1]
+    options += ["--steps", 6, "--batch-size", 4, "--ema-decay", 0.9, "--split", "0.25"]
+    options += ["--cache", folder / "cache"]
+    return folder / "run", options, run("train", "--out", folder / "run", *options)
+
+
+def test_train_writes_a_configuration(small_run):
+    out, options, said = small_run
     assert "Trained for 6 steps" in said
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["model"] == {"ema_decay": 0.9, "widths": [4, 8], "patch_size": 1}
     assert config["training"] == {"batch_size": 4}
-    assert (config["split"], config["cache"]) == (0.25, str(tmp_path / "cache"))
-    assert list((tmp_path / "cache").iterdir())
+    assert (config["split"], config["cache"]) == (0.25, str(out.parent / "cache"))
+    assert list((out.parent / "cache").iterdir())
     log = (out / "log.csv").read_text()
     assert "Nothing is left to do" in run("train", "--out", out)
-    assert "Nothing is left to do" in run("train", "--out", out, *data, *small)
-    assert (out / "log.csv").read_text() == log and len(
-        log.split()
-    ) == 2  # though its epoch is a short one
+    assert "Nothing is left to do" in run("train", "--out", out, *options)
+    assert (out / "log.csv").read_text() == log
+    assert len(log.split()) == 2  # though its epoch is a short one
+    assert "predicts:   velocity" in run("info", "-m", out)
+
+
+@pytest.mark.slow
+def test_a_configuration_repeats_its_run(small_run, tmp_path):
+    out = small_run[0]
     assert "n_loss" not in run(
         "evaluate", "-m", out, "--features", "fashion_mnist", "-n", 8, "--metric", "kid", "-s", 2
     )
@@ -314,7 +305,6 @@ def test_train_writes_a_configuration_that_repeats_it(tmp_path, photos):
     assert "seed: 0 there, 7 now" in run(
         "train", "--config", out / "config.yaml", "--seed", 7, "--out", out, code=1
     )
-    assert "predicts:   velocity" in run("info", "-m", out)
     # In a new process, which knows of no metric yet: the run has a KID.
     code = (
         "import keras, ddim_keras; "
@@ -728,6 +718,7 @@ def made_in(folder):
     return np.stack([np.asarray(PIL.Image.open(path)) for path in paths]) / 255.0
 
 
+@pytest.mark.slow
 def test_generate_by_label_is_generate_by_label(tmp_path, labelled_path):
     model = ddim_keras.load_model(labelled_path)
     common = ("generate", "-m", labelled_path, "-n", 4, "-s", 4)
@@ -810,6 +801,7 @@ def test_export_turns_a_model_into_a_preset_and_back(tmp_path, model_path):
     assert "must end in .keras" in run("export", "-m", model_path, tmp_path / "model.h5", code=2)
 
 
+@pytest.mark.slow
 def test_fit_sampler_writes_the_model_with_its_samplers(tmp_path, model_path):
     few = ["--num-images", 16, "--epochs", 1, "--teacher-steps", 5]
     out = tmp_path / "fitted.keras"

@@ -96,6 +96,7 @@ def test_fit_takes_them_too(form):
     assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_a_model_learns_what_its_labels_mean():
     """Dark and bright images: asked for by label, they come dark and bright, further so with
     guidance, and both without a label.

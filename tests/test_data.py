@@ -96,6 +96,7 @@ def test_repeat_lengthens_the_epoch():
     assert len(load_dataset("embedded", 28, 1000, repeat=3)[0]) == 30
 
 
+@pytest.mark.slow
 def test_flips_mirror_about_half_of_the_images():
     plain = {image.tobytes() for image in images_of(load_dataset("embedded", 28, 100)[0])}
     flipped = images_of(load_dataset("embedded", 28, 100, flip=True)[0])

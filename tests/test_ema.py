@@ -244,8 +244,8 @@ class KilledError(Exception):
     pass
 
 
-@slow_on_jax
-@pytest.mark.parametrize("step", [16, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [16, 3])
 def test_a_killed_run_ends_with_the_same_snapshots(whole_run, photos, tmp_path, monkeypatch, step):
     config = small_config(photos)
     keep = watching.KeepCheckpoints.on_train_batch_end

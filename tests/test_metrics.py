@@ -476,6 +476,7 @@ def test_validation_compares_the_images_as_given_with_generated_ones(dtype):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_the_best_epoch_by_kid_is_kept(tmp_path):
     model = make_small_model()
     model.compile(metrics=[metrics.KID(small_extractor(), subsets=0)])
@@ -493,6 +494,7 @@ def test_the_best_epoch_by_kid_is_kept(tmp_path):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_a_saved_model_keeps_its_metrics_and_their_extractor(tmp_path):
     model = make_small_model()
     model.compile(

@@ -86,10 +86,10 @@ def test_an_untrained_network_predicts_zero():
 
 
 OPTIONS = [
-    pytest.param({"conditioning": "every_block"}, marks=pytest.mark.slow),
-    pytest.param({"normalization": "group"}, marks=pytest.mark.slow),
-    pytest.param({"attention_levels": [1]}, marks=pytest.mark.slow),
-    pytest.param({"patch_size": 2}, marks=pytest.mark.slow),
+    {"conditioning": "every_block"},
+    {"normalization": "group"},
+    {"attention_levels": [1]},
+    {"patch_size": 2},
     {
         "conditioning": "every_block",
         "normalization": "group",
@@ -101,7 +101,7 @@ OPTIONS = [
 ]
 
 
-@slow_on_jax
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_trains_saves_and_comes_back(options, tmp_path):
     model = make_small_model(**options)
@@ -131,6 +131,7 @@ def recomputing_model(recompute, **changes):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_recomputing_changes_neither_weights_nor_their_training(tmp_path):
     plain, recomputing = recomputing_model(False), recomputing_model(True)
     weights = plain.network.get_weights()

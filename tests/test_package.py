@@ -384,9 +384,11 @@ def test_a_model_loads_by_keras_whatever_is_imported_first(imports):
 
 def test_all_that_is_registered_with_keras_can_be_found_before_it_is_imported():
     for path in (ROOT / "ddim_keras").rglob("*.py"):
-        importlib.import_module(
-            ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        )
+        # What serves images needs libraries that may not be there, and registers nothing.
+        if path.parent.name != "serving":
+            importlib.import_module(
+                ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            )
     registered = {
         name: value
         for name, value in keras.saving.get_custom_objects().items()

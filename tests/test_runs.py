@@ -372,6 +372,7 @@ runs.train(runs.RunConfig.read(sys.argv[1]), sys.argv[2], verbose=0)
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, photos, whole_run):
     config = small_config(photos)
     shutil.copytree(whole_run, tmp_path / "run")

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import SLOW_CASE_ON_JAX, GaussianOracle, MixtureOracle
+from conftest import GaussianOracle, MixtureOracle
 from keras import ops
 
 from ddim_keras import forward, samplers
@@ -258,8 +258,8 @@ def test_adams_bashforth_on_even_angles_has_the_classical_weights_in_the_limit()
 STOCHASTIC = [
     DDIM(0.5),
     pytest.param(DDPM(), marks=pytest.mark.slow),  # DDIM of eta 1
-    DDPM(variance="large"),
-    pytest.param(DPMSolverMultistep(stochastic=True), marks=SLOW_CASE_ON_JAX),
+    pytest.param(DDPM(variance="large"), marks=pytest.mark.slow),
+    pytest.param(DPMSolverMultistep(stochastic=True), marks=pytest.mark.slow),
 ]
 
 

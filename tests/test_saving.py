@@ -130,6 +130,7 @@ def test_weights_alone_and_model_checkpoint(tmp_path):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_weights_of_one_backend_load_under_the_other(trained_model, saved, tmp_path):
     other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
     if other == "jax":

@@ -13,6 +13,7 @@ def test_unseeded_images_of_many_threads_all_differ(trained_model):
     assert len(set(images)) == 60
 
 
+@pytest.mark.slow
 def test_images_are_made_while_another_thread_trains():
     model = make_trained_model(parameterization="velocity")
     model.generate(2, 3, seed=0)

@@ -312,7 +312,7 @@ def keras_configuration():
         pytest.param("float16", None, marks=pytest.mark.slow),
         pytest.param("bfloat16", None, marks=pytest.mark.slow),
         pytest.param("float64", None, marks=pytest.mark.slow),
-        ("float32", "float16"),
+        pytest.param("float32", "float16", marks=pytest.mark.slow),
         pytest.param("float32", "bfloat16", marks=pytest.mark.slow),
         pytest.param("float32", "mixed_float16", marks=pytest.mark.slow),
         pytest.param("float32", "mixed_bfloat16", marks=pytest.mark.slow),
@@ -457,6 +457,7 @@ def test_progress_bar_covers_the_whole_training(capsys, monkeypatch):
     assert text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_progress_in_a_file_is_a_line_at_the_end_and_now_and_then(capsys, monkeypatch):
     text = shown_progress(capsys)
     assert text.startswith("6 of 6 steps, i_loss ") and text.count("\n") == 1

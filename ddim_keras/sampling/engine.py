@@ -331,9 +331,10 @@ class Engine:
         key = (name, *(wrapper.key for wrapper in wrappers))
         variables = [variable for wrapper in wrappers for variable in wrapper.variables]
         values = [value for wrapper in wrappers for value in wrapper.values]
+        along: tuple[Any, ...] = ()
         if axes is not None:
-            axes = (*axes, tuple(tuple(wrapper.axes) for wrapper in wrappers))
-        compiled = self._compile(key, function, variables, axes=axes or (), output_axes=output_axes)
+            along = (*axes, tuple(tuple(wrapper.axes) for wrapper in wrappers))
+        compiled = self._compile(key, function, variables, axes=along, output_axes=output_axes)
         arrays = tuple(wrapper.arrays for wrapper in wrappers)
         return compiled([*self.held_values(), *values], *arguments, arrays)
 
