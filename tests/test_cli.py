@@ -251,10 +251,9 @@ def test_bad_flags_are_refused(tmp_path, model_path):
 # Training
 
 
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
     draws = np.random.default_rng(0)
     for index in range(12):
         PIL.Image.fromarray(draws.integers(0, 255, (9, 9), dtype="uint8")).save(

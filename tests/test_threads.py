@@ -4,6 +4,7 @@ import concurrent.futures
 import threading
 
 import numpy as np
+import pytest
 from conftest import make_trained_model, random_images
 
 
