@@ -55,14 +55,13 @@ def from_hub(source: Any, wanted: Wanted) -> Source:
 
     names = None if label_name is None else list(first.features[label_name].names)
     whole = np.arange(len(first))
+    kept: Examples | None = None
     if held_out:
         kept = examples(held_out[0], np.arange(len(parts[held_out[0]])))
     elif held_out is None and (fraction := encoded.check_fraction(wanted.split, what)):
         order = np.random.default_rng(wanted.seed).permutation(len(first))
         cut = min(max(1, round(len(first) * fraction)), len(first) - 1)
         whole, kept = order[cut:], examples(trained[0], order[:cut])
-    else:
-        kept = None
     identity = [str(part._fingerprint) for part in parts.values()], tuple(wanted)
     return Source(examples(trained[0], whole), kept, look.channels, names, identity)
 

@@ -144,14 +144,34 @@ def load_dataset(
     found = _open_source(source, wanted, data_dir, download)
     if labels and found.class_names is None:
         raise ValueError(f"{source!r} has no labels: leave labels=False")
-    channels = channels or found.channels
+    shape = (*size, channels or found.channels)
+    cache = caching.chosen(cache, _number_in(found), int(np.prod(shape)), str(source))
+    kind = "labels" if labels else "images"
+    shuffling = pipelines.Shuffling(batch_size, repeat, flip, seed, drop_remainder, part)
+    train, validation = _batches(found, shape, fit, colour, cache, shuffling, kind)
+    for dataset in (train, validation) if labels else ():
+        if dataset is not None:
+            dataset.class_names = list(found.class_names or ())
+    return train, validation
 
-    shape = (*size, channels)
-    parts = (found.train, found.validation)
-    cache = caching.chosen(cache, _number_in(parts), int(np.prod(shape)), str(source))
+
+def _batches(
+    found: Source,
+    shape: tuple[int, int, int],
+    fit: str,
+    colour: colours.Colour,
+    cache: bool | str | os.PathLike,
+    shuffling: pipelines.Shuffling,
+    kind: str,
+) -> tuple[Any, Any]:
+    """Return the batches to train on and those to validate on, or None."""
+    size, channels = shape[:2], shape[2]
 
     def resize(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         return resizing.fit_image(image, size, channels, fit, colour), label
+
+    def read(*key: Tensor) -> tuple[Tensor, Tensor]:
+        return resize(*found.train.read(*key))
 
     def resized(examples: tf.data.Dataset | Examples, name: str) -> tf.data.Dataset:
         import tensorflow as tf
@@ -161,27 +181,25 @@ def load_dataset(
         identity = repr((found.identity, name, size, channels, fit))
         return caching.cached(dataset, cache, f"{name}_{size[0]}x{size[1]}x{channels}", identity)
 
-    kind = "labels" if labels else "images"
-    shuffling = pipelines.Shuffling(batch_size, repeat, flip, seed, drop_remainder, part)
-    if cache is False and isinstance(found.train, Examples):
-        examples, read = found.train.keys, lambda *key: resize(*found.train.read(*key))
-    else:
-        examples, read = resized(found.train, "train"), None
-    train = pipelines.training_batches(examples, shape, shuffling, kind, read, found.key_bytes)
-    validation = None
-    if found.validation is not None:
-        validation = pipelines.finished(
-            resized(found.validation, "validation").batch(batch_size), kind
-        )
-    for dataset in (train, validation) if labels else ():
-        if dataset is not None:
-            dataset.class_names = list(found.class_names or ())
-    return train, validation
+    anew = cache is False and isinstance(found.train, Examples)
+    train = pipelines.training_batches(
+        found.train.keys if anew else resized(found.train, "train"),
+        shape,
+        shuffling,
+        kind,
+        read if anew else None,
+        found.key_bytes,
+    )
+    if found.validation is None:
+        return train, None
+    held_out = resized(found.validation, "validation").batch(shuffling.batch_size)
+    return train, pipelines.finished(held_out, kind)
 
 
-def _number_in(parts: Sequence[Any]) -> int:
-    """How many images parts of a data set hold; negative if one does not say."""
-    keys = [part.keys if isinstance(part, Examples) else part for part in parts if part is not None]
+def _number_in(found: Source) -> int:
+    """How many images a data set holds; negative if it does not say."""
+    parts = [part for part in (found.train, found.validation) if part is not None]
+    keys = [part.keys if isinstance(part, Examples) else part for part in parts]
     numbers = [int(dataset.cardinality()) for dataset in keys]
     return -1 if min(numbers) < 0 else sum(numbers)
 

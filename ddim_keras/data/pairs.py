@@ -174,9 +174,8 @@ def load_folders(
     )
     if sources[0].validation is None:
         return train, None
-    held_out = paired(
-        [source.validation.decoded() for source in sources if source.validation is not None]
-    )
+    kept = [source.validation for source in sources]
+    held_out = paired([examples.decoded() for examples in kept if examples is not None])
     return train, pipelines.finished(held_out.batch(batch_size), "pairs")
 
 

@@ -221,7 +221,9 @@ def _divided_among_mesh(arguments: Any, axes: Any) -> Any:
     import jax
 
     def placed(array: Any, axis: int) -> Any:
-        names = [None] * axis + [_batch_axis()] if axis >= 0 else []
+        names: list[str | None] = [None] * (axis + 1)
+        if axis >= 0:
+            names[axis] = _batch_axis()
         layout = jax.sharding.NamedSharding(mesh.backend_mesh, jax.sharding.PartitionSpec(*names))
         return jax.device_put(array, layout)
 

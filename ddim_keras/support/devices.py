@@ -107,7 +107,8 @@ class WeightsDivided(keras.distribution.ModelParallel):
         shape = variable.shape
         if len(shape) < 2 or shape[-1] % self.parts:
             return super().get_variable_layout(variable)
-        axes = [None] * (len(shape) - 1) + ["weights"]
+        axes: list[str | None] = [None] * len(shape)
+        axes[-1] = "weights"
         return keras.distribution.TensorLayout(axes, self.device_mesh)
 
 
