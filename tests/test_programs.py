@@ -156,14 +156,14 @@ def test_what_stands_there_is_kept(plain, tmp_path):
 
 
 def test_a_missing_library_is_named_with_what_installs_it(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(programs.backend, "BACKEND", "tensorflow")
+    monkeypatch.setattr(programs.backend, "MAKES_GRAPHS", True)
     monkeypatch.setattr(programs, "_is_installed", lambda module: module != "tf2onnx")
     with pytest.raises(ImportError, match=r"needs tf2onnx, .* pip install 'ddim_keras\[onnx\]'"):
         plain.export(tmp_path / "walk.onnx", "onnx", "generate")
 
 
 def test_under_jax_other_formats_than_the_saved_model_are_refused(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(programs.backend, "BACKEND", "jax")
+    monkeypatch.setattr(programs.backend, "MAKES_GRAPHS", False)
     with pytest.raises(ValueError, match="KERAS_BACKEND=tensorflow"):
         plain.export(tmp_path / "walk.tflite", "litert", "generate")
 

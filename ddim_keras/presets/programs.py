@@ -116,7 +116,7 @@ def check(
                 f"something stands at {part}: move it away, or export to another place"
             )
     files.check_folder(path.parent)
-    if format != "tf_saved_model" and backend.BACKEND_HOLDS_WEIGHTS:
+    if format != "tf_saved_model" and not backend.MAKES_GRAPHS:
         raise ValueError(
             f"the format {format!r} is written under TensorFlow, but Keras runs on "
             f"{backend.BACKEND}: save the model, and export the file in a process with "

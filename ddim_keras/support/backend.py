@@ -18,6 +18,8 @@ BACKEND = keras.backend.backend()
 SUPPORTED_BACKENDS = ("tensorflow", "jax")
 # JAX's `fit` keeps the weights outside the model, in arrays that each step overwrites.
 BACKEND_HOLDS_WEIGHTS = BACKEND == "jax"
+# Whether functions become TensorFlow's graphs, which the converters of other runtimes read.
+MAKES_GRAPHS = BACKEND == "tensorflow"
 
 if BACKEND not in SUPPORTED_BACKENDS:
     raise ImportError(
