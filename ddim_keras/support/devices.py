@@ -85,7 +85,7 @@ class WeightsDivided(keras.distribution.ModelParallel):
     """
 
     def __init__(self, parts: int, devices: Sequence[str] | None = None):
-        if backend.BACKEND != "jax":
+        if not backend.BACKEND_HOLDS_WEIGHTS:
             raise ValueError(
                 f"weights are divided among devices on JAX alone, and Keras runs on "
                 f"{backend.BACKEND}: set KERAS_BACKEND=jax"
