@@ -1,8 +1,8 @@
 """Two-step rules: walks that can be taken back by algebra, whatever the network says.
 
 DDIM's step is taken back by solving an equation, which not every image allows. A rule that makes
-the
-next state of the last two, and asks the network at the nearer one alone, is linear in the older:
+the next state of the last two, and asks the network at the nearer one alone, is linear in the
+older:
 
     x_s = gamma x_u + (a_s - gamma a_u) pred_image + (b_s - gamma b_u) pred_noise
 

@@ -1,8 +1,7 @@
 """How likely images are under a trained model, by the ODE that generates them.
 
 The ODE of eq. 13, in the angle theta = atan(b / a), is dx = (a pred_noise - b pred_image) dtheta.
-It
-carries an image to noise, whose density is known, and densities change by the divergence on the
+It carries an image to noise, whose density is known, and densities change by the divergence on the
 way:
 
     log p(x_0) = log N(x_T; 0, I) + integral of div(dx / dtheta) dtheta
