@@ -76,6 +76,8 @@ def test_every_command_shows_an_example():
             "interpolate",
             "inpaint",
             "restore",
+            "serve",
+            "demo",
             "evaluate",
             "export",
             "convert",
