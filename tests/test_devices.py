@@ -141,6 +141,49 @@ assert all(np.isfinite(weight).all() for weight in model.get_weights())
 print("done")
 """
 
+# A run that is interrupted on two devices and resumed on one, beside one that stays on one.
+RESUMED_ON_ONE = """
+import os, pathlib, signal, sys, tempfile
+sys.path.insert(0, {tests!r})
+if {backend!r} == "tensorflow":
+    import tensorflow as tf
+    device = tf.config.LogicalDeviceConfiguration()
+    processor = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(processor, [device] * 2)
+import numpy as np
+from PIL import Image
+from test_runs import SMALL
+from ddim_keras import load_model, runs
+from ddim_keras.runs import watching
+folder = pathlib.Path(tempfile.mkdtemp())
+draws = np.random.default_rng(0)
+(folder / "photos").mkdir()
+for index in range(22):
+    pixels = draws.integers(0, 255, (8, 8), dtype="uint8")
+    Image.fromarray(pixels).save(folder / "photos" / (str(index) + ".png"))
+config = runs.RunConfig(
+    data=str(folder / "photos"), split=0.0, image_size=8, channels=1, steps=10, model=SMALL,
+    training=dict(batch_size=4), precision="float32", samples=0, tensorboard=False,
+    memorization=0, ema_snapshots=0,
+)
+runs.train(config, folder / "one", verbose=0)
+def interrupt(self, batch, logs=None, original=watching.KeepCheckpoints.on_train_batch_end):
+    original(self, batch, logs)
+    if self.step == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+watching.KeepCheckpoints.on_train_batch_end, before = interrupt, (
+    watching.KeepCheckpoints.on_train_batch_end
+)
+stopped = runs.train(config, folder / "two", verbose=0, devices=2)
+assert not stopped.finished and 0 < stopped.step < 10, stopped
+watching.KeepCheckpoints.on_train_batch_end = before
+assert runs.train(config, folder / "two", verbose=0).finished
+one, two = (load_model(folder / name / "model.keras") for name in ("one", "two"))
+for weight, other in zip(one.get_weights(), two.get_weights()):
+    np.testing.assert_allclose(weight, other, atol=2e-3)
+print("done")
+"""
+
 
 def run_on_virtual_devices(program: str, number: int) -> str:
     backend = keras.backend.backend()
@@ -175,6 +218,11 @@ def test_batches_that_devices_cannot_share_evenly_count_as_on_one():
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone divides weights")
 def test_a_network_whose_weights_are_divided_trains_as_on_one_device():
     assert run_on_virtual_devices(DIVIDED_WEIGHTS, 4).endswith("done\n")
+
+
+@pytest.mark.slow
+def test_a_run_resumes_on_another_number_of_devices():
+    assert run_on_virtual_devices(RESUMED_ON_ONE, 2).endswith("done\n")
 
 
 def test_weights_that_cannot_be_divided_are_refused():
