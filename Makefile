@@ -56,8 +56,8 @@ test-all: test test-slow
 	touch .venv/parity
 
 test-parity: .venv/parity
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/parity
-	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/parity -k "walks or cifar10 or script"
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) tests/parity
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) tests/parity -k "walks or cifar10 or script"
 
 # So are the runtimes of exported programs, and what serves images.
 .venv/extras: .venv/ready
