@@ -42,6 +42,8 @@ def files_of(source: Any) -> tuple[str, list[str]] | None:
     if not text or not (text.startswith((".", "~", os.sep)) or "." in path.name or path.is_dir()):
         return None
     if path.is_dir():
+        if (path / "dataset_info.json").is_file():
+            return None  # a data set that TFDS prepared, of TFRecords that TFDS reads
         found = sorted(
             os.fspath(file)
             for file in path.iterdir()
