@@ -17,7 +17,7 @@ from ddim_keras.sampling.threads import taking_turns
 from ddim_keras.sampling.verbs import verb
 from ddim_keras.support import backend, random
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.configurable import check_settings, resolve
+from ddim_keras.support.configurable import resolve
 from ddim_keras.support.placement import workers_placed
 from ddim_keras.support.types import Callbacks, Config, Data, DType, SampleWeights, Tensor
 from ddim_keras.training import preparing
@@ -175,14 +175,6 @@ class CategoricalDiffusionModel(EMANetworks):
             keras.metrics.Mean(name="gradient_norm", dtype="float32") if gradient_norm else None
         )
         self.optimizer.build(self.trainable_variables)
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        if not self.compiled:
-            return None
-        return {
-            name: keras.saving.serialize_keras_object(value)
-            for name, value in self._compile_arguments.items()
-        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(
@@ -370,17 +362,6 @@ class CategoricalDiffusionModel(EMANetworks):
             "dtype": serialize(self.dtype_policy),
             "name": self.name,
         }
-
-    @classmethod
-    def from_config(
-        cls, config: Config, custom_objects: dict | None = None
-    ) -> CategoricalDiffusionModel:
-        check_settings(config, cls.__name__, cls)
-        with keras.saving.custom_object_scope(custom_objects or {}):
-            dtype = config.get("dtype")
-            if isinstance(dtype, dict):
-                dtype = keras.saving.deserialize_keras_object(dtype)
-            return cls(**{**config, "dtype": dtype})
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:

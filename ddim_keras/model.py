@@ -27,7 +27,7 @@ from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.denoisers import network_denoiser
 from ddim_keras.sampling.verbs import verb
 from ddim_keras.support.arguments import height_and_width, integer, not_negative, positive_int
-from ddim_keras.support.configurable import check_settings, resolve
+from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import check_model_file
 from ddim_keras.support.types import (
     Condition,
@@ -580,17 +580,6 @@ class DiffusionModel(EMATrainer):
             "dtype": serialize(self.dtype_policy),
             "name": self.name,
         }
-
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any], custom_objects: dict | None = None
-    ) -> DiffusionModel:
-        check_settings(config, cls.__name__, cls)
-        with keras.saving.custom_object_scope(custom_objects or {}):
-            dtype = config.get("dtype")
-            if isinstance(dtype, dict):
-                dtype = keras.saving.deserialize_keras_object(dtype)
-            return cls(**{**config, "dtype": dtype})
 
 
 def _published(

@@ -10,15 +10,21 @@ from conftest import ROOT, make_small_model, run_python
 from ddim_keras.runs import RunConfig, train
 from ddim_keras.support import devices
 
-# A model trained for an epoch or two of 22 images, on one, two and four devices.
-EQUAL_ON_ALL = """
-import contextlib, json, os, sys, tempfile
+# What all programs begin with.
+VIRTUAL_DEVICES = """
+import sys
 sys.path.insert(0, {tests!r})
 if {backend!r} == "tensorflow":
     import tensorflow as tf
     device = tf.config.LogicalDeviceConfiguration()
     processor = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(processor, [device] * 4)
+    tf.config.set_logical_device_configuration(processor, [device] * {number})
+"""
+
+
+# A model trained for an epoch or two of 22 images, on one, two and four devices.
+EQUAL_ON_ALL = """
+import contextlib, json, tempfile
 import keras, numpy as np
 from conftest import random_images
 from ddim_keras import DiffusionModel, metrics
@@ -71,8 +77,6 @@ print(json.dumps([group, batch]))
 
 # The weights of a network divided between two devices, the batch between two such pairs.
 DIVIDED_WEIGHTS = """
-import sys
-sys.path.insert(0, {tests!r})
 import keras, numpy as np
 from conftest import make_small_model, random_images
 from ddim_keras.support.devices import WeightsDivided
@@ -97,13 +101,7 @@ print("done")
 
 # 17 images in batches of 8, and a single one, on two devices.
 ON_TWO_DEVICES = """
-import contextlib, os, sys
-sys.path.insert(0, {tests!r})
-if {backend!r} == "tensorflow":
-    import tensorflow as tf
-    device = tf.config.LogicalDeviceConfiguration()
-    processor = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(processor, [device] * 2)
+import contextlib
 import keras, numpy as np
 from conftest import make_small_model, random_images
 from ddim_keras import metrics
@@ -143,13 +141,7 @@ print("done")
 
 # A run that is interrupted on two devices and resumed on one, beside one that stays on one.
 RESUMED_ON_ONE = """
-import os, pathlib, signal, sys, tempfile
-sys.path.insert(0, {tests!r})
-if {backend!r} == "tensorflow":
-    import tensorflow as tf
-    device = tf.config.LogicalDeviceConfiguration()
-    processor = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(processor, [device] * 2)
+import os, pathlib, signal, tempfile
 import numpy as np
 from PIL import Image
 from test_runs import SMALL
@@ -188,7 +180,9 @@ print("done")
 def run_on_virtual_devices(program: str, number: int) -> str:
     backend = keras.backend.backend()
     return run_python(
-        program.format(tests=str(ROOT / "tests"), backend=backend),
+        (VIRTUAL_DEVICES + program).format(
+            tests=str(ROOT / "tests"), backend=backend, number=number
+        ),
         backend,
         timeout=3600,
         XLA_FLAGS=f"--xla_force_host_platform_device_count={number}",

@@ -72,7 +72,7 @@ def make_two_classes(parameterization="velocity", schedule="angle", deviation=DE
 
 def walk_in_numpy(model, oracle, **sampling):
     """Take the same walk in float64, with a denoiser in closed form."""
-    _, planned = plan_walk(model.engine, **sampling)
+    _, planned, *_ = plan_walk(model.engine, **sampling)
     indices = np.arange(NUMBER, dtype="int32")
 
     def draw(number):
@@ -193,7 +193,7 @@ def test_guidances_around_each_other_are_counted_as_they_cost(two_classes):
     weaker.engine.denoise = denoise
     rate = ops.convert_to_tensor(0.6)
     conditions = Conditions(rate**2, labels=ops.zeros(1, "int32"))
-    _, planned = plan_walk(two_classes.engine, 1)
+    _, planned, *_ = plan_walk(two_classes.engine, 1)
     auto = Autoguidance(weaker, 2.0)
     for chosen, expected in (
         ([2.0, 3.0], 4),
@@ -217,10 +217,10 @@ def test_budgets_count_the_evaluations_of_guidance(two_classes):
     for guidance in (ClassifierFreeGuidance(3.0), half, GuidanceFunction(lambda x, i, b, a: i)):
         for budget in (5, 12, 31):
             options = {"network_evaluations": budget, "guidance": [guidance]}
-            times, planned = plan_walk(two_classes.engine, **options)
+            times, planned, *_ = plan_walk(two_classes.engine, **options)
             steps = len(times) - 1
             assert count_evaluations(planned, [guidance]) <= budget
-            _, longer = plan_walk(two_classes.engine, steps + 1)
+            _, longer, *_ = plan_walk(two_classes.engine, steps + 1)
             assert count_evaluations(longer, [guidance]) > budget
     with pytest.raises(ValueError, match="at least 2"):
         two_classes.generate(1, network_evaluations=1, labels=0, guidance=2.0)

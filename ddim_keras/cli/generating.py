@@ -10,6 +10,7 @@ import click
 from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
 from ddim_keras.cli.options import (
+    IMAGE_FILE,
     devices_option,
     guidance_options,
     label,
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     "--condition",
     "conditions",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    type=IMAGE_FILE,
     help="An image to make images from, with a model trained for that. Given several times, "
     "images take them in turn.",
 )

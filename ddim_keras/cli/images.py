@@ -9,18 +9,19 @@ import click
 
 from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load, read
-from ddim_keras.cli.options import fit_option, label_option, model_option
+from ddim_keras.cli.options import (
+    IMAGE_FILE,
+    fit_option,
+    images_argument,
+    label_option,
+    model_option,
+)
 from ddim_keras.cli.options import label as label_of
 
 
 @main.command()
 @model_option
-@click.argument(
-    "images",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
-)
+@images_argument
 @click.option(
     "--out",
     "-o",
@@ -87,12 +88,7 @@ def encode(
 
 @main.command()
 @model_option
-@click.argument(
-    "images",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
-)
+@images_argument
 @click.option(
     "--out",
     "-o",
@@ -133,12 +129,8 @@ def reconstruct(
 
 @main.command()
 @model_option
-@click.argument(
-    "start", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path), required=False
-)
-@click.argument(
-    "end", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path), required=False
-)
+@click.argument("start", type=IMAGE_FILE, required=False)
+@click.argument("end", type=IMAGE_FILE, required=False)
 @click.option(
     "--out",
     "-o",
@@ -210,8 +202,8 @@ def interpolate(
 
 @main.command()
 @model_option
-@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
-@click.argument("mask", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.argument("image", type=IMAGE_FILE)
+@click.argument("mask", type=IMAGE_FILE)
 @click.option(
     "--out",
     "-o",
@@ -272,12 +264,7 @@ def inpaint(
 
 @main.command()
 @model_option
-@click.argument(
-    "images",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
-)
+@images_argument
 @click.option(
     "--task",
     "-t",
@@ -301,7 +288,7 @@ def inpaint(
 )
 @click.option(
     "--mask",
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    type=IMAGE_FILE,
     help="A picture, black where the images are not known.",
 )
 @click.option(

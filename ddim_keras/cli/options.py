@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ import click
 from ddim_keras.presets import recipes
 from ddim_keras.runs import config
 from ddim_keras.support.docstrings import attributes
+
+IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
+images_argument = click.argument("images", nargs=-1, required=True, type=IMAGE_FILE)
 
 _CHOICES: Mapping[tuple[type, str], Collection[str]] = {
     (config.RunConfig, "fit"): config.FITS,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,8 +12,12 @@ from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
 from ddim_keras.cli.options import model_option
 
+if TYPE_CHECKING:
+    from ddim_keras.serving.limits import Limits
+
 
 def _address_options(port: int) -> Callable[[Callable], Callable]:
+    """Give a command the options of its address and its limits, which it gets as `limits`."""
     options = [
         click.option(
             "--host",
@@ -38,9 +44,21 @@ def _address_options(port: int) -> Callable[[Callable], Callable]:
     ]
 
     def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def within_limits(
+            max_images: int, max_steps: int, waiting: int, seconds: float, **arguments: Any
+        ) -> None:
+            from ddim_keras.serving import addresses
+            from ddim_keras.serving.limits import Limits
+
+            addresses.check_host(arguments["host"], arguments["token"])
+            limits = Limits(images=max_images, steps=max_steps, waiting=waiting, seconds=seconds)
+            command(limits=limits, **arguments)
+
+        decorated: Callable = within_limits
         for option in reversed(options):
-            command = option(command)
-        return command
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
@@ -59,11 +77,8 @@ def serve(
     source: str,
     host: str,
     port: int,
-    max_images: int,
-    max_steps: int,
-    waiting: int,
-    seconds: float,
     token: str | None,
+    limits: Limits,
 ) -> None:
     """Serve images over HTTP; needs the extra [serve].
 
@@ -75,12 +90,9 @@ def serve(
     curl -d '{"num_images": 4}' -H 'content-type: application/json' \\
         http://127.0.0.1:8000/generate -o images.png
     """
-    from ddim_keras.serving import addresses, http
-    from ddim_keras.serving.limits import Limits
+    from ddim_keras.serving import http
     from ddim_keras.serving.service import Service
 
-    addresses.check_host(host, token)
-    limits = Limits(images=max_images, steps=max_steps, waiting=waiting, seconds=seconds)
     http.serve(Service(load(source), limits), host, port, token=token, tell=click.echo)
 
 
@@ -106,11 +118,8 @@ def demo(
     sources: tuple[str, ...],
     host: str,
     port: int,
-    max_images: int,
-    max_steps: int,
-    waiting: int,
-    seconds: float,
     token: str | None,
+    limits: Limits,
 ) -> None:
     """Show a page to play with a model on; needs the extra [demo].
 
@@ -123,11 +132,8 @@ def demo(
     ddim-keras demo -m runs/photos -m runs/flowers
     """
     from ddim_keras.serving import addresses, page
-    from ddim_keras.serving.limits import Limits
     from ddim_keras.serving.play import Playground
 
-    addresses.check_host(host, token)
-    limits = Limits(images=max_images, steps=max_steps, waiting=waiting, seconds=seconds)
     playground = Playground(sources, load, limits, any_source=addresses.is_loopback(host))
     playground.service(sources[0])  # an error about it belongs here
     page.open_page(playground, host, port, token=token, tell=click.echo)

@@ -23,7 +23,7 @@ from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
 from ddim_keras.samplers import FittedSampler, Sampler
 from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.sampling.generate import PlannedWalk, planned_walk
+from ddim_keras.sampling.generate import PlannedWalk, plan_walk
 from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
 from ddim_keras.support import backend, files
 from ddim_keras.support.arguments import integer, positive_int
@@ -233,7 +233,7 @@ def _walk(model: DiffusionModel, sampling: dict[str, Any], told: Conditioning) -
     """The walk that makes an image."""
     names = ("diffusion_steps", "sampler", "eta", "spacing", "schedule", "network_evaluations")
     chosen = {name: sampling[name] for name in names if name in sampling}
-    return planned_walk(model.engine, **chosen, guidance=told.guidance)
+    return plan_walk(model.engine, **chosen, guidance=told.guidance)
 
 
 def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:

@@ -159,7 +159,7 @@ def generate(
     """
     num_images = integer("num_images", num_images, minimum=0)
     told = conditioning(engine, num_images, labels, condition, guidance)
-    times, planned = plan_walk(
+    times, planned, *_ = plan_walk(
         engine,
         diffusion_steps,
         sampler=sampler,
@@ -206,6 +206,15 @@ def _checked_noise(engine: Engine, initial_noise: Images, num_images: int) -> Im
     return initial_noise
 
 
+class PlannedWalk(NamedTuple):
+    """A walk that `generate` takes: its times, its plan, and what it was planned by."""
+
+    times: Array
+    planned: Plan
+    sampler: Sampler
+    spacing: str | Spacing
+
+
 def plan_walk(
     engine: Engine,
     diffusion_steps: int | Sequence[float] | None = None,
@@ -216,46 +225,12 @@ def plan_walk(
     schedule: str | Schedule | None = None,
     network_evaluations: int | None = None,
     guidance: Sequence[Guidance] = (),
-) -> tuple[Array, Plan]:
-    """Return the times and the plan of the walk that `generate` takes; the arguments are its own.
+) -> PlannedWalk:
+    """Return the walk that `generate` takes; the arguments are its own.
 
     Raises:
         ValueError: as for `generate`.
     """
-    walk = planned_walk(
-        engine,
-        diffusion_steps,
-        sampler=sampler,
-        eta=eta,
-        spacing=spacing,
-        schedule=schedule,
-        network_evaluations=network_evaluations,
-        guidance=guidance,
-    )
-    return walk.times, walk.planned
-
-
-class PlannedWalk(NamedTuple):
-    """A walk that `generate` takes: its times, its plan, and what it was planned by."""
-
-    times: Array
-    planned: Plan
-    sampler: Sampler
-    spacing: str | Spacing
-
-
-def planned_walk(
-    engine: Engine,
-    diffusion_steps: int | Sequence[float] | None = None,
-    *,
-    sampler: str | Sampler | None = None,
-    eta: float | None = None,
-    spacing: str | Spacing | None = None,
-    schedule: str | Schedule | None = None,
-    network_evaluations: int | None = None,
-    guidance: Sequence[Guidance] = (),
-) -> PlannedWalk:
-    """As `plan_walk`, with the sampler and the spacing that were chosen."""
     choose = chooser(sampler, eta, spacing, schedule, engine.defaults, guidance)
 
     def planned_in(steps: Any) -> PlannedWalk:

@@ -75,7 +75,7 @@ def portable_walk(
         ValueError: as for `generate`, or a walk on which noise is added.
     """
     chosen = guidances(guidance)
-    _, planned = plan_walk(
+    _, planned, *_ = plan_walk(
         engine, diffusion_steps, sampler=sampler, eta=eta, spacing=spacing, schedule=schedule
     )
     if planned.table[:, 5].any():

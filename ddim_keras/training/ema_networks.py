@@ -10,8 +10,9 @@ from keras import ops
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, replicas
+from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.keras_files import WholeFiles
-from ddim_keras.support.types import Data, Rates, Tensor, Times
+from ddim_keras.support.types import Config, Data, Rates, Tensor, Times
 from ddim_keras.training.averages import PowerAverages
 
 
@@ -36,6 +37,8 @@ class EMANetworks(WholeFiles):
     """
 
     engine: Engine
+    # What `compile` was given, by name; subclasses keep it there.
+    _compile_arguments: dict[str, Any]
 
     def __init__(
         self,
@@ -136,6 +139,23 @@ class EMANetworks(WholeFiles):
             ops.convert_to_tensor(diffusion_times, dtype="float32")
         )
         return noise_rates, signal_rates
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict | None = None) -> EMANetworks:
+        check_settings(config, cls.__name__, cls)
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            dtype = config.get("dtype")
+            if isinstance(dtype, dict):
+                dtype = keras.saving.deserialize_keras_object(dtype)
+            return cls(**{**config, "dtype": dtype})
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        if not self.compiled:
+            return None
+        return {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in self._compile_arguments.items()
+        }
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)

@@ -91,14 +91,6 @@ class EMATrainer(EMASteps):
         # Built here, its state can be loaded before the first step.
         self.optimizer.build(self.trainable_variables)
 
-    def get_compile_config(self) -> dict[str, Any] | None:
-        if not self.compiled:
-            return None
-        return {
-            name: keras.saving.serialize_keras_object(value)
-            for name, value in self._compile_arguments.items()
-        }
-
     def compile_from_config(self, config: dict[str, Any]) -> None:
         check_settings(
             config,
