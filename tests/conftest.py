@@ -34,6 +34,13 @@ slow_on_jax = (
 SLOW_CASE_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
 
 
+def first_quick(cases, number: int = 1) -> list:
+    """The cases of a parametrized test of which the first are quick and the others slow."""
+    cases = list(cases)
+    rest = (pytest.param(case, marks=pytest.mark.slow) for case in cases[number:])
+    return [*cases[:number], *rest]
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)

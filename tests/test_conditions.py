@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import make_small_model, random_images, slow_on_jax
+from conftest import first_quick, make_small_model, random_images, slow_on_jax
 from keras import ops
 
 import ddim_keras
@@ -87,7 +87,7 @@ def test_labels_come_in_every_form(labelled, form):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("form", ["integers", "tf.data, names", "a generator"])
+@pytest.mark.parametrize("form", first_quick(["tf.data, names", "integers", "a generator"]))
 def test_fit_takes_them_too(form):
     x, *rest = FORMS[form]()
     model = make_labelled()
@@ -163,7 +163,7 @@ def test_wrong_labels_are_refused(labelled, name):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("backed", ["array", "tf.data", "generator"])
+@pytest.mark.parametrize("backed", first_quick(["array", "tf.data", "generator"], 2))
 @pytest.mark.parametrize(
     "labels, message",
     [
@@ -188,6 +188,7 @@ def test_data_whose_labels_do_not_fit_are_refused(backed, labels, message):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_a_model_without_classes_says_once_that_it_ignores_labels():
     model = make_small_model()
     model.compile()
@@ -375,6 +376,7 @@ def test_a_network_of_ones_own_gets_labels_and_conditions_by_name():
 @pytest.mark.parametrize(
     "dtype", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_labels_in_half_precision(dtype):
     model = make_labelled(dtype=dtype)
     model.fit(IMAGES, LABELS, verbose=0)
@@ -415,7 +417,7 @@ def upscaler():
 
 
 @pytest.mark.filterwarnings("ignore:the data have labels")
-@pytest.mark.parametrize("form", PAIR_FORMS)
+@pytest.mark.parametrize("form", first_quick(PAIR_FORMS, 2))
 def test_pairs_come_in_every_form(upscaler, form):
     expected = upscaler.evaluate(PAIRS, batch_size=8, verbose=0)
     arguments = PAIR_FORMS[form]()
@@ -432,6 +434,7 @@ def test_pairs_come_in_every_form(upscaler, form):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_generated_images_follow_their_condition(tmp_path):
     """Small images of two levels: the large ones come out at those levels."""
     rng = np.random.default_rng(0)
@@ -450,7 +453,7 @@ def test_generated_images_follow_their_condition(tmp_path):
     )
 
 
-@pytest.mark.parametrize("as_batches", [False, True])
+@pytest.mark.parametrize("as_batches", first_quick([True, False]))
 def test_weights_count_beside_conditions(as_batches):
     model = make_upscaler(num_classes=3)
     data = {**PAIRS, "labels": LABELS}
@@ -510,6 +513,7 @@ def test_data_without_conditions_are_refused(upscaler):
         make_small_model().generate(1, condition=IMAGES[0])
 
 
+@pytest.mark.slow
 def test_noise_on_the_condition_and_its_dropout_act_in_training_alone():
     model = make_upscaler(condition_noise=0.5, condition_dropout=0.5, num_classes=3)
     model.normalizer.adapt(IMAGES)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import make_small_model, random_images, slow_on_jax
+from conftest import first_quick, make_small_model, random_images, slow_on_jax
 
 import ddim_keras
 from ddim_keras import ema, runs
@@ -207,6 +207,7 @@ def whole_run(photos, tmp_path_factory):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_a_run_stores_snapshots_evenly_and_the_last_at_its_end(whole_run):
     found = snapshots.stored(whole_run[0] / "ema")
     assert [each.step for each in found] == list(range(2, STEPS + 1, 2))
@@ -216,7 +217,7 @@ def test_a_run_stores_snapshots_evenly_and_the_last_at_its_end(whole_run):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("length", [0.05, 0.07, 0.12, 0.2])
+@pytest.mark.parametrize("length", first_quick([0.12, 0.05, 0.07, 0.2]))
 def test_a_runs_average_of_any_length_is_that_of_its_weights(whole_run, length):
     folder, trajectory = whole_run
     model = ema.reconstruct(folder, length)

@@ -2,7 +2,14 @@ import keras
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import folder_of_cifar10, make_small_model, random_images, run_python, slow_on_jax
+from conftest import (
+    first_quick,
+    folder_of_cifar10,
+    make_small_model,
+    random_images,
+    run_python,
+    slow_on_jax,
+)
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
@@ -425,7 +432,7 @@ def test_images_of_weight_zero_are_left_out_and_other_weights_are_refused(name):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", first_quick(METRICS, 2))
 def test_validation_logs_the_metric(name):
     model = make_small_model()
     model.compile(metrics=[METRICS[name]()])
@@ -462,6 +469,7 @@ class Seen(keras.metrics.Metric):
 
 
 @pytest.mark.parametrize("dtype", [None, pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_validation_compares_the_images_as_given_with_generated_ones(dtype):
     model = make_small_model(seed=3, dtype=dtype)
     metric = Seen()

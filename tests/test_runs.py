@@ -265,6 +265,7 @@ def test_a_task_gives_the_model_something_to_make_images_from(tmp_path, flowers)
         RunConfig(task="painting")
 
 
+@pytest.mark.slow
 def test_a_run_chooses_its_network_by_the_images_and_says_why(tmp_path, photos):
     config = small_config(photos, steps=2, model={"ema_decay": 0.5}, split=0.2)
     assert config.preset == "auto"
@@ -310,6 +311,7 @@ def test_minutes_become_steps_once_and_the_run_is_as_one_of_so_many_steps(
     assert runs.train(longer, tmp_path / "run", verbose=0).step == 14
 
 
+@pytest.mark.slow
 def test_so_many_steps_are_tried_and_counted(photos):
     model = make_small_model()
     model.compile()
@@ -704,6 +706,7 @@ def test_a_grey_folder_of_a_run_of_version_0_1_keeps_its_three_channels(
     assert RunConfig.read(tmp_path / "config.yaml").channels == changes.get("channels")
 
 
+@pytest.mark.slow
 def test_a_run_of_version_0_1_on_a_grey_folder_goes_on_with_three_channels(tmp_path, photos):
     values = settings_of_0_1(data=str(photos), steps=1, split=0.0, training={"batch_size": 4})
     (tmp_path / "run").mkdir()

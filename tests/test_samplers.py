@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import GaussianOracle, MixtureOracle
+from conftest import GaussianOracle, MixtureOracle, first_quick
 from keras import ops
 
 from ddim_keras import forward, samplers
@@ -115,7 +115,7 @@ def test_samplers_have_their_order_on_the_gaussian(sampler):
     assert slope(STEPS[2:], errors[2:]) > 0.9 * sampler.order, errors
 
 
-@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=repr)
+@pytest.mark.parametrize("sampler", first_quick(DETERMINISTIC, 3), ids=repr)
 def test_samplers_have_their_order_on_the_mixture(sampler):
     schedule = AngleSchedule()
     noise = np.random.default_rng(0).normal(size=200)
@@ -274,6 +274,7 @@ def test_stochastic_sampling_gives_back_the_moments_of_the_data(sampler):
 
 
 @pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)
+@pytest.mark.slow
 def test_stochastic_sampling_finds_both_parts_of_a_mixture(sampler):
     levels = levels_of(SCHEDULE, diffusion_times(200, "log_snr", SCHEDULE))
     _, result = run(sampler, MixtureOracle(centre=1.0, deviation=0.05), levels, number=1000)
@@ -296,7 +297,9 @@ def test_large_variance_leaves_too_much_noise_in_few_steps_and_the_posterior_too
     assert abs(deviations["large"] - 1.0) < 0.02
 
 
-@pytest.mark.parametrize("sampler", [DDIM(1.0), DPMSolverMultistep(stochastic=True)], ids=repr)
+@pytest.mark.parametrize(
+    "sampler", first_quick([DDIM(1.0), DPMSolverMultistep(stochastic=True)]), ids=repr
+)
 def test_pixels_stay_independent_under_noise(sampler):
     _, result = run(sampler, GaussianOracle(0.0, 1.0), even_levels(SCHEDULE, 100), number=4000)
     covariance = np.cov(result.reshape(4000, -1).T)

@@ -298,7 +298,7 @@ def test_bad_steps_are_refused(steps, spacing, schedule, message):
         "linear_beta",
         pytest.param("cosine_beta", marks=pytest.mark.slow),
         pytest.param("zero_terminal_snr", marks=pytest.mark.slow),
-        "linear_log_snr",
+        pytest.param("linear_log_snr", marks=pytest.mark.slow),
     ],
 )
 def test_models_train_and_sample_with_every_kind_of_schedule(schedule, tmp_path):
@@ -376,6 +376,7 @@ def test_walks_that_leave_what_was_trained_are_refused_or_said():
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_a_ddpm_is_sampled_as_a_ddim_without_retraining():
     """All T times with eta 1 and few with eta 0, from one network, with its integer times."""
     model = make_small_model(

@@ -152,10 +152,9 @@ def data_forms():
     [
         "uint8",
         "dataset with labels",
-        "PyDataset",
         *(
             pytest.param(form, marks=pytest.mark.slow)
-            for form in ("array", "dataset", "PyDataset with labels")
+            for form in ("array", "dataset", "PyDataset", "PyDataset with labels")
         ),
     ],
 )
