@@ -47,16 +47,21 @@ def seeded():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def graphs_as_traced(request):
-    """TensorFlow rewrites a graph before its first run, which pays after hundreds of runs; the
-    quick tests, which run one a few times, take a quarter less time without. The slow ones and
-    every new process have it as users do.
+def compiled_without_optimizing(request):
+    """TensorFlow rewrites a graph before its first run, and XLA's compiler optimizes under JAX:
+    that pays after hundreds of runs, and the quick tests, which run what they compile a few times,
+    do without. The slow ones and every new process have it as users do.
     """
-    quick = "not slow" in request.config.option.markexpr
-    if quick and keras.backend.backend() == "tensorflow":
+    if "not slow" not in request.config.option.markexpr:
+        return
+    if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def make_small_model(**changes) -> ddim_keras.DiffusionModel:
