@@ -201,6 +201,7 @@ def test_a_model_without_classes_says_once_that_it_ignores_labels():
         model.generate(1, labels=0)
 
 
+@pytest.mark.slow
 def test_class_weights_go_by_the_models_classes():
     model = make_labelled()
     only = model.fit(IMAGES, WORDS, class_weight={0: 1.0, 1: 0.0, 2: 0.0}, verbose=0, shuffle=False)
@@ -581,6 +582,7 @@ def test_colour_images_are_paired_with_grey_ones():
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_pairs_resume_at_any_step_like_their_images():
     train, _ = load_dataset("embedded", 16, 8, labels=True)
     made = pairs.super_resolution(train, 2)

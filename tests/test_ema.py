@@ -58,6 +58,7 @@ def test_a_profile_has_the_standard_deviation_that_names_it():
         assert np.sqrt(((times - mean) ** 2 * profile).mean()) == pytest.approx(length, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_averages_kept_step_by_step_are_those_of_the_whole_trajectory(followed):
     model, trajectory = followed
     for length, weights in zip((0.05, 0.1), model.power_averages.averages):

@@ -232,7 +232,7 @@ def fill(metric, real, generated, batch_size):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", first_quick(METRICS, 2))
 def test_metrics_do_not_depend_on_the_batches(name):
     real, generated = two_sides()
     expected = fill(METRICS[name](), real, generated, 60)

@@ -112,6 +112,7 @@ def test_compile_arguments_survive(tmp_path):
     assert again.metrics_names == ["n_loss", "i_loss", "mse", "loss"]
 
 
+@pytest.mark.slow
 def test_weights_alone_and_model_checkpoint(tmp_path):
     images = random_images()
     model = make_trained_model()
