@@ -150,7 +150,7 @@ def test_what_cannot_be_exported_is_refused_in_words_and_nothing_is_written(case
 def test_what_stands_there_is_kept(plain, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")
-    with pytest.raises(ValueError, match="something stands at"):
+    with pytest.raises(ValueError, match="exists: move it away"):
         plain.export(tmp_path / "mine", "tf_saved_model", "generate")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
 

@@ -43,7 +43,7 @@ def test_jobs_are_done_one_after_another_in_their_order(held):
 def test_who_finds_the_queue_full_is_turned_away_and_may_come_back(held):
     worker, _, go = held
     waiting = worker.submit(lambda job: None, SECONDS)
-    with pytest.raises(Busy, match="1 requests wait already"):
+    with pytest.raises(Busy, match="1 requests are waiting"):
         worker.submit(lambda job: None, SECONDS)
     go.set()
     waiting.future.result(SECONDS)

@@ -70,7 +70,7 @@ def _address_options(port: int) -> Callable[[Callable], Callable]:
     "--token",
     envvar="DDIM_KERAS_TOKEN",
     default=None,
-    help="What requests must bear: Authorization: Bearer TOKEN. Better given by the environment "
+    help="What requests must carry: Authorization: Bearer TOKEN. Better given by the environment "
     "variable DDIM_KERAS_TOKEN, which other users do not see.",
 )
 def serve(

@@ -29,7 +29,7 @@ def from_hub(source: Any, wanted: Wanted) -> Source:
 
     Raises:
         ImportError: a name is given and `datasets` is not installed.
-        ConnectionError: it cannot be had.
+        ConnectionError: it could not be loaded.
         ValueError: it has no images or labels, or is streamed.
     """
     what = source if isinstance(source, str) else "the data set"
@@ -78,7 +78,7 @@ def _loaded(name: str) -> Any:
     try:
         return datasets.load_dataset(repository, configuration or None)
     except (OSError, RuntimeError) as error:
-        raise ConnectionError(f"{name} cannot be had: {error}") from error
+        raise ConnectionError(f"{name} could not be loaded: {error}") from error
 
 
 def _columns(features: Any, what: str) -> tuple[str, str | None]:

@@ -276,7 +276,7 @@ class Inception2015Extractor(Extractor):
 
     Raises:
         ImportError: torch-fidelity is not installed.
-        ConnectionError: the weights cannot be had.
+        ConnectionError: the weights are not there and cannot be downloaded.
     """
 
     feature_dims = 2048

@@ -112,9 +112,7 @@ def check(
         raise ValueError(f"a program in format {format!r} must {wanted}, got {str(path)!r}")
     for part in _files_of(path, format):
         if not (overwrite or files.is_free(part)):
-            raise ValueError(
-                f"something stands at {part}: move it away, or export to another place"
-            )
+            raise ValueError(f"{part} exists: move it away, or export to another path")
     files.check_folder(path.parent)
     if format != "tf_saved_model" and not backend.MAKES_GRAPHS:
         raise ValueError(

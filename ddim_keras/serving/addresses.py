@@ -20,8 +20,8 @@ def check_host(host: str, token: str | None) -> None:
     """Raise ValueError where a server would be open to others without a token."""
     if not is_loopback(host) and not token:
         raise ValueError(
-            f"others reach a server at {host}: give a token that they must bear, or leave it at "
-            "127.0.0.1"
+            f"a server at {host} can be reached from other machines: give a token that "
+            "requests must carry, or leave it at 127.0.0.1"
         )
 
 
@@ -29,7 +29,7 @@ def bound(host: str, port: int) -> socket.socket:
     """Return a socket that is bound to a port; 0 for any that is free.
 
     Raises:
-        ValueError: it cannot be had.
+        ValueError: it is not available.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)

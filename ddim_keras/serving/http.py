@@ -71,7 +71,7 @@ def application(service: Service, token: str | None = None, any_host: bool = Fal
 
     Args:
         service: the model and its limits.
-        token: what requests must bear, but for those of /health; None for nothing.
+        token: what requests must carry, but for those of /health; None for nothing.
         any_host: whether it may be asked for by other names than those of this machine itself.
             Otherwise pages of other sites, whose names lead here, are turned away.
     """
@@ -135,12 +135,12 @@ def application(service: Service, token: str | None = None, any_host: bool = Fal
 
 
 async def _result(job: Job, request: fastapi.Request) -> Made:
-    """Wait for a job; drop it if who asked is gone."""
+    """Wait for a job; drop it if the client disconnects."""
     future = asyncio.wrap_future(job.future)
     try:
         while not (await asyncio.wait({future}, timeout=_LOOKING_SECONDS))[0]:
             if await request.is_disconnected():
-                raise Stopped("who asked is gone")
+                raise Stopped("the client has disconnected")
         return future.result()
     finally:
         if not future.done():
@@ -241,11 +241,11 @@ def serve(
         service: the model and its limits. It is stopped at the end.
         host: the address to bind; others than this machine's own need a token.
         port: 0 for any that is free.
-        token: what requests must bear.
+        token: what requests must carry.
         tell: called with a line once it is ready.
 
     Raises:
-        ValueError: the address cannot be had, or is open to others without a token.
+        ValueError: the address is not available, or is open to others without a token.
     """
     addresses.check_host(host, token)
     at = addresses.bound(host, port)

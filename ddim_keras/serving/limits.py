@@ -20,7 +20,7 @@ class OutOfTime(TurnedAway):
 
 
 class Stopped(TurnedAway):
-    """The server ends, or who asked is gone."""
+    """The server is shutting down, or the client has disconnected."""
 
 
 @dataclasses.dataclass(frozen=True)

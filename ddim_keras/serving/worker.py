@@ -41,7 +41,7 @@ class Job:
             OutOfTime: its time is over.
         """
         if self._dropped.is_set():
-            raise Stopped("the server ends, or who asked is gone")
+            raise Stopped("the server is shutting down, or the client has disconnected")
         if time.monotonic() > self._end:
             raise OutOfTime(
                 f"not done within {self.seconds:g} seconds: ask for fewer images or steps, or later"
@@ -89,10 +89,10 @@ class Worker:
         job = Job(work, seconds)
         with self._lock:
             if self._ends:
-                raise Stopped("the server ends")
+                raise Stopped("the server is shutting down")
             if len(self._open) > self._waiting:
                 raise Busy(
-                    f"{self._waiting} requests wait already, which is as many as may: ask later"
+                    f"{self._waiting} requests are waiting, the most that may: ask again later"
                 )
             self._open.add(job)
         self._jobs.put(job)
