@@ -19,7 +19,7 @@ from ddim_keras.support import backend, random
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.placement import workers_placed
-from ddim_keras.support.types import Callbacks, Config, Data, DType, SampleWeights, Tensor
+from ddim_keras.support.types import Callbacks, Config, Data, DType, Logs, SampleWeights, Tensor
 from ddim_keras.training import preparing
 from ddim_keras.training.ema_networks import EMANetworks
 from ddim_keras.training.objective import LossTracker
@@ -176,7 +176,7 @@ class CategoricalDiffusionModel(EMANetworks):
         )
         self.optimizer.build(self.trainable_variables)
 
-    def compile_from_config(self, config: dict[str, Any]) -> None:
+    def compile_from_config(self, config: Config) -> None:
         self.compile(
             **{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()}
         )
@@ -261,7 +261,7 @@ class CategoricalDiffusionModel(EMANetworks):
         )
         return ops.mean(losses)
 
-    def evaluation_logs(self, data: Data) -> dict[str, Any]:
+    def evaluation_logs(self, data: Data) -> Logs:
         categories, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         # Each image's place in the data set: the tracker has counted those before it.
         first = ops.cast(self.loss_tracker.images, "int32")
@@ -276,7 +276,7 @@ class CategoricalDiffusionModel(EMANetworks):
         trackers = (self.loss_tracker, self.accuracy_tracker)
         return {tracker.name: tracker.result() for tracker in trackers}
 
-    def training_logs(self) -> dict[str, Any]:
+    def training_logs(self) -> Logs:
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _cross_entropies(

@@ -19,6 +19,7 @@ from ddim_keras.cli.options import (
 from ddim_keras.cli.options import guidance as options_guidance
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.runs import RunConfig
+from ddim_keras.support.types import Split
 
 if TYPE_CHECKING:
     from ddim_keras.model import DiffusionModel
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 def evaluate(
     source: str,
     data: str | None,
-    split: Any,
+    split: Split,
     data_dir: str | None,
     fit: str | None,
     num_images: int,

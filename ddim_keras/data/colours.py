@@ -11,7 +11,7 @@ Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
 
 
-def parse_colour(background: Any) -> Colour:
+def parse_colour(background: object) -> Colour:
     """Return (red, green, blue) of a name that Pillow knows, or of three integers from 0 to 255."""
     import PIL.ImageColor
 

@@ -17,7 +17,7 @@ import numpy as np
 from ddim_keras.data import colours, decoding, depth, ending, image_checks
 from ddim_keras.data.colours import Colour
 from ddim_keras.data.source import Examples, Wanted
-from ddim_keras.support.types import Dataset
+from ddim_keras.support.types import Dataset, Split
 
 _LOOKED_AT = 64  # examples, to find out channels and depth
 _PARTS = {
@@ -100,7 +100,7 @@ def reader(look: Look, background: Colour, what: str, encoded_of: Callable | Non
 
 
 def divided(
-    dataset: Dataset, number: int, read: Callable, split: Any, what: str
+    dataset: Dataset, number: int, read: Callable, split: Split, what: str
 ) -> tuple[Examples, Examples | None]:
     """Return a part to train on and one to validate on, of a data set that is read in its order:
     every so many examples are kept.
@@ -125,7 +125,7 @@ def divided(
     return Examples(part(False, number - kept), read), Examples(part(True, kept), read)
 
 
-def check_fraction(split: Any, what: str) -> float:
+def check_fraction(split: Split, what: str) -> float:
     """Return the share of images that is kept for validation; 0.2 where nothing is said."""
     if split is None:
         return 0.2
@@ -148,7 +148,7 @@ def by_name(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def train_and_held_out(
-    names: Sequence[str], split: Any, what: str
+    names: Sequence[str], split: Split, what: str
 ) -> tuple[list[str], list[str] | None]:
     """Return the names to train on, and those to validate on: None if a fraction of the first is
     to be kept.

@@ -8,6 +8,7 @@ import re
 from typing import Any, NamedTuple
 
 from ddim_keras.data.finding import Found, Parts
+from ddim_keras.support.types import Split
 
 # Images, each with the name of its class; None if it lies in no class folder.
 Members = list[tuple[Parts, str | None]]
@@ -45,7 +46,7 @@ class _Parted(NamedTuple):
     problem: str | None
 
 
-def divide(root: pathlib.Path, found: Found, split: Any) -> Division:
+def divide(root: pathlib.Path, found: Found, split: Split) -> Division:
     """Divide the images of a folder.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ddim_keras.data.colours import WHITE, Colour
+from ddim_keras.support.types import Split
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -22,7 +23,7 @@ class Wanted(NamedTuple):
         background: a colour, parsed.
     """
 
-    split: Any = None
+    split: Split = None
     channels: int | None = None
     seed: int = 0
     labels: bool = False

@@ -164,7 +164,7 @@ def from_builder(builder: Any, reading: Reading) -> Source:
     )
 
 
-def _warn_of_transparency(name: str, background: Any) -> None:
+def _warn_of_transparency(name: str, background: object) -> None:
     warnings.warn(
         f"what is transparent in the images of {name} is laid on the background {background}: "
         "background= chooses another colour, channels=4 keeps the transparency",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
 
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require, warn_of_few
 from ddim_keras.metrics.states import Sums
-from ddim_keras.support.types import Features, Tensor
+from ddim_keras.support.types import ExtractorLike, Features, Tensor
 
 
 def frechet_distance(
@@ -47,7 +45,11 @@ def frechet_distance(
 
 
 def fid(
-    real: Features, generated: Features, extractor: Any = None, *, comparable: bool = False
+    real: Features,
+    generated: Features,
+    extractor: ExtractorLike = None,
+    *,
+    comparable: bool = False,
 ) -> float:
     """Return the Fréchet inception distance between real and generated images: 0 if their features
     are distributed alike.
@@ -98,7 +100,7 @@ class FID(ImageMetric):
 
     minimum_images = 2
 
-    def __init__(self, extractor: Any = "inception_v3", name: str = "fid"):
+    def __init__(self, extractor: ExtractorLike = "inception_v3", name: str = "fid"):
         super().__init__(extractor, name)
         dims = self.extractor.feature_dims
         self._real = Sums(self, "real", (dims,), (dims, dims))

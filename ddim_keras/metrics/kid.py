@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ddim_keras.metrics.base import ImageMetric, of_images_or_features, require, warn_of_few
 from ddim_keras.metrics.states import Sample
 from ddim_keras.support.arguments import integer
-from ddim_keras.support.types import Config, Features, Tensor
+from ddim_keras.support.types import Config, ExtractorLike, Features, Tensor
 
 
 class KIDResult(NamedTuple):
@@ -44,7 +44,7 @@ def squared_mmd(real: np.ndarray, generated: np.ndarray) -> float:
 def kid(
     real: Features,
     generated: Features,
-    extractor: Any = None,
+    extractor: ExtractorLike = None,
     *,
     subsets: int = 100,
     subset_size: int = 1000,
@@ -102,7 +102,7 @@ class KID(ImageMetric):
 
     def __init__(
         self,
-        extractor: Any = "inception_v3",
+        extractor: ExtractorLike = "inception_v3",
         name: str = "kid",
         subsets: int = 100,
         subset_size: int = 1000,

@@ -12,7 +12,7 @@ from keras import ops
 
 from ddim_keras.support import backend, random
 from ddim_keras.support import replicas as all_replicas
-from ddim_keras.support.types import Features, Tensor
+from ddim_keras.support.types import Features, Tensor, Variable
 
 _OWN_COUNTER = 1 << 31
 
@@ -139,12 +139,12 @@ class Sample:
         self._count.assign(self._count + other._count)
 
     @staticmethod
-    def _part(variable: Any, first: Any, room: int) -> Any:
+    def _part(variable: Variable, first: Any, room: int) -> Any:
         return ops.slice(
             variable.value, [first] + [0] * (len(variable.shape) - 1), [room, *variable.shape[1:]]
         )
 
     @staticmethod
-    def _fill(variable: Any, first: Any, values: Tensor) -> None:
+    def _fill(variable: Variable, first: Any, values: Tensor) -> None:
         start = [first] + [0] * (len(variable.shape) - 1)
         variable.assign(ops.slice_update(ops.zeros(variable.shape, dtype="float32"), start, values))

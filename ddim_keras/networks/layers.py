@@ -341,7 +341,7 @@ class ImageNormalization(keras.layers.Layer):
         """Return zero-mean unit-variance images to [0, 1], clipped."""
         return ops.clip(self.mean + images * self.standard_deviation(), 0.0, 1.0)
 
-    def get_build_config(self) -> dict[str, Any]:
+    def get_build_config(self) -> Config:
         return {"input_shape": (None, *self.image_shape)} if self.image_shape else {}
 
     def compute_output_shape(self, input_shape):

@@ -11,7 +11,7 @@ import numpy as np
 from ddim_keras.data.batches import taken_apart
 from ddim_keras.metrics.memorization import nearest_training_images
 from ddim_keras.support.arguments import positive_int
-from ddim_keras.support.types import Dataset, Logs
+from ddim_keras.support.types import Dataset, Images, Logs
 
 LARGEST = 64 * 2**20  # numbers in all training images together, which are held as bytes
 _BATCH = 64
@@ -79,6 +79,6 @@ class Memorization(keras.callbacks.Callback):
         return nearest_training_images(generated, self._images, mirrored=self.mirrored).share
 
 
-def _as_bytes(images: Any) -> np.ndarray:
+def _as_bytes(images: Images) -> np.ndarray:
     images = np.asarray(images)
     return images if images.dtype == np.uint8 else np.rint(255.0 * images).astype("uint8")

@@ -207,7 +207,7 @@ def _described_sampling(
     return {name: _plain(value) for name, value in sorted(described.items())}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A value as JSON knows it: what is long by its hash."""
     if isinstance(value, (bool, int, float, str, type(None))):
         return value

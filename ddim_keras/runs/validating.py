@@ -11,7 +11,7 @@ import numpy as np
 from ddim_keras import data as datasets
 from ddim_keras.data.batches import taken_apart
 from ddim_keras.runs.config import RunConfig
-from ddim_keras.support.types import Dataset, ImageShape
+from ddim_keras.support.types import Dataset, ImageShape, Split
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -48,7 +48,7 @@ def _loaded(
     run: str | os.PathLike | None,
     *,
     data: str | None = None,
-    split: Any = None,
+    split: Split = None,
     data_dir: str | None = None,
     fit: str | None = None,
     labels: bool = False,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import keras
 
+from ddim_keras.support.types import Config
 from ddim_keras.support.version import __version__
 
 T = TypeVar("T", bound="Configurable")
@@ -16,11 +17,11 @@ T = TypeVar("T", bound="Configurable")
 class Configurable:
     """An object made of its constructor's arguments, which `get_config` returns."""
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Config:
         return {}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Configurable:
+    def from_config(cls, config: Config) -> Configurable:
         check_settings(config, cls.__name__, cls)
         return cls(**config)
 

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import keras
 from keras import ops
 
 from ddim_keras.support import backend
-from ddim_keras.support.types import Tensor
+from ddim_keras.support.types import Shape, Tensor
 
 # Philox makes so many numbers of one count of its counter (Salmon et al. 2011).
 _NUMBERS_OF_A_COUNT = 4
 
 
-def uniform(shape: Any, seed: keras.random.SeedGenerator, dtype: str = "float32") -> Tensor:
+def uniform(shape: Shape, seed: keras.random.SeedGenerator, dtype: str = "float32") -> Tensor:
     """Return uniform numbers in [0, 1), one block for each image of this replica, (batch, ...)."""
     return _part_of_the_batch(keras.random.uniform, "uniform", shape, seed, dtype)
 
 
-def normal(shape: Any, seed: keras.random.SeedGenerator) -> Tensor:
+def normal(shape: Shape, seed: keras.random.SeedGenerator) -> Tensor:
     """Return standard normal numbers, one block for each image of this replica, (batch, ...)."""
     return _part_of_the_batch(keras.random.normal, "normal", shape, seed, "float32")
 
@@ -47,7 +46,7 @@ def places(first: Tensor, number: Tensor) -> Tensor:
 
 
 def _part_of_the_batch(
-    draw: Callable, kind: str, shape: Any, seed: keras.random.SeedGenerator, dtype: str
+    draw: Callable, kind: str, shape: Shape, seed: keras.random.SeedGenerator, dtype: str
 ) -> Tensor:
     replica, replicas = backend.replica()
     if replicas == 1:

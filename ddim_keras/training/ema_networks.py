@@ -12,7 +12,7 @@ from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, replicas
 from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.keras_files import WholeFiles
-from ddim_keras.support.types import Config, Data, Rates, Tensor, Times
+from ddim_keras.support.types import Config, Data, Logs, Rates, Tensor, Times
 from ddim_keras.training.averages import PowerAverages
 
 
@@ -80,11 +80,11 @@ class EMANetworks(WholeFiles):
         """Return the scalar to minimise for a batch, and update the running losses."""
         raise NotImplementedError
 
-    def training_logs(self) -> dict[str, Any]:
+    def training_logs(self) -> Logs:
         """Return the running figures of a training."""
         raise NotImplementedError
 
-    def evaluation_logs(self, data: Data) -> dict[str, Any]:
+    def evaluation_logs(self, data: Data) -> Logs:
         """Update and return all metrics for a batch, on the EMA network."""
         raise NotImplementedError
 
@@ -149,7 +149,7 @@ class EMANetworks(WholeFiles):
                 dtype = keras.saving.deserialize_keras_object(dtype)
             return cls(**{**config, "dtype": dtype})
 
-    def get_compile_config(self) -> dict[str, Any] | None:
+    def get_compile_config(self) -> Config | None:
         if not self.compiled:
             return None
         return {

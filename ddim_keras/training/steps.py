@@ -17,7 +17,7 @@ from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, random, replicas
 from ddim_keras.support.configurable import resolve
-from ddim_keras.support.types import Config, Data, ImageShape, Tensor
+from ddim_keras.support.types import Config, Data, ImageShape, Logs, Tensor
 from ddim_keras.training.ema_networks import EMANetworks
 from ddim_keras.training.objective import Objective
 
@@ -125,7 +125,7 @@ class EMASteps(EMANetworks):
             self.loss_tracker,
         ]
 
-    def get_metrics_result(self) -> dict[str, Any]:
+    def get_metrics_result(self) -> Logs:
         """Return the running losses. The image metrics, which may take seconds, `evaluate` adds
         once at its end.
         """
@@ -192,18 +192,18 @@ class EMASteps(EMANetworks):
             told["condition"] = told["condition"] * ops.cast(keep, "float32")
         return told
 
-    def training_logs(self) -> dict[str, Any]:
+    def training_logs(self) -> Logs:
         """Return the running n_loss, i_loss and loss, and gradient_norm if it was compiled."""
         logs = self.evaluation_losses()
         if self.gradient_norm_tracker is not None:
             logs["gradient_norm"] = self.gradient_norm_tracker.result()
         return logs
 
-    def evaluation_losses(self) -> dict[str, Any]:
+    def evaluation_losses(self) -> Logs:
         """Return the running n_loss, i_loss and loss."""
         return self.objective.results()
 
-    def evaluation_logs(self, data: Data) -> dict[str, Any]:
+    def evaluation_logs(self, data: Data) -> Logs:
         """Update and return all metrics for a batch, on the EMA network."""
         batch = inputs.handed_by_keras(data)
         unit_images = inputs.as_unit_range(batch.images)
