@@ -29,6 +29,7 @@ from ddim_keras.diffusion.spacings import (
     Spacing,
     TrailingSpacing,
 )
+from ddim_keras.networks.ddpm_unet import attended_widths
 from ddim_keras.samplers import DDPM, DPMSolverMultistep
 from ddim_keras.sampling.clipping import (
     Clipping,
@@ -177,6 +178,12 @@ def network_config(settings: Config, has_null: bool) -> Config:
         )
     if groups is None and not default:
         groups = settings["groups"]
+    if settings["time_scale"] != 1.0 or settings["time_features"] not in (None, _first(settings)):
+        raise ValueError(
+            "UNet2DModel is told integer times, by as many sines and cosines as its first level is "
+            f"wide: not time_scale={settings['time_scale']} and "
+            f"time_features={settings['time_features']}"
+        )
     classes = settings["num_classes"]
     return {
         "_class_name": "UNet2DModel",
@@ -200,7 +207,7 @@ def network_config(settings: Config, has_null: bool) -> Config:
         "upsample_type": up[1],
         "dropout": settings["dropout"],
         "act_fn": "silu",
-        "attention_head_dim": settings["head_channels"],
+        "attention_head_dim": _head_channels(settings),
         "norm_num_groups": settings["groups"],
         "attn_norm_num_groups": groups or None,
         "norm_eps": settings["epsilon"],
@@ -210,6 +217,23 @@ def network_config(settings: Config, has_null: bool) -> Config:
         "num_class_embeds": None if classes is None else classes + has_null,
         "num_train_timesteps": None,
     }
+
+
+def _first(settings: Config) -> int:
+    return int(settings["widths"][0])
+
+
+def _head_channels(settings: Config) -> int | None:
+    """Channels of a head, which UNet2DModel has the same at all levels."""
+    heads, widths = settings["heads"], attended_widths(settings)
+    if heads is None or not widths:
+        return settings["head_channels"]
+    if len(widths) > 1:
+        raise ValueError(
+            f"UNet2DModel has heads of one size, but {heads} heads of levels {widths} wide are of "
+            "several"
+        )
+    return widths[0] // heads
 
 
 def scheduler_settings(config: Config) -> Config:
