@@ -30,7 +30,7 @@ from ddim_keras.diffusion.spacings import (
     TrailingSpacing,
 )
 from ddim_keras.networks.ddpm_unet import attended_widths
-from ddim_keras.samplers import DDPM, DPMSolverMultistep
+from ddim_keras.samplers import DDIM, DDPM, DPMSolverMultistep
 from ddim_keras.sampling.clipping import (
     Clipping,
     DynamicClipping,
@@ -250,10 +250,12 @@ def scheduler_settings(config: Config) -> Config:
         )
     if str(config.get("variance_type") or "").startswith("learned"):
         raise ValueError("the network also predicts variances, which cannot be read")
-    kind = config.get("_class_name", "DDPMScheduler")
+    kind, schedule = config.get("_class_name", "DDPMScheduler"), _schedule(config)
     is_solver = kind == "DPMSolverMultistepScheduler"
     if is_solver and config.get("algorithm_type", "dpmsolver++") == "sde-dpmsolver++":
         sampler: Any = DPMSolverMultistep(stochastic=True)
+    elif kind == "DDIMScheduler" and not config.get("set_alpha_to_one", True):
+        sampler = DDIM(last_noise_rate=_first_noise_rate(schedule))
     else:
         sampler = {
             "DPMSolverMultistepScheduler": "dpm_solver_2m",
@@ -264,7 +266,7 @@ def scheduler_settings(config: Config) -> Config:
         _STEPS, sampler, _spacing(config, kind, is_solver), _clipping(config, kind)
     )
     return {
-        "schedule": _schedule(config),
+        "schedule": schedule,
         "parameterization": _PREDICTIONS[prediction](),
         "sampling_defaults": defaults,
         "pixels": "symmetric",
@@ -300,8 +302,18 @@ def scheduler_config(
         config["clip_sample"] = not isinstance(clipping, (NoClipping, type(None), DynamicClipping))
         config["clip_sample_range"] = limit
     if kind == "DDIMScheduler":
-        config["set_alpha_to_one"] = True
+        last = getattr(defaults.sampler, "last_noise_rate", 0.0)
+        if last and not np.isclose(last, _first_noise_rate(schedule), rtol=1e-6):
+            raise ValueError(
+                "diffusers' walks end in the clean image or at the first of the noise rates, "
+                f"{_first_noise_rate(schedule):.4g}, not at last_noise_rate={last:.4g}"
+            )
+        config["set_alpha_to_one"] = not last
     return config
+
+
+def _first_noise_rate(schedule: Schedule) -> float:
+    return float(schedule(np.array(schedule.first_time))[1])
 
 
 def _refuse_others(said: Config) -> None:
@@ -421,7 +433,7 @@ def _spacing(config: Config, kind: str, is_solver: bool) -> Spacing:
     if name == "linspace":
         return LinspaceSpacing(with_first=kind not in own)
     if name == "leading":
-        return LeadingSpacing(config.get("steps_offset", 0))
+        return LeadingSpacing(config.get("steps_offset", 0), with_first=kind not in own)
     raise ValueError(
         f"the scheduler's timestep_spacing is {name!r}: expected leading, trailing or linspace"
     )
