@@ -1,8 +1,10 @@
 """Time this library's DDPM network on TensorFlow against diffusers in PyTorch, on the same weights.
 
 Each contestant has a process of its own, which waits while another works; a row's figures are taken
-in turns, and their medians compared. Sampling is 20 steps of DDIM; training is a step of Adam on
-predicted noises with the moving average of the weights. Needs the extra `[parity]`:
+in turns. A ratio is the median of the turns' ratios, so that whatever else the machine does meets
+all alike; beside the seconds on the clock it is also said of the seconds of processor time, which
+other programs disturb less. Sampling is 20 steps of DDIM; training is a step of Adam on predicted
+noises with the moving average of the weights. Needs the extra `[parity]`:
 
     python benchmarks/peers.py --widths 64 128 --precisions float32 bfloat16
 """
@@ -25,8 +27,9 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 CONTESTANTS = ("ours", "eager", "compile")
-SIZE, STEPS = 32, 20
-# Steps of training in a turn, of which the mean is taken.
+SIZE = 32
+# Steps of DDIM, and of training of which the mean is taken, in a turn.
+STEPS = int(os.environ.get("PEERS_STEPS", 20))
 TRAINED = 4
 
 
@@ -136,10 +139,11 @@ def work(contestant: str, folder: str, task: str, batch: int, precision: str) ->
     gc.collect()
     print("ready", flush=True)
     for _ in sys.stdin:
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         turn()
-        taken = time.perf_counter() - begin
-        print(json.dumps(taken / (TRAINED if task == "training" else 1)), flush=True)
+        taken = time.perf_counter() - begin[0], time.process_time() - begin[1]
+        each = TRAINED if task == "training" else 1
+        print(json.dumps({"seconds": [part / each for part in taken]}), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"peak_mib": peak / 1024}), flush=True)
 
@@ -149,7 +153,7 @@ def answers(process: subprocess.Popen) -> Iterator[str]:
     assert process.stdout is not None
     for line in process.stdout:
         line = line.strip()
-        if line == "ready" or line[:1] in "{0123456789":
+        if line == "ready" or line.startswith(('{"seconds"', '{"peak_mib"')):
             yield line
     raise RuntimeError(f"a contestant failed: {' '.join(map(str, process.args))}")
 
@@ -157,7 +161,7 @@ def answers(process: subprocess.Popen) -> Iterator[str]:
 def row(
     folder: str, task: str, batch: int, precision: str, turns: int, contestants: list[str]
 ) -> dict:
-    """Seconds (medians) and memory of each contestant."""
+    """Medians of seconds and memory of each contestant, and how many times ours each needs."""
     processes = {}
     for name in contestants:
         arguments = ["--worker", name, folder, task, str(batch), precision]
@@ -171,20 +175,25 @@ def row(
         lines = answers(process)
         assert next(lines) == "ready"  # one after another, so that none compiles in another's time
         processes[name] = process, lines
-    seconds: dict[str, list[float]] = {name: [] for name in processes}
+    seconds: dict[str, list[list[float]]] = {name: [] for name in processes}
     for _ in range(turns):
         for name, (process, lines) in processes.items():
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-            seconds[name].append(float(next(lines)))
+            seconds[name].append(json.loads(next(lines))["seconds"])
     result = {}
     for name, (process, lines) in processes.items():
         assert process.stdin is not None
         process.stdin.close()
         memory = json.loads(next(lines))["peak_mib"]
         process.wait()
-        result[name] = {"seconds": statistics.median(seconds[name]), "peak_mib": round(memory)}
+        clock, processor = (statistics.median(part) for part in zip(*seconds[name]))
+        result[name] = {"seconds": clock, "processor": processor, "peak_mib": round(memory)}
+        for kind, index in (("seconds", 0), ("processor", 1)):
+            pairs = zip(seconds[name], seconds.get("ours", seconds[name]))
+            ratios = [one[index] / own[index] for one, own in pairs]
+            result[name][f"{kind}_of_ours"] = statistics.median(ratios)
     return result
 
 
@@ -195,6 +204,7 @@ def main() -> None:
     parser.add_argument("--sampling", type=int, nargs="*", default=[1, 16, 64], metavar="BATCH")
     parser.add_argument("--training", type=int, nargs="*", default=[16], metavar="BATCH")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--steps", type=int, help="of DDIM in a turn, where 20 last too long")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--json", help="also write the figures here")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
@@ -202,10 +212,13 @@ def main() -> None:
     if arguments.worker:
         name, folder, task, batch, precision = arguments.worker
         return work(name, folder, task, int(batch), precision)
+    if arguments.steps:
+        os.environ["PEERS_STEPS"] = str(arguments.steps)  # the workers read it
     tasks = [("sampling", batch) for batch in arguments.sampling]
     tasks += [("training", batch) for batch in arguments.training]
     rows = []
-    print("width precision task batch | seconds and peak MiB of each | best of PyTorch / ours")
+    print("width precision task batch | seconds, of the processor, and peak MiB of each | best of")
+    print("PyTorch / ours, of the processor")
     with tempfile.TemporaryDirectory() as folder:
         for width in arguments.widths:
             write_weights(f"{folder}/{width}", width)
@@ -218,15 +231,19 @@ def main() -> None:
                     arguments.turns,
                     arguments.contestants,
                 )
-                others = [part["seconds"] for name, part in found.items() if name != "ours"]
-                ratio = min(others) / found["ours"]["seconds"] if others else float("nan")
+                others = [part for name, part in found.items() if name != "ours"]
+                ratios = [
+                    min((part[f"{kind}_of_ours"] for part in others), default=float("nan"))
+                    for kind in ("seconds", "processor")
+                ]
                 each = "  ".join(
-                    f"{name} {part['seconds']:.3f} s {part['peak_mib']}"
+                    f"{name} {part['seconds']:.3f} {part['processor']:.3f} {part['peak_mib']}"
                     for name, part in found.items()
                 )
-                print(f"{width} {precision} {task} {batch} | {each} | {ratio:.2f}", flush=True)
+                said = " ".join(f"{ratio:.2f}" for ratio in ratios)
+                print(f"{width} {precision} {task} {batch} | {each} | {said}", flush=True)
                 rows.append({"width": width, "precision": precision, "task": task, "batch": batch})
-                rows[-1] |= {"ratio": ratio, **found}
+                rows[-1] |= {"ratio": ratios[0], "ratio_of_processor": ratios[1], **found}
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(rows, file, indent=2)

@@ -461,21 +461,38 @@ class DiffusionModel(EMATrainer):
         path: str | os.PathLike,
         *,
         image_size: int | tuple[int, int] | None = None,
+        schedule: str | Schedule | Config = "linear_beta",
+        heads: int | None = None,
+        head_channels: int | None = None,
+        new_attention_order: bool = False,
+        rescaled_times: bool = True,
+        null_class: bool = False,
         **changes: Any,
     ) -> DiffusionModel:
-        """Make a model of a checkpoint of the DDIM paper's code, or of Ho et al.'s networks as
-        converted for it.
+        """Make a model of a checkpoint of the DDIM paper's code, of Ho et al.'s networks as
+        converted for it, or of improved-diffusion or guided-diffusion, of whose networks with
+        learned variances only the noises are taken.
 
         Args:
             path: a .ckpt, .pth or .pt file, which needs PyTorch but is not unpickled, or the same
                 weights as .safetensors. The averaged weights are taken where it has some.
-            image_size: None for the size at which the attention is at 16 x 16 pixels.
+            image_size: None for the size at which the attention is at 16 x 16 pixels, or reaches
+                from there to 8 x 8.
+            schedule: of the training, of T times; the file does not say it. For the others' flags
+                noise_schedule cosine and diffusion_steps 4000 give `CosineBetaSchedule(4000)`.
+            heads, head_channels: of the last two's attention, one of them: their flags num_heads
+                (4 where not given) or num_head_channels.
+            new_attention_order: their flag use_new_attention_order.
+            rescaled_times: their flag rescale_timesteps, which matters where T is not 1000.
+            null_class: whether the last of the labels says nothing; else zeros do.
             **changes: as for `from_diffusers`.
 
         Raises:
             ValueError, ImportError: as for `from_diffusers`.
         """
-        return _published(cls, checkpoints.read(path, image_size=image_size), changes)
+        heads_told = (heads, head_channels, new_attention_order)
+        told = checkpoints.Told(image_size, *heads_told, rescaled_times, null_class)
+        return _published(cls, checkpoints.read(path, told, schedule), changes)
 
     def save_to_diffusers(self, folder: str | os.PathLike) -> None:
         """Write a folder that diffusers' `DDIMPipeline.from_pretrained` loads, with the EMA

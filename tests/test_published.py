@@ -13,6 +13,7 @@ from conftest import random_images, slow_on_jax
 import ddim_keras
 from ddim_keras import DiffusionModel, networks, presets
 from ddim_keras.cli import main
+from ddim_keras.diffusion.schedules import CosineBetaSchedule
 from ddim_keras.presets import ddpm_names, diffusers_configs, safetensors
 from ddim_keras.sampling.clipping import ImageOnlyClipping
 
@@ -292,6 +293,144 @@ def test_a_checkpoint_of_the_authors_says_how_large_its_network_is(tmp_path):
     safetensors.write(path, arrays)
     with pytest.raises(ValueError, match="another network than the DDIM paper's"):
         DiffusionModel.from_checkpoint(path)
+
+
+OPENAI = {
+    **{
+        "image_shape": [16, 16, 3],
+        "widths": [32, 64],
+        "block_depth": 1,
+        "attention_levels": [0, 1],
+    },
+    **{"heads": 2, "conditioning": "scale_shift", "padding": "around", "epsilon": 1e-5},
+    **{"residual_halvings": [0], "residual_doublings": [1], "time_features": 32},
+    **{"cosines_first": True, "frequency_shift": 0.0, "num_classes": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def openai_arrays():
+    """Weights under the names of guided-diffusion, as a training with learned variances and four
+    labels has them, and the network.
+    """
+    network = random_weights(networks.ddpm_unet(**OPENAI))
+    arrays = ddpm_names.arrays_of(network, ddpm_names.openai(network.settings, head_by_head=True))
+    for name in ("out.2.weight", "out.2.bias"):
+        arrays[name] = np.concatenate([arrays[name], np.ones_like(arrays[name])])
+    return network, arrays
+
+
+def test_a_checkpoint_of_guided_diffusion_says_what_network_it_is(openai_arrays, tmp_path):
+    network, arrays = openai_arrays
+    path = tmp_path / "model.safetensors"
+    safetensors.write(path, arrays)
+    schedule = CosineBetaSchedule(50)
+    told = {"heads": 2, "null_class": True, "rescaled_times": False, "schedule": schedule}
+    model = DiffusionModel.from_checkpoint(path, image_size=(8, 16), **told)
+    assert {**model.network.settings, "image_shape": [16, 16, 3]} == {
+        **network.settings,
+        "up_attention_levels": [0, 1],
+        "embedding_features": 128,
+    }
+    assert weights_equal(model.network, network)
+    assert model.num_classes == 3
+    assert model.schedule.get_config() == schedule.get_config()
+    model = DiffusionModel.from_checkpoint(path, heads=2)
+    assert model.image_shape == (16, 16, 3)
+    table = model.network.get_layer("label_embedding").get_weights()[0]
+    assert np.array_equal(table[:4], arrays["label_emb.weight"])
+    assert not table[4].any()
+
+
+def without(arrays, *beginnings):
+    return {name: part for name, part in arrays.items() if not name.startswith(beginnings)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told", "message"),
+    [
+        (lambda arrays: arrays, {}, "how many heads .* give heads"),
+        (lambda arrays: arrays, {"heads": 2, "head_channels": 8}, "got heads=2 and head_ch"),
+        (lambda arrays: arrays, {"heads": 5}, r"heads must divide the widths .* \[32, 64\], got 5"),
+        (lambda arrays: arrays, {"heads": 2, "schedule": "angle"}, "a schedule of T times"),
+        (lambda arrays: without(arrays, "output_blocks"), {"heads": 2}, "half of a U-Net"),
+        (lambda arrays: without(arrays, "input_blocks.2"), {"heads": 2}, r"input_blocks \[2\]"),
+        (lambda arrays: without(arrays, "out.2.bias"), {"heads": 2}, "lacks out.2.bias"),
+        (lambda arrays: without(arrays, "time_embed.0"), {"heads": 2}, "lacks time_embed.0.weight"),
+        (
+            lambda arrays: without(arrays, "middle_block.1.qkv.weight"),
+            {"heads": 2},
+            "1 missing: middle_block.1.qkv.weight",
+        ),
+        (
+            lambda arrays: {**arrays, "input_blocks.1.0.odd": np.zeros(2, "float32")},
+            {"heads": 2},
+            "1 not known: input_blocks.1.0.odd",
+        ),
+        (
+            lambda arrays: {**arrays, "low_res.weight": np.zeros(2, "float32")},
+            {"heads": 2},
+            "parts that are not known: low_res.weight",
+        ),
+        (
+            lambda arrays: {**arrays, "middle_block.1.qkv.bias": np.zeros(5, "float32")},
+            {"heads": 2},
+            r"of another shape: middle_block.1.qkv.bias \(5,\) instead of \(192,\)",
+        ),
+        (
+            lambda arrays: {**arrays, "input_blocks.0.0.weight": np.zeros((32, 6, 3, 3), "f")},
+            {"heads": 2},
+            "takes 6 channels and returns 6, as one that enlarges",
+        ),
+        (
+            lambda arrays: {"model.map_layer0.weight": np.zeros(2, "f")},
+            {},
+            "of EDM, which has other noise levels",
+        ),
+        (lambda arrays: {"all_modules.0.weight": np.zeros(2, "f")}, {}, "of score_sde, which has"),
+        (
+            lambda arrays: {"down.0.block.0.conv1.weight": np.zeros(2, "f")},
+            {"heads": 2},
+            "no choice of heads",
+        ),
+    ],
+)
+def test_what_a_checkpoint_lacks_or_has_too_much_is_named(
+    openai_arrays, changed, told, message, tmp_path
+):
+    safetensors.write(tmp_path / "model.safetensors", changed(openai_arrays[1]))
+    with pytest.raises(ValueError, match=message):
+        DiffusionModel.from_checkpoint(tmp_path / "model.safetensors", **told)
+
+
+def test_heads_of_one_size_go_out_to_diffusers_and_of_several_do_not(tmp_path):
+    settings = {**OPENAI, "time_features": None, "num_classes": None, "attention_levels": [1]}
+    written = diffusers_configs.network_config(networks.ddpm_unet(**settings).settings, True)
+    assert written["attention_head_dim"] == 32
+    for changes, message in (
+        ({"attention_levels": [0, 1]}, r"2 heads of levels \[32, 64\] wide are of several"),
+        ({"time_scale": 0.25}, "not time_scale=0.25"),
+        ({"time_features": 64}, "time_features=64"),
+    ):
+        network = networks.ddpm_unet(**{**settings, **changes})
+        with pytest.raises(ValueError, match=message):
+            diffusers_configs.network_config(network.settings, True)
+
+
+def test_a_checkpoint_is_converted_by_the_command_line(openai_arrays, tmp_path):
+    safetensors.write(tmp_path / "model.safetensors", openai_arrays[1])
+    arguments = ["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "model.keras")]
+    told = ["--heads", "2", "--null-class", "--noise-schedule", "linear", "--times", "4000"]
+    result = CliRunner().invoke(main, [*arguments, *told], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    model = ddim_keras.load_model(tmp_path / "model.keras")
+    assert weights_equal(model.network, openai_arrays[0])
+    assert model.network.settings["time_scale"] == 0.25
+    assert model.schedule.get_config() == {
+        "num_times": 4000,
+        "min_beta": 2.5e-5,
+        "max_beta": 0.005,
+    }
 
 
 def test_what_diffusers_has_no_place_for_is_refused_before_anything_is_written(tmp_path):

@@ -186,6 +186,30 @@ def _to_be_exported(source: str, ema_length: float | str | None) -> DiffusionMod
     help="The last of the class embeddings stands for no label.",
 )
 @click.option("--variant", default=None, help="Which of several weights, such as fp16.")
+@click.option(
+    "--noise-schedule",
+    type=click.Choice(["linear", "cosine"]),
+    default="linear",
+    help="What a checkpoint was trained on.  [default: linear]",
+)
+@click.option(
+    "--times",
+    type=click.IntRange(min=2),
+    default=1000,
+    help="The number of times it was trained on.  [default: 1000]",
+)
+@click.option("--heads", type=click.IntRange(min=1), help="Number of heads of its attention.")
+@click.option("--head-channels", type=click.IntRange(min=1), help="Or channels of each head.")
+@click.option(
+    "--new-attention-order",
+    is_flag=True,
+    help="Its attention holds all queries before all keys (use_new_attention_order).",
+)
+@click.option(
+    "--rescaled-times/--no-rescaled-times",
+    default=True,
+    help="Whether its times count as if they were 1000 (rescale_timesteps).  [default: yes]",
+)
 def convert(
     source: str,
     out: pathlib.Path,
@@ -193,18 +217,24 @@ def convert(
     image_size: int | list[int] | None,
     null_class: bool,
     variant: str | None,
+    noise_schedule: str,
+    times: int,
+    **told: Any,
 ) -> None:
     """Convert published weights to this library's formats, or a model to diffusers'.
 
     SOURCE is a folder that diffusers wrote, a name on the Hub, a checkpoint of the DDIM paper's
-    code (.ckpt, .pth, .safetensors), or a model as for other commands.
+    code, of improved-diffusion or of guided-diffusion (.ckpt, .pth, .pt, .safetensors), or a model
+    as for other commands.
 
     \b
     ddim-keras convert google/ddpm-cifar10-32 cifar10.keras
     ddim-keras convert model-790000.ckpt cifar10.keras
+    ddim-keras convert lsun_bedroom.pt bedroom.keras --head-channels 64
     ddim-keras convert cifar10.keras cifar10-folder --to diffusers
     """
     from ddim_keras.model import DiffusionModel
+    from ddim_keras.presets import checkpoints
 
     kind = kind or ("keras" if out.suffix == ".keras" else "preset")
     if (kind == "keras") != (out.suffix == ".keras") or out.suffix not in ("", ".keras"):
@@ -215,7 +245,10 @@ def convert(
     path = pathlib.Path(source)
     size = (image_size[0], image_size[1]) if isinstance(image_size, list) else image_size
     if path.is_file() and path.suffix != ".keras":
-        model = DiffusionModel.from_checkpoint(path, image_size=size)
+        schedule = checkpoints.schedule_of_times(noise_schedule, times)
+        model = DiffusionModel.from_checkpoint(
+            path, image_size=size, schedule=schedule, null_class=null_class, **told
+        )
     elif (path / "model_index.json").is_file() or _may_be_on_the_hub(source):
         model = DiffusionModel.from_diffusers(
             source, image_size=size, null_class=null_class or None, variant=variant

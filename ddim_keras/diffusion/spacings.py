@@ -155,6 +155,8 @@ class LeadingSpacing(Spacing):
 
     Args:
         offset: on T discrete times, how many times all are moved towards the noise.
+        with_first: False leaves out the first time, the end of S + 1 such steps, as diffusers'
+            solvers do.
 
     Examples:
 
@@ -163,17 +165,26 @@ class LeadingSpacing(Spacing):
     [751.0, 501.0, 251.0, 1.0]
     """
 
-    def __init__(self, offset: int = 0):
+    def __init__(self, offset: int = 0, with_first: bool = True):
         self.offset = integer("offset", offset, minimum=0)
+        self.with_first = bool(with_first)
+
+    def _places(self, diffusion_steps: int) -> tuple[Numbers, int]:
+        """The number of each step, rising, and of how many."""
+        left_out = int(not self.with_first)
+        return np.arange(diffusion_steps) + left_out, diffusion_steps + left_out
 
     def times(self, diffusion_steps: int, schedule: Schedule, start: float) -> Array:
-        return start * np.arange(diffusion_steps - 1, -1, -1) / diffusion_steps
+        places, count = self._places(diffusion_steps)
+        return start * places[::-1] / count
 
     def numbers(self, diffusion_steps: int, last: int, schedule: Schedule) -> Numbers:
-        return 1 + self.offset + np.arange(diffusion_steps) * (last // diffusion_steps)
+        places, count = self._places(diffusion_steps)
+        return 1 + self.offset + places * (last // count)
 
     def get_config(self) -> Config:
-        return {"offset": self.offset} if self.offset else {}
+        without = {} if self.with_first else {"with_first": False}
+        return ({"offset": self.offset} if self.offset else {}) | without
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -27,6 +27,7 @@ class TimeEmbedding(Float32Embedding):
         cosines_first: whether the cosines come before the sines.
         shift: 1 puts the last frequency at 1 / 10000, as Ho et al. 2020 do, 0 just before it.
         first_time: what the first of the times, 1, counts as: 0 in the published networks.
+        scale: what times are multiplied by then.
 
     Input and output: (..., 1) and (..., dims).
     """
@@ -37,6 +38,7 @@ class TimeEmbedding(Float32Embedding):
         cosines_first: bool = False,
         shift: float = 1.0,
         first_time: float = 0.0,
+        scale: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(dims, **kwargs)
@@ -47,11 +49,14 @@ class TimeEmbedding(Float32Embedding):
         self.cosines_first = bool(cosines_first)
         self.shift = float(shift)
         self.first_time = float(first_time)
+        self.scale = float(scale)
         places = np.arange(dims // 2) / (dims // 2 - self.shift)
         self._frequencies = np.exp(-math.log(10000.0) * places).astype("float32")
 
     def call(self, times):
-        angles = (times - 1.0 + self.first_time) * self._frequencies
+        counted = times - 1.0 + self.first_time
+        counted = counted if self.scale == 1.0 else counted * self.scale
+        angles = counted * self._frequencies
         parts = [ops.sin(angles), ops.cos(angles)]
         return ops.concatenate(parts[::-1] if self.cosines_first else parts, axis=-1)
 
@@ -61,6 +66,7 @@ class TimeEmbedding(Float32Embedding):
             "cosines_first": self.cosines_first,
             "shift": self.shift,
             "first_time": self.first_time,
+            "scale": self.scale,
         }
 
 

@@ -19,6 +19,13 @@ from ddim_keras.support.types import Config, DType, Tensor
 
 PADDINGS = ("after", "around")
 CONDITIONINGS = ("add", "scale_shift")
+# Arguments by what they are in a configuration.
+_LISTS = (
+    *("image_shape", "widths", "attention_levels", "up_attention_levels"),
+    *("residual_halvings", "residual_doublings"),
+)
+_NUMBERS = ("middle_scale", "dropout", "epsilon", "frequency_shift", "time_scale")
+_SWITCHES = ("middle", "middle_attention", "cosines_first", "centre_input", "recompute")
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -55,6 +62,7 @@ class _Options(NamedTuple):
     epsilon: float
     dropout: float
     head_channels: int | None
+    heads: int | None
     padding: str
     dtype: DType
 
@@ -71,6 +79,7 @@ def ddpm_unet(
     middle_groups: int | None = None,
     middle_scale: float = 1.0,
     head_channels: int | None = None,
+    heads: int | None = None,
     dropout: float = 0.0,
     padding: str = "after",
     residual_halvings: Sequence[int] = (),
@@ -81,6 +90,8 @@ def ddpm_unet(
     embedding_features: int | None = None,
     cosines_first: bool = False,
     frequency_shift: float = 1.0,
+    time_features: int | None = None,
+    time_scale: float = 1.0,
     centre_input: bool = False,
     num_classes: int | None = None,
     recompute: bool = False,
@@ -105,6 +116,7 @@ def ddpm_unet(
         middle_groups: of its group normalisation; None for `groups`, 0 for no normalisation.
         middle_scale: what the outputs of the middle blocks are divided by.
         head_channels: channels of each head of the attention; None for a single head.
+        heads: number of heads of the attention at all levels, instead of their channels.
         dropout: share of features that training leaves out in each residual block, in [0, 1).
         padding: of the convolutions that halve the size: "after" puts a row and a column of zeros
             below and to the right, as the paper's network does, "around" on all sides, as PyTorch's
@@ -118,6 +130,9 @@ def ddpm_unet(
         epsilon: of the group normalisation.
         embedding_features: of the time's embedding after its two layers; None for 4 * widths[0].
         cosines_first, frequency_shift: as for `TimeEmbedding`.
+        time_features: number of its sines and cosines; None for widths[0].
+        time_scale: what times count more than as integers from 0: 1000 / T where the network was
+            trained on T times as if they were 1000.
         centre_input: whether noisy images x enter as 2 x - 1.
         num_classes: K: the network also takes labels from 0 to K, where K says nothing. Each has a
             vector, which is learned and added to the time's embedding.
@@ -140,31 +155,8 @@ def ddpm_unet(
     >>> ddpm_unet((32, 32, 3)).count_params()
     35746307
     """
-    settings: Config = {
-        "image_shape": _integers(image_shape),
-        "widths": _integers(widths),
-        "block_depth": block_depth,
-        "attention_levels": _integers(attention_levels),
-        "up_attention_levels": _integers(up_attention_levels),
-        "middle": bool(middle),
-        "middle_attention": bool(middle_attention),
-        "middle_groups": middle_groups,
-        "middle_scale": float(middle_scale),
-        "head_channels": head_channels,
-        "dropout": float(dropout),
-        "padding": padding,
-        "residual_halvings": _integers(residual_halvings),
-        "residual_doublings": _integers(residual_doublings),
-        "conditioning": conditioning,
-        "groups": groups,
-        "epsilon": float(epsilon),
-        "embedding_features": embedding_features,
-        "cosines_first": bool(cosines_first),
-        "frequency_shift": float(frequency_shift),
-        "centre_input": bool(centre_input),
-        "num_classes": num_classes,
-        "recompute": bool(recompute),
-    }
+    given = dict(locals())
+    settings = _plain(given)
     _check(settings)
     policy = keras.dtype_policies.get(with_float32_weights(dtype)).name
     inputs, outputs, first, steps = _built(settings, policy)
@@ -174,8 +166,16 @@ def ddpm_unet(
     return network
 
 
-def _integers(values: Sequence[int] | None) -> list[int] | None:
-    return None if values is None else [int(value) for value in values]
+def _plain(arguments: Config) -> Config:
+    """The arguments of `ddpm_unet` but its dtype and name, as a configuration has them."""
+    kinds: dict[str, Callable[[Any], Any]] = dict.fromkeys(_NUMBERS, float)
+    kinds |= dict.fromkeys(_SWITCHES, bool)
+    kinds |= dict.fromkeys(_LISTS, lambda values: [int(value) for value in values])
+    return {
+        name: kinds[name](value) if name in kinds and value is not None else value
+        for name, value in arguments.items()
+        if name not in ("dtype", "name")
+    }
 
 
 def _built(
@@ -232,7 +232,11 @@ def _embedding(settings: Config, times: Tensor, labels: Tensor | None, dtype: DT
     width = settings["widths"][0]
     features = settings["embedding_features"] or 4 * width
     embedding = TimeEmbedding(
-        width, settings["cosines_first"], settings["frequency_shift"], name="time_embedding"
+        settings["time_features"] or width,
+        settings["cosines_first"],
+        settings["frequency_shift"],
+        scale=settings["time_scale"],
+        name="time_embedding",
     )(times)
     embedding = layers.Dense(features, dtype=dtype, name="time_first")(embedding)
     embedding = Swish(dtype=dtype, name="time_swish")(embedding)
@@ -338,8 +342,11 @@ class _Blocks:
     ) -> Tensor:
         def block(x: Tensor) -> Tensor:
             seen = x if groups == 0 else self.normalized(x, f"{name}_norm", groups)
+            size, heads = self.options.head_channels, self.options.heads
             attend = SelfAttention2D(
-                self.options.head_channels, dtype=self.options.dtype, name=f"{name}_attend"
+                x.shape[-1] // heads if heads else size,
+                dtype=self.options.dtype,
+                name=f"{name}_attend",
             )
             return self._sum(attend(seen), x, scale, name)
 
@@ -402,12 +409,35 @@ def _check(settings: Config) -> None:
             "recompute=True would draw dropout anew when the blocks are worked out again: give "
             "dropout=0, or recompute=False"
         )
-    for name in ("middle_scale", "epsilon"):
+    for name in ("middle_scale", "epsilon", "time_scale"):
         if not settings[name] > 0.0:
             raise ValueError(f"{name} must be positive, got {settings[name]}")
-    for name in ("num_classes", "head_channels", "embedding_features"):
+    for name in ("num_classes", "head_channels", "heads", "embedding_features", "time_features"):
         if settings[name] is not None:
             positive_int(name, settings[name])
+    _check_heads(settings)
+
+
+def attended_widths(settings: Config) -> list[int]:
+    """Return the widths that self-attention works on, rising."""
+    levels = {*settings["attention_levels"], *(settings["up_attention_levels"] or [])}
+    if settings["middle"] and settings["middle_attention"]:
+        levels.add(len(settings["widths"]) - 1)
+    return sorted({settings["widths"][level] for level in levels})
+
+
+def _check_heads(settings: Config) -> None:
+    heads = settings["heads"]
+    if heads is None:
+        return
+    if settings["head_channels"] is not None:
+        raise ValueError(
+            f"give heads or head_channels, got both: {heads} and {settings['head_channels']}"
+        )
+    if any(width % heads for width in attended_widths(settings)):
+        raise ValueError(
+            f"heads must divide the widths with attention, {attended_widths(settings)}, got {heads}"
+        )
 
 
 def _check_levels_named(name: str, chosen: Sequence[int], allowed: range) -> None:

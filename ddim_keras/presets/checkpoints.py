@@ -1,4 +1,5 @@
-"""Checkpoints of the DDIM paper's code, and of Ho et al.'s networks as converted for it.
+"""Checkpoints of the DDIM paper's code, of Ho et al.'s networks as converted for it, and of
+improved-diffusion and guided-diffusion.
 
 Their network is `ddpm_unet`; its sizes are read off the weights.
 """
@@ -11,27 +12,66 @@ import re
 from typing import Any
 
 from ddim_keras.diffusion.parameterizations import NoiseParameterization
-from ddim_keras.diffusion.schedules import LinearBetaSchedule
-from ddim_keras.presets import ddpm_names, weight_files
+from ddim_keras.diffusion.schedules import (
+    SCHEDULES,
+    CosineBetaSchedule,
+    LinearBetaSchedule,
+    Schedule,
+)
+from ddim_keras.presets import ddpm_names, openai_checkpoints, weight_files
 from ddim_keras.presets.diffusers import Published
+from ddim_keras.presets.openai_checkpoints import Told
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.support.arguments import height_and_width
+from ddim_keras.support.arguments import height_and_width, positive_int
+from ddim_keras.support.configurable import resolve
 from ddim_keras.support.types import Config
 
 # The size at which the published networks attend.
 _ATTENDED_SIZE = 16
 _AVERAGES = ("ema", "ema_state_dict", "model_ema")
 _WEIGHTS = ("state_dict", "model_state_dict", "model")
+# What weights of other networks are called, and what those have that `ddpm_unet` does not.
+_OTHERS = (
+    (r"(model\.)?map_layer0\.", "of EDM", "other noise levels, and sums scaled in each block"),
+    (r"all_modules\.", "of score_sde", "other noise levels and filters that resize"),
+    (r"(model\.)?(enc|dec)\.\d+x\d+", "of EDM", "other noise levels and resizing filters"),
+    (r"(model\.)?diffusion_model\.|first_stage_model\.", "of latent diffusion", "an autoencoder"),
+)
 
 
-def read(path: str | os.PathLike, *, image_size: int | tuple[int, int] | None = None) -> Published:
+def schedule_of_times(name: str, num_times: int) -> Schedule:
+    """Return a schedule of T times as improved-diffusion and guided-diffusion name it: "linear",
+    whose betas shrink as T grows, or "cosine".
+
+    Raises:
+        ValueError: another name, or no such T.
+
+    Examples:
+
+    >>> schedule_of_times("linear", 4000)
+    LinearBetaSchedule(num_times=4000, min_beta=2.5e-05, max_beta=0.005)
+    """
+    if name == "linear":
+        scale = 1000.0 / positive_int("num_times", num_times)
+        return LinearBetaSchedule(num_times, scale * 1e-4, scale * 0.02)
+    if name == "cosine":
+        return CosineBetaSchedule(num_times)
+    raise ValueError(f'schedule must be "linear" or "cosine", got {name!r}')
+
+
+def read(
+    path: str | os.PathLike,
+    told: Told,
+    schedule: str | Schedule | Config = "linear_beta",
+) -> Published:
     """Read a checkpoint, `.ckpt`, `.pth`, `.pt` or `.safetensors`; the averaged weights where it
     has some.
 
     Args:
         path: of the file.
-        image_size: of the network; None takes the size whose attention is at 16 x 16, as in all
-            published ones.
+        told: what the weights do not tell. The DDIM paper's need `image_size` at most; None takes
+            the size whose attention is at 16 x 16, as in all published ones.
+        schedule: of the training, of T times.
 
     Raises:
         ValueError: the file is damaged, holds more than weights, or weights of another network.
@@ -40,19 +80,44 @@ def read(path: str | os.PathLike, *, image_size: int | tuple[int, int] | None = 
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
+    given = resolve(schedule, Schedule, SCHEDULES)
+    if given.num_times is None:
+        raise ValueError(f"such networks are trained on a schedule of T times, got {given!r}")
     arrays = _averaged(weight_files.read(path), path)
-    arrays.pop("logvar", None)  # a constant of the training
-    settings = _settings(arrays, path, image_size)
+    _refuse_others(arrays, path)
+    if openai_checkpoints.is_of_them(arrays):
+        settings, arrays, naming = openai_checkpoints.read(arrays, told, given.num_times, path)
+        defaults = SamplingDefaults(50, "ddim", "leading", "static")
+    else:
+        if unused := [name for name in _ONLY_OPENAI if getattr(told, name)]:
+            raise ValueError(f"the DDIM paper's network has no choice of {', '.join(unused)}")
+        arrays.pop("logvar", None)  # a constant of the training
+        settings, naming = _settings(arrays, path, told.image_size), ddpm_names.AUTHORS
+        defaults = SamplingDefaults(50, "ddim", "leading")
     config: Config = {
+        "num_classes": settings.get("num_classes"),
         "image_size": settings["image_shape"][:2],
         "channels": settings["image_shape"][2],
         "network": settings,
-        "schedule": LinearBetaSchedule(),
+        "schedule": given,
         "parameterization": NoiseParameterization(),
         "pixels": "symmetric",
-        "sampling_defaults": SamplingDefaults(50, "ddim", "leading"),
+        "sampling_defaults": defaults,
     }
-    return Published(config, arrays, ddpm_names.AUTHORS, str(path))
+    return Published(config, arrays, naming, str(path))
+
+
+_ONLY_OPENAI = ("heads", "head_channels", "new_attention_order", "null_class")
+
+
+def _refuse_others(arrays: weight_files.Arrays, path: pathlib.Path) -> None:
+    """Raise ValueError for the weights of networks that are known, but not to `ddpm_unet`."""
+    for pattern, whose, reason in _OTHERS:
+        if any(re.match(pattern, name) for name in arrays):
+            raise ValueError(
+                f"{path} holds a network {whose}, which has {reason}: only those of the DDIM "
+                "paper, improved-diffusion and guided-diffusion can be read"
+            )
 
 
 def _averaged(found: Any, path: pathlib.Path) -> weight_files.Arrays:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddim_keras.networks.ddpm_unet import DDPMUNet
-from ddim_keras.support.types import Variable
+from ddim_keras.support.types import Config, Variable
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 _SHOWN = 6
@@ -26,11 +26,15 @@ class Naming(NamedTuple):
     Attributes:
         whole: layers that stand once.
         block: layers of a residual block.
-        queries, keys, values, attended, attention_norm: those of self-attention.
+        queries, keys, values, attended, attention_norm: those of self-attention; the first three
+            are one and the same where a single matrix makes all.
         place: (way, level, kind, number, levels) -> the prefix of a block, where way is "down",
             "middle" or "up", and kind "block" or "attention", or "convolution" or "resized" for
             what halves or doubles.
-        matrices_of_images: whether the matrices of attention are 1 x 1 convolutions.
+        matrix_axes: how many axes of length 1 the matrices of attention have besides, being
+            convolutions.
+        head_by_head: whether a single matrix makes queries, keys and values of one head after
+            the other, instead of all queries first.
     """
 
     whole: Mapping[str, str]
@@ -41,7 +45,8 @@ class Naming(NamedTuple):
     attended: str
     attention_norm: str
     place: Callable[[str, int, str, int, int], str]
-    matrices_of_images: bool = False
+    matrix_axes: int = 0
+    head_by_head: bool = False
 
 
 def _place_in_diffusers(way: str, level: int, kind: str, number: int, levels: int) -> str:
@@ -116,8 +121,66 @@ AUTHORS = Naming(
     attended="proj_out",
     attention_norm="norm",
     place=_place_of_authors,
-    matrices_of_images=True,
+    matrix_axes=2,
 )
+
+
+def openai(settings: Config, head_by_head: bool) -> Naming:
+    """Return what improved-diffusion and guided-diffusion call the weights of a network.
+
+    Their blocks are numbered along the way down and along the way up; what halves has a number of
+    its own, what doubles stands in the last block of a level.
+
+    Args:
+        settings: of the network, as arguments of `ddpm_unet`.
+        head_by_head: as for `Naming`.
+    """
+    depth, up_levels = settings["block_depth"], settings["up_attention_levels"]
+    attended = settings["attention_levels"] if up_levels is None else up_levels
+
+    def place(way: str, level: int, kind: str, number: int, levels: int) -> str:
+        if way == "middle":
+            return f"middle_block.{2 * number if kind == 'block' else 1}"
+        is_resizer = kind in ("convolution", "resized")
+        if way == "down":
+            block = 1 + level * (depth + 1) + (depth if is_resizer else number)
+            part = {"attention": "1", "convolution": "0.op"}.get(kind, "0")
+            return f"input_blocks.{block}.{part}"
+        block = (levels - 1 - level) * (depth + 1) + (depth if is_resizer else number)
+        last = 1 + (level in attended)
+        parts = {"block": "0", "attention": "1", "convolution": f"{last}.conv"}
+        return f"output_blocks.{block}.{parts.get(kind, last)}"
+
+    return Naming(
+        whole=_WHOLE_OF_OPENAI,
+        block=_BLOCK_OF_OPENAI,
+        queries="qkv",
+        keys="qkv",
+        values="qkv",
+        attended="proj_out",
+        attention_norm="norm",
+        place=place,
+        matrix_axes=1,
+        head_by_head=head_by_head,
+    )
+
+
+_WHOLE_OF_OPENAI = {
+    "input_convolution": "input_blocks.0.0",
+    "time_first": "time_embed.0",
+    "time_second": "time_embed.2",
+    "label_embedding": "label_emb",
+    "output_norm": "out.0",
+    "output_convolution": "out.2",
+}
+_BLOCK_OF_OPENAI = {
+    "first_norm": "in_layers.0",
+    "first_convolution": "in_layers.2",
+    "time": "emb_layers.1",
+    "second_norm": "out_layers.0",
+    "second_convolution": "out_layers.3",
+    "shortcut": "skip_connection",
+}
 
 _IN_LEVEL = re.compile(r"(down|up)_(\d+)_(block|attention)_(\d+)_(.+)")
 _IN_MIDDLE = re.compile(r"middle_(block|attention)_(\d+)_(.+)")
@@ -203,7 +266,7 @@ def _links(network: DDPMUNet, naming: Naming) -> list[_Link]:
             links += [_convolution(layer.kernel, f"{prefix}.weight")]
             links += [_same(layer.bias, f"{prefix}.bias")]
         elif kind == "Dense":
-            links += [_matrix(layer.kernel, [f"{prefix}.weight"], False)]
+            links += [_matrix(layer.kernel, [f"{prefix}.weight"])]
             links += [_same(layer.bias, f"{prefix}.bias")]
         elif kind == "GroupNormalization":
             links += [_same(layer.gamma, f"{prefix}.weight"), _same(layer.beta, f"{prefix}.bias")]
@@ -248,10 +311,12 @@ def _convolution(variable: Variable, name: str) -> _Link:
     )
 
 
-def _matrix(variable: Variable, names: Sequence[str], of_images: bool) -> _Link:
-    """A matrix, or several beside each other; elsewhere each is transposed."""
+def _matrix(variable: Variable, names: Sequence[str], axes: int = 0) -> _Link:
+    """A matrix, or several beside each other; elsewhere each is transposed, and has more axes of
+    length 1.
+    """
     given, made = variable.shape[0], variable.shape[1] // len(names)
-    shape = (made, given, 1, 1) if of_images else (made, given)
+    shape = (made, given, *[1] * axes)
 
     def ours(*arrays: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.concatenate([array.reshape(made, given).T for array in arrays], axis=1)
@@ -263,8 +328,12 @@ def _matrix(variable: Variable, names: Sequence[str], of_images: bool) -> _Link:
 
 
 def _attention(layer: Any, prefix: str, naming: Naming) -> list[_Link]:
+    axes, last = naming.matrix_axes, f"{prefix}.{naming.attended}"
+    own = [_matrix(layer.last.kernel, [f"{last}.weight"], axes)]
+    own += [_same(layer.last.bias, f"{last}.bias")]
+    if naming.queries == naming.keys:
+        return [*_joint(layer, f"{prefix}.{naming.queries}", naming), *own]
     three = [f"{prefix}.{name}" for name in (naming.queries, naming.keys, naming.values)]
-    last = f"{prefix}.{naming.attended}"
     biases = _Link(
         layer.joint.bias,
         [f"{name}.bias" for name in three],
@@ -272,11 +341,35 @@ def _attention(layer: Any, prefix: str, naming: Naming) -> list[_Link]:
         lambda *arrays: np.concatenate(arrays),
         lambda own: list(np.split(own, 3)),
     )
+    return [_matrix(layer.joint.kernel, [f"{name}.weight" for name in three], axes), biases, *own]
+
+
+def _joint(layer: Any, name: str, naming: Naming) -> list[_Link]:
+    """Queries, keys and values that one matrix makes elsewhere, too."""
+    given, made = layer.joint.kernel.shape
+    axes, heads = [1] * naming.matrix_axes, layer.heads if naming.head_by_head else 1
+
+    def ours(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        parts = array.reshape(heads, 3, made // (3 * heads), -1)
+        return parts.transpose(1, 0, 2, 3).reshape(made, -1).T
+
+    def theirs(own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        parts = own.T.reshape(3, heads, made // (3 * heads), -1)
+        return parts.transpose(1, 0, 2, 3).reshape(made, -1)
+
     return [
-        _matrix(
-            layer.joint.kernel, [f"{name}.weight" for name in three], naming.matrices_of_images
+        _Link(
+            layer.joint.kernel,
+            [f"{name}.weight"],
+            [(made, given, *axes)],
+            ours,
+            lambda own: [theirs(own).reshape(made, given, *axes)],
         ),
-        biases,
-        _matrix(layer.last.kernel, [f"{last}.weight"], naming.matrices_of_images),
-        _same(layer.last.bias, f"{last}.bias"),
+        _Link(
+            layer.joint.bias,
+            [f"{name}.bias"],
+            [(made,)],
+            lambda array: ours(array).reshape(made),
+            lambda own: [theirs(own.reshape(1, made)).reshape(made)],
+        ),
     ]

@@ -29,7 +29,8 @@ from ddim_keras.diffusion.spacings import (
     Spacing,
     TrailingSpacing,
 )
-from ddim_keras.samplers import DDPM, DPMSolverMultistep
+from ddim_keras.networks.ddpm_unet import attended_widths
+from ddim_keras.samplers import DDIM, DDPM, DPMSolverMultistep
 from ddim_keras.sampling.clipping import (
     Clipping,
     DynamicClipping,
@@ -177,6 +178,12 @@ def network_config(settings: Config, has_null: bool) -> Config:
         )
     if groups is None and not default:
         groups = settings["groups"]
+    if settings["time_scale"] != 1.0 or settings["time_features"] not in (None, _first(settings)):
+        raise ValueError(
+            "UNet2DModel is told integer times, by as many sines and cosines as its first level is "
+            f"wide: not time_scale={settings['time_scale']} and "
+            f"time_features={settings['time_features']}"
+        )
     classes = settings["num_classes"]
     return {
         "_class_name": "UNet2DModel",
@@ -200,7 +207,7 @@ def network_config(settings: Config, has_null: bool) -> Config:
         "upsample_type": up[1],
         "dropout": settings["dropout"],
         "act_fn": "silu",
-        "attention_head_dim": settings["head_channels"],
+        "attention_head_dim": _head_channels(settings),
         "norm_num_groups": settings["groups"],
         "attn_norm_num_groups": groups or None,
         "norm_eps": settings["epsilon"],
@@ -210,6 +217,23 @@ def network_config(settings: Config, has_null: bool) -> Config:
         "num_class_embeds": None if classes is None else classes + has_null,
         "num_train_timesteps": None,
     }
+
+
+def _first(settings: Config) -> int:
+    return int(settings["widths"][0])
+
+
+def _head_channels(settings: Config) -> int | None:
+    """Channels of a head, which UNet2DModel has the same at all levels."""
+    heads, widths = settings["heads"], attended_widths(settings)
+    if heads is None or not widths:
+        return settings["head_channels"]
+    if len(widths) > 1:
+        raise ValueError(
+            f"UNet2DModel has heads of one size, but {heads} heads of levels {widths} wide are of "
+            "several"
+        )
+    return widths[0] // heads
 
 
 def scheduler_settings(config: Config) -> Config:
@@ -226,10 +250,12 @@ def scheduler_settings(config: Config) -> Config:
         )
     if str(config.get("variance_type") or "").startswith("learned"):
         raise ValueError("the network also predicts variances, which cannot be read")
-    kind = config.get("_class_name", "DDPMScheduler")
+    kind, schedule = config.get("_class_name", "DDPMScheduler"), _schedule(config)
     is_solver = kind == "DPMSolverMultistepScheduler"
     if is_solver and config.get("algorithm_type", "dpmsolver++") == "sde-dpmsolver++":
         sampler: Any = DPMSolverMultistep(stochastic=True)
+    elif kind == "DDIMScheduler" and not config.get("set_alpha_to_one", True):
+        sampler = DDIM(last_noise_rate=_first_noise_rate(schedule))
     else:
         sampler = {
             "DPMSolverMultistepScheduler": "dpm_solver_2m",
@@ -240,7 +266,7 @@ def scheduler_settings(config: Config) -> Config:
         _STEPS, sampler, _spacing(config, kind, is_solver), _clipping(config, kind)
     )
     return {
-        "schedule": _schedule(config),
+        "schedule": schedule,
         "parameterization": _PREDICTIONS[prediction](),
         "sampling_defaults": defaults,
         "pixels": "symmetric",
@@ -276,8 +302,18 @@ def scheduler_config(
         config["clip_sample"] = not isinstance(clipping, (NoClipping, type(None), DynamicClipping))
         config["clip_sample_range"] = limit
     if kind == "DDIMScheduler":
-        config["set_alpha_to_one"] = True
+        last = getattr(defaults.sampler, "last_noise_rate", 0.0)
+        if last and not np.isclose(last, _first_noise_rate(schedule), rtol=1e-6):
+            raise ValueError(
+                "diffusers' walks end in the clean image or at the first of the noise rates, "
+                f"{_first_noise_rate(schedule):.4g}, not at last_noise_rate={last:.4g}"
+            )
+        config["set_alpha_to_one"] = not last
     return config
+
+
+def _first_noise_rate(schedule: Schedule) -> float:
+    return float(schedule(np.array(schedule.first_time))[1])
 
 
 def _refuse_others(said: Config) -> None:
@@ -397,7 +433,7 @@ def _spacing(config: Config, kind: str, is_solver: bool) -> Spacing:
     if name == "linspace":
         return LinspaceSpacing(with_first=kind not in own)
     if name == "leading":
-        return LeadingSpacing(config.get("steps_offset", 0))
+        return LeadingSpacing(config.get("steps_offset", 0), with_first=kind not in own)
     raise ValueError(
         f"the scheduler's timestep_spacing is {name!r}: expected leading, trailing or linspace"
     )

@@ -25,9 +25,11 @@ class DDIM(Sampler):
         eta: stochasticity in [0, 1]. 0 is DDIM, deterministic given its initial noise; 1 is DDPM.
         variance: "posterior" adds noise of deviation sigma. "large" adds eta sqrt(1 - a^2/a'^2)
             instead, and leaves the rest as it is: at eta = 1 the sigma-hat of the paper's Table 1.
+        last_noise_rate: b' of a step to the clean image, in [0, 1): instead of which the walk then
+            ends in an image with so much noise, as diffusers' does under `set_alpha_to_one=False`.
 
     Raises:
-        ValueError: eta outside [0, 1], or an unknown variance.
+        ValueError: eta or last_noise_rate out of range, or an unknown variance.
 
     Source: Song, Meng & Ermon, ICLR 2021.
 
@@ -39,20 +41,26 @@ class DDIM(Sampler):
     (0.8, 0.6, 0.0)
     """
 
-    def __init__(self, eta: float = 0.0, variance: str = "posterior"):
+    def __init__(self, eta: float = 0.0, variance: str = "posterior", last_noise_rate: float = 0.0):
         if not 0.0 <= eta <= 1.0:
             raise ValueError(
                 f"eta must lie in [0, 1], got {eta}: 0 is deterministic DDIM, 1 is DDPM"
             )
         if variance not in ("posterior", "large"):
             raise ValueError(f'variance must be "posterior" or "large", got {variance!r}')
+        if not 0.0 <= last_noise_rate < 1.0:
+            raise ValueError(f"last_noise_rate must lie in [0, 1), got {last_noise_rate}")
         self.eta = float(eta)
         self.variance = variance
+        self.last_noise_rate = float(last_noise_rate)
         self.is_stochastic = self.eta > 0.0
         self.runs_backwards = not self.is_stochastic
 
     def step(self, index: int, levels: Levels) -> list[Evaluation]:
         (signal, next_signal), (noise, next_noise) = (rates[index : index + 2] for rates in levels)
+        if next_noise == 0.0:
+            next_noise = self.last_noise_rate
+            next_signal = np.sqrt(1.0 - next_noise**2)
         sigma = (
             posterior_deviation(signal, noise, next_signal, next_noise, self.eta)
             if self.eta
@@ -65,7 +73,8 @@ class DDIM(Sampler):
         return [Evaluation(signal, noise, image=next_signal, noise=direction, fresh=fresh)]
 
     def get_config(self) -> Config:
-        return {"eta": self.eta, "variance": self.variance}
+        last = {"last_noise_rate": self.last_noise_rate} if self.last_noise_rate else {}
+        return {"eta": self.eta, "variance": self.variance, **last}
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -119,6 +119,38 @@ def test_dpm_solver_leads_where_theirs_leads(pairs, prediction, spacing):
     agree(given, theirs)
 
 
+def test_dpm_solver_under_leading_asks_at_their_times(pairs):
+    from ddim_keras.presets import diffusers_configs
+
+    network, model = pairs("epsilon")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        timestep_spacing="leading", steps_offset=1, **BETAS
+    )
+    theirs = walked_by_theirs(network, scheduler)
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    own = diffusers_configs.scheduler_settings(config)["sampling_defaults"]
+    ours = walked_by_ours(model, sampler=own.sampler, spacing=own.spacing, clipping="none")
+    agree(ours, theirs)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_their_walk_without_set_alpha_to_one_is_ours_to_the_first_noise_level(pairs, offset):
+    from ddim_keras.presets import diffusers_configs
+
+    network, model = pairs("epsilon")
+    scheduler = diffusers.DDIMScheduler(set_alpha_to_one=False, steps_offset=offset, **BETAS)
+    theirs = walked_by_theirs(network, scheduler)
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    read = diffusers_configs.scheduler_settings(config)
+    own = read["sampling_defaults"]
+    told = {"spacing": own.spacing, "clipping": own.clipping}
+    agree(walked_by_ours(model, sampler=own.sampler, **told), theirs)
+    to_the_end = walked_by_ours(model, sampler="ddim", **told)
+    assert np.abs(to_the_end - theirs).max() / 2 > 5e-3
+    written = diffusers_configs.scheduler_config(read["schedule"], read["parameterization"], own)
+    assert written["set_alpha_to_one"] is False
+
+
 def test_the_inverse_walk_leads_where_theirs_leads(pairs):
     """Theirs tells the network the time at which a step ends, and begins with the image itself;
     ours tells it the time at which the step begins. With theirs handed in, both agree.
