@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -74,15 +76,157 @@ def device_names() -> list[str]:
 def scope_on(names: list[str]) -> Iterator[None]:
     """Within, models are made on these devices, which divide each batch."""
     if BACKEND == "jax":
-        with keras.distribution.DataParallel(devices=names).scope():
+        import jax
+
+        if jax.process_count() > 1:  # all devices of all processes
+            names = keras.distribution.list_devices()
+        # Each process reads its own part of every batch.
+        one_for_all = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+        with one_for_all.scope():
             yield
         return
     import tensorflow as tf
 
-    tpus = "TPU" in names[0]
-    strategy = tf.distribute.TPUStrategy() if tpus else tf.distribute.MirroredStrategy(names)
+    if "TF_CONFIG" in os.environ:
+        strategy = _multi_worker_strategy()
+    elif "TPU" in names[0]:
+        strategy = tf.distribute.TPUStrategy()
+    else:
+        strategy = tf.distribute.MirroredStrategy(names)
     with strategy.scope():
         yield
+
+
+@functools.cache
+def _multi_worker_strategy() -> Any:
+    import tensorflow as tf
+
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def join_processes(addresses: list[str], index: int) -> None:
+    """Train together with other processes from now on; before anything is computed.
+
+    Args:
+        addresses: of all processes, "host:port"; the first is the one that the others look for.
+        index: which of them this one is.
+    """
+    if BACKEND == "jax":
+        import jax
+
+        jax.distributed.initialize(addresses[0], len(addresses), index)
+        return
+    cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    os.environ["TF_CONFIG"] = json.dumps(cluster)
+    _multi_worker_strategy()
+
+
+def process(model: Any = None) -> tuple[int, int]:
+    """Return (number of this process, how many train one model together).
+
+    Args:
+        model: a model, or None for the strategy whose scope this is within.
+    """
+    if BACKEND == "jax":
+        import jax
+
+        return jax.process_index(), jax.process_count()
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy() if model is None else model.distribute_strategy
+    resolver = strategy.cluster_resolver
+    cluster = {} if resolver is None else resolver.cluster_spec().as_dict()
+    number = sum(map(len, cluster.values()))
+    return (int(resolver.task_id or 0), number) if number > 1 else (0, 1)
+
+
+def largest_of_processes(numbers: list[float]) -> list[float]:
+    """Return the largest that any process has of each number; all must call it alike.
+
+    It returns in no process before all have called it.
+    """
+    if process()[1] == 1:
+        return numbers
+    if BACKEND == "jax":
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        everyones = multihost_utils.process_allgather(np.array(numbers, "float32"))
+        return [float(number) for number in everyones.max(axis=0)]
+    import tensorflow as tf
+
+    index, count = process()
+    own = tf.one_hot(index, count)[:, None] * tf.constant([numbers], tf.float32)
+    everyones = _summed_over_processes(tf.distribute.get_strategy())(own)
+    return [float(number) for number in everyones.numpy().max(axis=0)]
+
+
+@functools.cache
+def _summed_over_processes(strategy: Any) -> Callable:
+    import tensorflow as tf
+
+    replicas_of_each = strategy.num_replicas_in_sync // process()[1]
+
+    def summed(own: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, own / replicas_of_each)
+
+    compiled = tf.function(lambda own: strategy.run(summed, args=(own,)), autograph=False)
+    return lambda own: strategy.experimental_local_results(compiled(own))[0]
+
+
+def own_part(model: Any, dataset: Any, is_part: bool) -> Any:
+    """Return what a process's `fit` reads of a `tf.data.Dataset` of batches, where several train
+    one model together.
+
+    Args:
+        model: the model.
+        dataset: of batches of a multiple of all devices; or of this process's part of such.
+        is_part: which of both.
+    """
+    index, count = process(model)
+    if count == 1:
+        return dataset
+    import tensorflow as tf
+
+    def part(*batch: Any) -> Any:
+        def sliced(values: Any) -> Any:
+            size = tf.shape(values)[0] // count
+            return values[index * size : (index + 1) * size]
+
+        return tf.nest.map_structure(sliced, batch)
+
+    if not is_part:
+        dataset = dataset.map(part)
+    if BACKEND == "jax":
+        return dataset
+    strategy = model.distribute_strategy
+    devices = len(strategy.extended.worker_devices)
+    if devices > 1:  # a batch for each device
+
+        def divided(*batch: Any) -> Any:
+            def rows(values: Any) -> Any:
+                shape = tf.concat([[devices, -1], tf.shape(values)[1:]], 0)
+                rows = tf.reshape(values, shape)
+                rows.set_shape((devices, None, *values.shape[1:]))
+                return rows
+
+            return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(rows, batch))
+
+        dataset = dataset.flat_map(divided)
+    return strategy.distribute_datasets_from_function(lambda context: dataset)
+
+
+def errors_of_a_lost_process() -> tuple[type[Exception], ...]:
+    """Return what a step raises when another process has gone."""
+    if BACKEND == "jax":
+        import jax
+
+        return (jax.errors.JaxRuntimeError,)
+    import tensorflow as tf
+
+    errors = tf.errors
+    return errors.UnavailableError, errors.AbortedError, errors.InternalError, errors.CancelledError
 
 
 def is_tensorflow_on_processor() -> bool:
@@ -200,9 +344,9 @@ def _run_by_parts(
 
 
 def _mesh() -> Any:
-    """The mesh of JAX's devices among which batches are divided, or None."""
+    """The mesh of JAX's devices among which batches are divided, all of this process; or None."""
     distribution = keras.distribution.distribution()
-    if distribution is None or distribution.batch_dim_name is None:
+    if distribution is None or distribution.batch_dim_name is None or process()[1] > 1:
         return None
     return distribution.device_mesh
 
@@ -267,7 +411,12 @@ def values_of(variables: list) -> list:
         return []
     import jax.numpy as jnp
 
-    return [jnp.array(variable.value, copy=True) for variable in variables]
+    # What is the same in all processes becomes this one's own, to generate without the others.
+    shared = process()[1] > 1
+    return [
+        jnp.array(keras.ops.convert_to_numpy(variable.value) if shared else variable.value)
+        for variable in variables
+    ]
 
 
 @contextlib.contextmanager
@@ -449,12 +598,20 @@ def random_numbers_from(kind: str, shape: Any, seed: Any, skipped: Any, dtype: s
     )
 
 
+def devices_in_scope() -> int:
+    """Return among how many devices the batches of models are divided that are made now."""
+    return devices_of_a_batch(None)
+
+
 def devices_of_a_batch(model: Any) -> int:
     """Return among how many devices each batch is divided: TensorFlow's replicas, or the batch axis
-    of a JAX mesh.
+    of a JAX mesh; of all processes.
     """
     if BACKEND == "tensorflow":
-        return int(model.distribute_strategy.num_replicas_in_sync)
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy() if model is None else model.distribute_strategy
+        return int(strategy.num_replicas_in_sync)
     distribution = keras.distribution.distribution()
     if distribution is None or distribution.batch_dim_name is None:
         return 1

@@ -190,7 +190,7 @@ class EMATrainer(EMASteps):
             validation_steps=validation_steps,
             metrics=self.image_metrics,
             shuffle=shuffle,
-            devices=backend.devices_of_a_batch(self),
+            model=self,
         )
         with preparing.input_errors():
             preparing.adapt_normalizer(
@@ -200,6 +200,7 @@ class EMATrainer(EMASteps):
             validates = data.validation_data is not None
             watching = watching_what_exists(callbacks, self.image_metrics, validates)
             batched = data.in_batches(batch_size, validation_batch_size, shuffle)
+            batched = batched.of_process(self, x)
             with watching, workers_placed(), taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
                     batched.x,
@@ -250,9 +251,8 @@ class EMATrainer(EMASteps):
             ValueError: as for `fit`, or the normalizer was not adapted.
         """
         preparing.require_adapted(self.normalizer, "evaluate")
-        if x is not None and not kwargs.get(
-            "_use_cached_eval_dataset"
-        ):  # fit has checked its validation data already
+        from_fit = bool(kwargs.get("_use_cached_eval_dataset"))
+        if x is not None and not from_fit:  # fit has checked its validation data already
             x, y, sample_weight = self._for_keras(
                 x,
                 y,
@@ -266,6 +266,8 @@ class EMATrainer(EMASteps):
         kept = (preparing.input_errors(), backend.keeping_state(self), workers_placed())
         with kept[0], kept[1], kept[2], turns as callbacks:
             x, y, sample_weight = inputs.in_batches(x, y, sample_weight, batch_size)
+            if not from_fit:
+                x = preparing.own_part(self, x, False)
             super().evaluate(
                 x,
                 y,
