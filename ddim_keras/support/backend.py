@@ -450,7 +450,7 @@ def train_step(model: Any, *arguments: Any) -> Any:
             model.track_gradients(gradients, model.optimizer.scale_loss(tf.constant(1.0)))
             model.optimizer.apply_gradients(zip(gradients, variables))
             model.update_ema()
-            return model.training_logs()
+            return _logs_of_a_step(model, model.training_logs())
 
     import jax
 
@@ -492,11 +492,22 @@ def _summed_gradients(optimizer: Any, gradients: list) -> list:
     return [part if part is None else next(summed) for part in gradients]
 
 
+def _logs_of_a_step(model: Any, logs: dict[str, Any]) -> dict[str, Any]:
+    """Return figures in the shape in which Keras takes their mean over the replicas.
+
+    Of several processes Keras 3 asks for the mean along the first axis, and fails where there is
+    none.
+    """
+    if process(model)[1] == 1:
+        return logs
+    return {name: keras.ops.expand_dims(value, 0) for name, value in logs.items()}
+
+
 def test_step(model: Any, *arguments: Any) -> Any:
     """One evaluation step, in the form that the backend's `evaluate` calls."""
     if BACKEND == "tensorflow":
         (data,) = arguments
-        return model.evaluation_logs(data)
+        return _logs_of_a_step(model, model.evaluation_logs(data))
     state, data = arguments
     groups = _state_variables(model, with_optimizer=False)
     with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:

@@ -318,6 +318,13 @@ class EMATrainer(EMASteps):
         batch = self._for_keras(x, y, sample_weight, labels_needed=needed)
         return super().test_on_batch(*batch, return_dict=return_dict)
 
+    def _maybe_symbolic_build(self, *arguments: Any, **options: Any) -> None:
+        """Keras's look at a first batch on TensorFlow's strategies. Keras 3 takes the batch's mean
+        for it, which fails between processes; there all is built already.
+        """
+        if backend.process(self)[1] == 1:
+            super()._maybe_symbolic_build(*arguments, **options)
+
     def _for_keras(self, x: Data, y: Labels, sample_weight: SampleWeights, **options: Any) -> tuple:
         """As `inputs.for_keras`, for this model's images and conditions."""
         spec = self.objective.spec
