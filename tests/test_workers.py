@@ -1,7 +1,9 @@
 """Two real processes that train one model over the loopback: killed, resumed, and as one."""
 
+import csv
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -15,14 +17,15 @@ from conftest import ROOT
 import ddim_keras
 from ddim_keras.support.devices import Workers
 
-STEPS = 40
+STEPS = 60
 SETTINGS = (
     f"--data embedded --image-size 16 --batch-size 16 --steps {STEPS} --preset fashion_mnist_32 "
     "--precision float32 --optimizer adamw --learning-rate 1e-3 --checkpoint-every 10 --kid none "
-    "--samples 0 --no-tensorboard --ema-snapshots 0 --memorization 0 --validation-images 32 "
-    "--validate-every 20"
+    "--samples 2 --no-tensorboard --ema-snapshots 2 --memorization 0 --validation-images 24 "
+    "--validate-every 30"
 ).split()
 NETWORK = ["--set", "widths=(8, 8)", "--set", "block_depth=1", "--set", "patch_size=1"]
+LOST = "another process of the training was lost"
 
 
 def start(folder: pathlib.Path, log: pathlib.Path, *more: str) -> subprocess.Popen:
@@ -34,59 +37,89 @@ def start(folder: pathlib.Path, log: pathlib.Path, *more: str) -> subprocess.Pop
     )
 
 
-def start_two(folder: pathlib.Path, logs: pathlib.Path) -> list[subprocess.Popen]:
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
-    return [
-        start(folder, logs / f"{index}.log", "--workers", addresses, "--worker", str(index))
-        for index in range(2)
-    ]
+@pytest.fixture
+def start_two():
+    """Starts two processes, and ends them with the test."""
+    started = []
+
+    def start_both(folder: pathlib.Path, logs: pathlib.Path) -> list[subprocess.Popen]:
+        ports = []
+        for _ in range(2):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                ports.append(free.getsockname()[1])
+        addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
+        both = [
+            start(folder, logs / f"{index}.log", "--workers", addresses, "--worker", str(index))
+            for index in range(2)
+        ]
+        started.extend(both)
+        return both
+
+    yield start_both
+    for process in started:
+        process.kill()
+        process.wait()
 
 
-def wait_for(condition, what: str, seconds: float = 1500.0):
-    end = time.monotonic() + seconds
+def wait_for(condition, process: subprocess.Popen, log: pathlib.Path):
+    """Wait until something is so, which a process works at."""
+    end = time.monotonic() + 900.0
     while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
+        assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.1)
+
+
+def ended(process: subprocess.Popen, log: pathlib.Path) -> str:
+    """Wait for a process to end, and return what it said."""
+    process.wait(900)
+    return log.read_text()
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_though_one_is_killed(tmp_path):
+def test_two_processes_train_as_one_though_killed_and_interrupted(tmp_path, start_two):
     together, alone = tmp_path / "together", tmp_path / "alone"
-    processes = start_two(together, tmp_path)
+    first, second = tmp_path / "0.log", tmp_path / "1.log"
     checkpoints = together / "checkpoints"
-    try:
-        wait_for(
-            lambda: (checkpoints / "step_000000010.json").is_file() or processes[0].poll(),
-            "no checkpoint was written",
-        )
-        assert processes[0].poll() is None, (tmp_path / "0.log").read_text()[-3000:]
-        processes[1].kill()
-        wait_for(lambda: processes[0].poll() is not None, "the first process did not end")
-        said = (tmp_path / "0.log").read_text()
-        assert processes[0].returncode == 1, said[-3000:]
-        assert "another process of the training was lost" in said
-        assert "the same command in all processes resumes from step" in said
-        processes = start_two(together, tmp_path)
-        for process in processes:
-            assert process.wait(1500) == 0, (tmp_path / "0.log").read_text()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    said = (tmp_path / "0.log").read_text()
+
+    processes = start_two(together, tmp_path)
+    wait_for((checkpoints / "step_000000010.json").is_file, processes[0], first)
+    processes[1].kill()
+    said = ended(processes[0], first)
+    assert processes[0].returncode == 1, said[-3000:]
+    assert LOST in said and "the same command in all processes resumes from step" in said
+
+    processes = start_two(together, tmp_path)
+    wait_for(lambda: " of 60 steps, about" in first.read_text(), processes[0], first)
+    processes[1].send_signal(signal.SIGTERM)
+    for process, log in zip(processes, (first, second)):
+        said = ended(process, log)
+        assert process.returncode == 130, said[-3000:]
+        assert "the same command resumes" in said
     assert "Resuming from step" in said and "On 2 devices, 8 images on each" in said
-    assert start(alone, tmp_path / "alone.log").wait(1500) == 0
-    ours, theirs = (
+
+    for process, log in zip(start_two(together, tmp_path), (first, second)):
+        said = ended(process, log)
+        assert process.returncode == 0, said[-3000:]
+    assert "Resuming from step" in said
+
+    one = start(alone, tmp_path / "alone.log")
+    assert "Trained for" in ended(one, tmp_path / "alone.log")
+    weights = [
         ddim_keras.load_model(place / "model.keras", compile=False).get_weights()
         for place in (together, alone)
-    )
-    for one, other in zip(ours, theirs):
-        np.testing.assert_allclose(one, other, atol=2e-3)
-    assert (together / "log.csv").read_text().count("\n") == STEPS // 20 + 1
+    ]
+    for ours, theirs in zip(*weights):
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    names = ["n_loss", "val_n_loss", "val_i_loss", "learning_rate"]
+    figures = []
+    for place in (together, alone):
+        with open(place / "log.csv", newline="") as file:
+            last = list(csv.DictReader(file))[-1]  # of an epoch that nothing interrupted
+        figures.append([float(last[name]) for name in names])
+    np.testing.assert_allclose(*figures, rtol=5e-3)
+    of_one = {path.name for path in alone.iterdir()}
+    assert {path.name for path in together.iterdir()} == of_one
 
 
 def test_workers_are_at_least_two_addresses_of_which_this_is_one():

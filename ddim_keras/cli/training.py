@@ -73,7 +73,7 @@ def train(
     """
     from ddim_keras import runs
 
-    together = _joined(workers, worker)
+    together = _joined(workers, worker, devices)
     given = {name: value for name, value in flags.items() if value is not None}
     if "cache" in given:
         given["cache"] = {"memory": True, "no": False, "auto": "auto"}.get(
@@ -122,12 +122,17 @@ def train(
         sys.exit(INTERRUPTED)
 
 
-def _joined(workers: str | None, worker: int | None) -> Any:
+def _joined(workers: str | None, worker: int | None, devices: str) -> Any:
     """The processes that train together, joined; or None."""
     if workers is None:
         if worker is not None:
             raise click.UsageError("--worker says which of --workers this one is: give both")
         return None
+    if devices not in ("1", "all"):
+        raise click.UsageError(
+            f"with --workers all devices of each are used, and --devices {devices} asks for some: "
+            "leave it out"
+        )
     from ddim_keras.support.devices import Workers
 
     together = Workers.parse(workers, worker)

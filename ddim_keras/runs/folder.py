@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -49,7 +50,11 @@ class RunFolder:
             yield self
             return
         with tempfile.TemporaryDirectory() as temporary:
-            yield RunFolder(pathlib.Path(temporary) / self.path.name)
+            own = RunFolder(pathlib.Path(temporary) / self.path.name)
+            own.path.mkdir()
+            for best in self.path.glob("best*"):  # or this process would take another for better
+                shutil.copyfile(best, own.path / best.name)
+            yield own
 
     def reconcile(self, config: RunConfig, tell: Callable[[str], None]) -> RunConfig:
         """Return the configuration to train with: the one given, with what an earlier run in the

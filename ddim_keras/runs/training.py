@@ -107,14 +107,19 @@ def train(
         if number > 1:
             tell(f"On {number} devices, {config.recipe().batch_size // number} images on each")
         shared = RunFolder(pathlib.Path(folder))
-        with shared.of_process(backend.process()[0]) as own:
+        of_process = shared.of_process(backend.process()[0])
+        with of_process as own, lost_workers_told(Checkpoints(shared.checkpoints, config.keep)):
             return _train(config, shared, own, tell, verbose)
 
 
 def _train(
     config: RunConfig, shared: RunFolder, place: RunFolder, tell: Tell, verbose: int
 ) -> RunResult:
-    """Train with what is in the shared folder, and write into this process's own place."""
+    """Train with what is in the shared folder, and write into this process's own place.
+
+    All processes do the same, files included: on TensorFlow some of what is written is a sum over
+    them.
+    """
     files.check_folder(shared.path)
     config = shared.reconcile(config, tell)
     fitted = shared.config.is_file()
@@ -134,8 +139,7 @@ def _train(
         keeper = watching.KeepCheckpoints(written, config, step, request, snapshots)
         _continue_log(training, keeper)
         while keeper.step < config.steps and not keeper.is_stopped():
-            with lost_workers_told(keeper, checkpoints):
-                _fit(training, keeper, verbose)
+            _fit(training, keeper, verbose)
     # The iterators that `fit` has left, before the interpreter ends: their threads may be inside
     # Python then.
     gc.collect()

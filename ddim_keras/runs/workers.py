@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 
 from ddim_keras.runs.checkpoints import Checkpoints
-from ddim_keras.runs.watching import KeepCheckpoints
 from ddim_keras.support import backend
 
 
@@ -15,21 +14,24 @@ class WorkerLostError(ConnectionError):
 
 
 @contextlib.contextmanager
-def lost_workers_told(keeper: KeepCheckpoints, checkpoints: Checkpoints) -> Iterator[None]:
-    """Within, what a step raises when another process has gone becomes a WorkerLostError."""
+def lost_workers_told(checkpoints: Checkpoints) -> Iterator[None]:
+    """Within, what the backend raises when another process has gone becomes a WorkerLostError."""
     if backend.process()[1] == 1:
         yield
         return
     try:
         yield
-    except backend.errors_of_a_lost_process() as error:
-        if "RESOURCE_EXHAUSTED" in str(error):  # which may end a process without any other
+    except Exception as error:
+        if not backend.is_of_a_lost_process(error):
             raise
         newest = checkpoints.newest_whole()
-        kept = "there is no checkpoint yet" if newest is None else f"the checkpoint {newest[0]}"
-        again = "starts anew" if newest is None else f"resumes from step {newest[1]}"
-        reason = str(error).strip().splitlines()[0]
+        kept = (
+            "there is no checkpoint yet: the same command in all processes starts anew"
+            if newest is None
+            else f"the checkpoint {newest[0]} is kept: the same command in all processes resumes "
+            f"from step {newest[1]}"
+        )
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WorkerLostError(
-            f"another process of the training was lost after step {keeper.step} ({reason}). What "
-            f"is kept is {kept}: the same command in all processes {again}"
+            f"another process of the training was lost ({reason}); {kept}"
         ) from error

@@ -20,6 +20,17 @@ BACKEND = keras.backend.backend()
 SUPPORTED_BACKENDS = ("tensorflow", "jax")
 # JAX's `fit` keeps the weights outside the model, in arrays that each step overwrites.
 BACKEND_HOLDS_WEIGHTS = BACKEND == "jax"
+# With which the errors begin that JAX raises when processes cannot reach each other.
+_STATUSES = (
+    "UNKNOWN:",
+    "UNAVAILABLE:",
+    "ABORTED:",
+    "INTERNAL:",
+    "CANCELLED:",
+    "DEADLINE_EXCEEDED:",
+)
+# How long JAX waits at the end for processes that have stopped answering.
+_SHUTDOWN_SECONDS = 60
 # Whether functions become TensorFlow's graphs, which the converters of other runtimes read.
 MAKES_GRAPHS = BACKEND == "tensorflow"
 
@@ -110,15 +121,30 @@ def join_processes(addresses: list[str], index: int) -> None:
     Args:
         addresses: of all processes, "host:port"; the first is the one that the others look for.
         index: which of them this one is.
-    """
-    if BACKEND == "jax":
-        import jax
 
-        jax.distributed.initialize(addresses[0], len(addresses), index)
-        return
-    cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-    os.environ["TF_CONFIG"] = json.dumps(cluster)
-    _multi_worker_strategy()
+    Raises:
+        ConnectionError: they do not all answer.
+    """
+    try:
+        if BACKEND == "jax":
+            import jax
+
+            jax.distributed.initialize(
+                addresses[0], len(addresses), index, shutdown_timeout_seconds=_SHUTDOWN_SECONDS
+            )
+            return
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        os.environ["TF_CONFIG"] = json.dumps(cluster)
+        _multi_worker_strategy()
+    except Exception as error:
+        if not is_of_a_lost_process(error):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConnectionError(
+            f"the {len(addresses)} processes do not find each other at {', '.join(addresses)} "
+            f"({reason}): start all within a few minutes, each with its own number, and see that "
+            "the first address can be reached from the others"
+        ) from error
 
 
 def process(model: Any = None) -> tuple[int, int]:
@@ -130,6 +156,8 @@ def process(model: Any = None) -> tuple[int, int]:
     if BACKEND == "jax":
         import jax
 
+        if keras.distribution.distribution() is None:
+            return 0, 1
         return jax.process_index(), jax.process_count()
     import tensorflow as tf
 
@@ -183,10 +211,18 @@ def own_part(model: Any, dataset: Any, is_part: bool) -> Any:
         model: the model.
         dataset: of batches of a multiple of all devices; or of this process's part of such.
         is_part: which of both.
+
+    Raises:
+        ValueError: Keras is set to divide the batches once more.
     """
     index, count = process(model)
     if count == 1:
         return dataset
+    if BACKEND == "jax" and keras.distribution.distribution().auto_shard_dataset:
+        raise ValueError(
+            "several processes train this model, and fit gives each its part of every batch: make "
+            "the distribution with auto_shard_dataset=False"
+        )
     import tensorflow as tf
 
     def part(*batch: Any) -> Any:
@@ -217,16 +253,22 @@ def own_part(model: Any, dataset: Any, is_part: bool) -> Any:
     return strategy.distribute_datasets_from_function(lambda context: dataset)
 
 
-def errors_of_a_lost_process() -> tuple[type[Exception], ...]:
-    """Return what a step raises when another process has gone."""
+def is_of_a_lost_process(error: BaseException) -> bool:
+    """Whether an error is one that the backend raises when another process has gone, or does not
+    answer.
+    """
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text:  # which may end a process without any other
+        return False
     if BACKEND == "jax":
+        # Some come as ValueError, and bear the name of what carries messages or of a status.
         import jax
 
-        return (jax.errors.JaxRuntimeError,)
+        return isinstance(error, jax.errors.JaxRuntimeError) or text.startswith(_STATUSES)
     import tensorflow as tf
 
-    errors = tf.errors
-    return errors.UnavailableError, errors.AbortedError, errors.InternalError, errors.CancelledError
+    lost = ("Unavailable", "Aborted", "Internal", "Cancelled", "DeadlineExceeded", "Unknown")
+    return isinstance(error, tuple(getattr(tf.errors, f"{name}Error") for name in lost))
 
 
 def is_tensorflow_on_processor() -> bool:
