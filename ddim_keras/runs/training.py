@@ -107,6 +107,11 @@ def train(
         if number > 1:
             tell(f"On {number} devices, {config.recipe().batch_size // number} images on each")
         shared = RunFolder(pathlib.Path(folder))
+        if backend.process()[1] > 1:  # said now, as JAX ends the others when the first is lost
+            tell(
+                "When one of the processes is lost, all end: the same command in all resumes from "
+                f"the last checkpoint in {shared.checkpoints}"
+            )
         of_process = shared.of_process(backend.process()[0])
         with of_process as own, lost_workers_told(Checkpoints(shared.checkpoints, config.keep)):
             return _train(config, shared, own, tell, verbose)

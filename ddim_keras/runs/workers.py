@@ -31,7 +31,6 @@ def lost_workers_told(checkpoints: Checkpoints) -> Iterator[None]:
             else f"the checkpoint {newest[0]} is kept: the same command in all processes resumes "
             f"from step {newest[1]}"
         )
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WorkerLostError(
-            f"another process of the training was lost ({reason}); {kept}"
+            f"another process of the training was lost ({backend.reason_of(error)}); {kept}"
         ) from error

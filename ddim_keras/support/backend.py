@@ -139,11 +139,10 @@ def join_processes(addresses: list[str], index: int) -> None:
     except Exception as error:
         if not is_of_a_lost_process(error):
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConnectionError(
             f"the {len(addresses)} processes do not find each other at {', '.join(addresses)} "
-            f"({reason}): start all within a few minutes, each with its own number, and see that "
-            "the first address can be reached from the others"
+            f"({reason_of(error)}): start all within a few minutes, each with its own number, and "
+            "see that the first address can be reached from the others"
         ) from error
 
 
@@ -269,6 +268,12 @@ def is_of_a_lost_process(error: BaseException) -> bool:
 
     lost = ("Unavailable", "Aborted", "Internal", "Cancelled", "DeadlineExceeded", "Unknown")
     return isinstance(error, tuple(getattr(tf.errors, f"{name}Error") for name in lost))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the line of an error that says why a process does not answer."""
+    text = str(error).rpartition("aborted by:")[2]  # what TensorFlow says of its messages
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def is_tensorflow_on_processor() -> bool:
