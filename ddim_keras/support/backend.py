@@ -42,6 +42,13 @@ if BACKEND not in SUPPORTED_BACKENDS:
     )
 
 
+def options_of_a_saved_model() -> dict[str, Any]:
+    """Return what Keras's exporter is told where the program's gradient is not wanted, which a loop
+    on JAX does not have.
+    """
+    return {"jax2tf_kwargs": {"with_gradient": False}} if BACKEND == "jax" else {}
+
+
 @functools.cache
 def fastest_precision() -> str:
     """Return the dtype policy that trains fastest here: "mixed_bfloat16" where the hardware

@@ -70,8 +70,8 @@ def own_part(model: keras.Model, data: Data, is_part: bool) -> Data:
         return data
     if not inputs.is_tf_dataset(data):
         raise ValueError(
-            f"several processes train this model, and read parts of a tf.data.Dataset of batches "
-            f"alone: make one of the {type(data).__name__}, the same in all processes"
+            "several processes train this model, and each reads its part of a tf.data.Dataset of "
+            "batches alone: make one of your data, the same in all processes"
         )
     return backend.own_part(model, data, is_part)
 
