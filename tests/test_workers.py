@@ -1,6 +1,7 @@
 """Two real processes that train one model over the loopback: killed, resumed, and as one."""
 
 import csv
+import json
 import os
 import pathlib
 import signal
@@ -12,7 +13,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_small_model, random_images
 
 import ddim_keras
 from ddim_keras.support.devices import Workers
@@ -43,12 +44,7 @@ def start_two():
     started = []
 
     def start_both(folder: pathlib.Path, logs: pathlib.Path) -> list[subprocess.Popen]:
-        ports = []
-        for _ in range(2):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                ports.append(free.getsockname()[1])
-        addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
+        addresses = ",".join(free_addresses(2))
         both = [
             start(folder, logs / f"{index}.log", "--workers", addresses, "--worker", str(index))
             for index in range(2)
@@ -60,6 +56,15 @@ def start_two():
     for process in started:
         process.kill()
         process.wait()
+
+
+def free_addresses(number: int) -> list[str]:
+    ports = []
+    for _ in range(number):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    return [f"127.0.0.1:{port}" for port in ports]
 
 
 def wait_for(condition, process: subprocess.Popen, log: pathlib.Path):
@@ -120,6 +125,82 @@ def test_two_processes_train_as_one_though_killed_and_interrupted(tmp_path, star
     np.testing.assert_allclose(*figures, rtol=5e-3)
     of_one = {path.name for path in alone.iterdir()}
     assert {path.name for path in together.iterdir()} == of_one
+
+
+# A program of one's own, in the scope that the backend has for it.
+OWN_PROGRAM = """
+import contextlib, json, os, sys
+number, addresses, folder = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+backend = os.environ["KERAS_BACKEND"]
+task = {"type": "worker", "index": number}
+os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+if backend == "jax":
+    import jax
+    jax.distributed.initialize(addresses[0], 2, number)
+import keras, numpy as np, tensorflow as tf
+if backend == "jax":
+    scope = contextlib.nullcontext()
+    both = keras.distribution.DataParallel(auto_shard_dataset=False)
+    keras.distribution.set_distribution(both)
+else:
+    scope = tf.distribute.MultiWorkerMirroredStrategy().scope()
+from test_workers import trained
+with scope:
+    model, figures, weights = trained()
+    made = model.generate(3, 3, seed=3) if number == 0 else np.zeros(0)
+    try:
+        model.fit(np.zeros((4, 8, 8, 1)), verbose=0)
+    except ValueError as error:
+        refused = str(error)
+    if number == 0:
+        model.export(folder, "tf_saved_model", "generate", diffusion_steps=2)
+    from ddim_keras.support import backend
+    backend.largest_of_processes([0.0])  # neither leaves before the other
+result = {"figures": figures, "weights": weights, "made": made.tolist(), "refused": refused}
+print("RESULT", json.dumps(result), flush=True)
+"""
+
+
+def trained():
+    """A model trained for two epochs of 22 images, its losses and its weights."""
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(random_images(22)).batch(8)
+    keras.utils.set_random_seed(0)
+    model = make_small_model(normalization="group")
+    model.compile(keras.optimizers.Adam(1e-2), gradient_norm=True)
+    history = model.fit(batches, epochs=2, verbose=0, validation_data=batches).history
+    evaluated = model.evaluate(batches, verbose=0)
+    figures = [*(values[-1] for values in history.values()), *evaluated]
+    weights = np.concatenate([part.ravel() for part in model.get_weights()])
+    return model, figures, weights.tolist()
+
+
+@pytest.mark.slow
+def test_a_program_of_ones_own_trains_in_two_processes(tmp_path):
+    addresses = json.dumps(free_addresses(2))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": keras.backend.backend()}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OWN_PROGRAM, str(number), addresses, str(tmp_path / "saved")],
+            env=environment,
+            stdout=(tmp_path / f"{number}.log").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for number in range(2)
+    ]
+    model, figures, weights = trained()
+    for number, process in enumerate(processes):
+        said = ended(process, tmp_path / f"{number}.log")
+        assert process.returncode == 0, said[-3000:]
+        found = json.loads(said.split("RESULT ")[1].splitlines()[0])
+        np.testing.assert_allclose(found["figures"], figures, rtol=1e-4)
+        np.testing.assert_allclose(found["weights"], weights, atol=1e-3)
+        assert "each reads its part of a tf.data.Dataset" in found["refused"]
+        if number == 0:
+            np.testing.assert_allclose(found["made"], model.generate(3, 3, seed=3), atol=2e-3)
+    assert (tmp_path / "saved" / "saved_model.pb").is_file()
 
 
 def test_workers_are_at_least_two_addresses_of_which_this_is_one():

@@ -41,14 +41,14 @@ class Workers(NamedTuple):
 
     Attributes:
         addresses: of each, "host:port"; the first is the one that the others look for.
-        index: which of them this one is, from 0.
+        number: which of them this one is, from 0.
     """
 
     addresses: Sequence[str]
-    index: int
+    number: int
 
     @classmethod
-    def parse(cls, workers: str, index: int | None) -> Workers:
+    def parse(cls, workers: str, number: int | None) -> Workers:
         """Return what a command line says: addresses with commas between them, and a number.
 
         Raises:
@@ -61,16 +61,16 @@ class Workers(NamedTuple):
                 "workers must be at least two different HOST:PORT, such as "
                 f"10.0.0.1:9000,10.0.0.2:9000, got {workers!r}"
             )
-        if index is None or not 0 <= index < len(addresses):
+        if number is None or not 0 <= number < len(addresses):
             raise ValueError(
                 f"of {len(addresses)} workers this one must be a number from 0 to "
-                f"{len(addresses) - 1}, got {index}"
+                f"{len(addresses) - 1}, got {number}"
             )
-        return cls(addresses, index)
+        return cls(addresses, number)
 
     def join(self) -> None:
         """Train together with the others from now on; before anything is computed."""
-        backend.join_processes(list(self.addresses), self.index)
+        backend.join_processes(list(self.addresses), self.number)
 
 
 @contextlib.contextmanager
