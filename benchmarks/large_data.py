@@ -5,7 +5,8 @@
 
 Makes the files, and trains the same network on batches that are in memory already, which is the
 network's own speed, and on the folder: with the originals read anew, and with resized images in
-files. Each in a process of its own, which prints its largest memory.
+files. Each in a process of its own, which prints its largest memory, and how long all cores
+together worked for an image: that says how much reading costs, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -75,18 +76,21 @@ def measure(mode: str, folder: pathlib.Path, arguments: argparse.Namespace) -> d
 
     class Times(keras.callbacks.Callback):
         ends: list[float] = []
+        worked: list[float] = []
 
         def on_train_batch_end(self, batch, logs=None):
             self.ends.append(time.perf_counter())
+            self.worked.append(time.process_time())
 
     times = Times()
     options = {"epochs": 1, "steps_per_epoch": arguments.steps, "verbose": 0}
     model.fit(batches, callbacks=[times], **options)
     skipped = min(5, arguments.steps // 2)
-    seconds = (times.ends[-1] - times.ends[skipped]) / (len(times.ends) - 1 - skipped)
+    images = batch_size * (len(times.ends) - 1 - skipped)
     return {
         "opening_seconds": opened,
-        "images_per_second": batch_size / seconds,
+        "images_per_second": images / (times.ends[-1] - times.ends[skipped]),
+        "work_milliseconds": 1e3 * (times.worked[-1] - times.worked[skipped]) / images,
         "largest_memory_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -110,7 +114,9 @@ def main() -> None:
             start = time.perf_counter()
             make_files(folder, arguments.images, arguments.side)
             print(f"{arguments.images:,} files made in {time.perf_counter() - start:.0f} s")
-        print(f"{'images':24s}{'opened in':>12s}{'images/s':>12s}{'memory':>12s}")
+        print(
+            f"{'images':24s}{'opened in':>12s}{'images/s':>12s}{'work/image':>14s}{'memory':>12s}"
+        )
         names = {"memory": "in memory already", "anew": "read anew", "files": "resized, in files"}
         for mode, name in names.items():
             passed = [sys.executable, __file__, "--mode", mode, "--folder", str(folder)]
@@ -120,6 +126,7 @@ def main() -> None:
             found = json.loads(printed.splitlines()[-1])
             print(
                 f"{name:24s}{found['opening_seconds']:10.1f} s{found['images_per_second']:12.0f}"
+                f"{found['work_milliseconds']:11.2f} ms"
                 f"{found['largest_memory_megabytes']:9.0f} MB",
                 flush=True,
             )

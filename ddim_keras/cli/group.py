@@ -42,7 +42,8 @@ class _Command(click.Command):
     """A command that works with Keras, which is imported when it runs and not for its help."""
 
     def invoke(self, context: click.Context) -> Any:
-        if not context.find_root().params.get("debug"):
+        # Processes that train together find their devices together.
+        if not context.find_root().params.get("debug") and not context.params.get("workers"):
             quiet_start()
         return super().invoke(context)
 

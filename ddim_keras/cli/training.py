@@ -29,6 +29,14 @@ from ddim_keras.runs import RunConfig
     help="A config.yaml; flags given beside it win.",
 )
 @devices_option
+@click.option(
+    "--workers",
+    default=None,
+    metavar="HOST:PORT,...",
+    help="Processes that train together, each given the same command and a folder --out that all "
+    "share; all GPUs or TPU cores of each are used.",
+)
+@click.option("--worker", type=int, default=None, help="Which of --workers this one is, from 0.")
 @options_of(RunConfig, leave_out=("model", "training"))
 @options_of(Training, default="the recipe's")
 @click.option(
@@ -48,6 +56,8 @@ def train(
     out: pathlib.Path,
     config: pathlib.Path | None,
     devices: str,
+    workers: str | None,
+    worker: int | None,
     settings: tuple[str, ...],
     **flags: Any,
 ) -> None:
@@ -63,6 +73,7 @@ def train(
     """
     from ddim_keras import runs
 
+    together = _joined(workers, worker, devices)
     given = {name: value for name, value in flags.items() if value is not None}
     if "cache" in given:
         given["cache"] = {"memory": True, "no": False, "auto": "auto"}.get(
@@ -97,11 +108,36 @@ def train(
     }
     run_config = runs.RunConfig(**chosen)
     # Batch normalisation looks at whole batches, and virtual devices divide them already.
-    if run_config.normalization() != "batch" and devices == "1":
+    if run_config.normalization() != "batch" and devices == "1" and together is None:
         divide_batches()
-    result = runs.train(run_config, out, tell=click.echo, devices=devices)
+    try:
+        options: dict[str, Any] = {"devices": devices, "workers": together}
+        result = runs.train(run_config, out, tell=click.echo, **options)
+    except runs.WorkerLostError as error:
+        # Without waiting for the others, as the backends would when the interpreter ends.
+        click.echo(f"Error: {error}", err=True)
+        sys.stdout.flush()
+        os._exit(1)
     if not result.finished:
         sys.exit(INTERRUPTED)
+
+
+def _joined(workers: str | None, worker: int | None, devices: str) -> Any:
+    """The processes that train together, joined; or None."""
+    if workers is None:
+        if worker is not None:
+            raise click.UsageError("--worker says which of --workers this one is: give both")
+        return None
+    if devices not in ("1", "all"):
+        raise click.UsageError(
+            f"with --workers all devices of each are used, and --devices {devices} asks for some: "
+            "leave it out"
+        )
+    from ddim_keras.support.devices import Workers
+
+    together = Workers.parse(workers, worker)
+    together.join()
+    return together
 
 
 def _setting(text: str) -> tuple[str, Any]:

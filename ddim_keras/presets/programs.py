@@ -154,10 +154,12 @@ def _program(found: portable.Portable, is_walk: bool) -> keras.Model:
     return portable.walk_model(found) if is_walk else portable.denoiser_model(found)
 
 
-def _by_keras(format: str) -> Callable[[portable.Portable, pathlib.Path, bool], None]:
+def _by_keras(
+    format: str, **options: Any
+) -> Callable[[portable.Portable, pathlib.Path, bool], None]:
     def write_program(found: portable.Portable, path: pathlib.Path, is_walk: bool) -> None:
         with files.written_beside(path) as temporary:
-            _program(found, is_walk).export(str(temporary), format=format, verbose=False)
+            _program(found, is_walk).export(str(temporary), format=format, verbose=False, **options)
 
     return write_program
 
@@ -280,7 +282,7 @@ def _constant(name: str, value: Any, dtype: str) -> Any:
 
 
 _WRITERS = {
-    "tf_saved_model": _by_keras("tf_saved_model"),
+    "tf_saved_model": _by_keras("tf_saved_model", **backend.options_of_a_saved_model()),
     "onnx": _write_onnx,
     "openvino": _write_openvino,
     "litert": _by_keras("litert"),

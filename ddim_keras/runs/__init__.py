@@ -12,8 +12,9 @@ from ddim_keras.runs.config import RunConfig
 if TYPE_CHECKING:
     from ddim_keras.runs.checkpoints import Checkpoints, DivergedError
     from ddim_keras.runs.training import RunResult, train
+    from ddim_keras.runs.workers import WorkerLostError
 
-__all__ = ["Checkpoints", "DivergedError", "RunConfig", "RunResult", "train"]
+__all__ = ["Checkpoints", "DivergedError", "RunConfig", "RunResult", "WorkerLostError", "train"]
 
 # Imported when first used, as they need Keras and its backend: the command line does not, to show
 # its help.
@@ -21,6 +22,7 @@ _PLACES = {
     "Checkpoints": "checkpoints",
     "DivergedError": "checkpoints",
     "RunResult": "training",
+    "WorkerLostError": "workers",
     "train": "training",
 }
 

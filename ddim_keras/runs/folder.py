@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ddim_keras.data import fingerprint
@@ -37,6 +40,21 @@ class RunFolder:
         self.model = path / "model.keras"
         self._fingerprint = path / "data.json"
         self._moved_from: str | None = None
+
+    @contextlib.contextmanager
+    def of_process(self, index: int) -> Iterator[RunFolder]:
+        """Yield the folder that a process writes to: the first to this one, the others, which do
+        the same, to one that is removed afterwards.
+        """
+        if index == 0:
+            yield self
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            own = RunFolder(pathlib.Path(temporary) / self.path.name)
+            own.path.mkdir()
+            for best in self.path.glob("best*"):  # or this process would take another for better
+                shutil.copyfile(best, own.path / best.name)
+            yield own
 
     def reconcile(self, config: RunConfig, tell: Callable[[str], None]) -> RunConfig:
         """Return the configuration to train with: the one given, with what an earlier run in the

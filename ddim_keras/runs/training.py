@@ -23,6 +23,7 @@ from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
+from ddim_keras.runs.workers import lost_workers_told
 from ddim_keras.support import backend, files, progress
 from ddim_keras.support import devices as on_devices
 from ddim_keras.support.types import Data, Dataset
@@ -69,6 +70,7 @@ def train(
     verbose: int = 1,
     *,
     devices: int | str = 1,
+    workers: on_devices.Workers | None = None,
 ) -> RunResult:
     """Train in a folder, from the start or from where an earlier run with the same configuration
     was interrupted.
@@ -89,51 +91,78 @@ def train(
         devices: among how many of this machine's devices each batch is divided, or "all". The
             weights are those of one device, to rounding, and a run may be resumed on another
             number.
+        workers: the processes that train together, which have joined: each is given the same
+            configuration and the same folder, on a disk that they share. The first writes.
 
     Raises:
         ValueError: the folder holds a run with another configuration; or data or settings that
             cannot be used; or more devices than there are, or than divide a batch evenly.
         DivergedError: the loss or the weights are not finite any more.
+        WorkerLostError: another process has gone; the message names the last checkpoint.
         NotADirectoryError, PermissionError: the folder cannot be written to.
     """
     check_model_settings(config.model, set(inspect.signature(DiffusionModel).parameters))
-    with on_devices.used(devices) as number:
+    with on_devices.used(devices, workers) as number:
         on_devices.check_batch(config.recipe().batch_size, number)
         if number > 1:
             tell(f"On {number} devices, {config.recipe().batch_size // number} images on each")
-        return _train(config, folder, tell, verbose)
+        shared = RunFolder(pathlib.Path(folder))
+        if backend.process()[1] > 1:  # said now, as JAX ends the others when the first is lost
+            tell(
+                "When one of the processes is lost, all end: the same command in all resumes from "
+                f"the last checkpoint in {shared.checkpoints}"
+            )
+        of_process = shared.of_process(backend.process()[0])
+        with of_process as own, lost_workers_told(Checkpoints(shared.checkpoints, config.keep)):
+            return _train(config, shared, own, tell, verbose)
 
 
-def _train(config: RunConfig, folder: str | os.PathLike, tell: Tell, verbose: int) -> RunResult:
-    place = RunFolder(pathlib.Path(folder))
-    files.check_folder(place.path)
-    config = place.reconcile(config, tell)
-    training = _prepare(config, place, tell, fitted=place.config.is_file())
+def _train(
+    config: RunConfig, shared: RunFolder, place: RunFolder, tell: Tell, verbose: int
+) -> RunResult:
+    """Train with what is in the shared folder, and write into this process's own place.
+
+    All processes do the same, files included: on TensorFlow some of what is written is a sum over
+    them.
+    """
+    files.check_folder(shared.path)
+    config = shared.reconcile(config, tell)
+    fitted = shared.config.is_file()
+    _meet()  # nobody writes before all have read
+    training = _prepare(config, place, tell, fitted)
     config = training.config
-    checkpoints = Checkpoints(place.checkpoints, config.keep)
+    checkpoints, written = (Checkpoints(each.checkpoints, config.keep) for each in (shared, place))
     step = _resume(training, checkpoints)
-    if step == config.steps and _model_is_saved(place, checkpoints):
-        tell(f"Nothing is left to do: trained for {config.steps} steps, {place.model}")
+    finished = step == config.steps and _model_is_saved(shared, checkpoints)
+    _meet()
+    if finished:
+        tell(f"Nothing is left to do: trained for {config.steps} steps, {shared.model}")
         return RunResult(training.model, step, True)
     with stopping_after_the_step() as request:
         snapshots = Snapshots(place.ema, config.ema_snapshots, config.steps)
         snapshots.forget_after(step)
-        keeper = watching.KeepCheckpoints(checkpoints, config, step, request, snapshots)
+        keeper = watching.KeepCheckpoints(written, config, step, request, snapshots)
         _continue_log(training, keeper)
-        while keeper.step < config.steps and not request.asked:
+        while keeper.step < config.steps and not keeper.is_stopped():
             _fit(training, keeper, verbose)
     # The iterators that `fit` has left, before the interpreter ends: their threads may be inside
     # Python then.
     gc.collect()
     if keeper.step < config.steps:
         tell(
-            f"Stopped after step {keeper.step} of {config.steps}, saved in {place.checkpoints}: "
+            f"Stopped after step {keeper.step} of {config.steps}, saved in {shared.checkpoints}: "
             "the same command resumes"
         )
         return RunResult(training.model, keeper.step, False)
     training.model.save(place.model)
-    tell(f"Trained for {config.steps} steps: {place.model}")
+    tell(f"Trained for {config.steps} steps: {shared.model}")
+    _meet()
     return RunResult(training.model, keeper.step, True)
+
+
+def _meet() -> None:
+    """Wait for all processes of the training."""
+    backend.largest_of_processes([0.0])
 
 
 def _model_is_saved(place: RunFolder, checkpoints: Checkpoints) -> bool:
@@ -204,7 +233,9 @@ def _fitted_into_minutes(
     minutes = float(config.minutes or 0.0)
     model = _make_model(config, recipe, training_data)
     model.normalizer.adapt(training_data.take(10))
-    steps = steps_within(minutes, model, training_data.from_step(0))
+    part = backend.process()
+    steps = steps_within(minutes, model, training_data.from_step(0, part=part))
+    steps = int(backend.largest_of_processes([float(steps)])[0])
     tell(f"{steps} steps of {recipe.batch_size} images fit into {minutes:g} minutes of training")
     return dataclasses.replace(config, steps=steps)
 
@@ -262,7 +293,7 @@ def _fit(training: _Training, keeper: watching.KeepCheckpoints, verbose: int) ->
         verbose = 0
     try:
         training.model.fit(
-            training.data.from_step(keeper.step),
+            training.data.from_step(keeper.step, part=backend.process()),
             initial_epoch=epoch,
             epochs=config.steps // every if in_one_go else epoch + 1,
             steps_per_epoch=every if in_one_go else min(every - done, config.steps - keeper.step),

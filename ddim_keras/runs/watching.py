@@ -14,9 +14,11 @@ from ddim_keras.runs.checkpoints import Checkpoints, DivergedError
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.signals import StopRequest
 from ddim_keras.runs.snapshots import Snapshots
-from ddim_keras.support import files
+from ddim_keras.support import backend, files
 from ddim_keras.support.progress import ProgressLines
 from ddim_keras.support.types import Logs
+
+_AGREED_EVERY = 10  # steps, among several processes
 
 
 class Stopped(Exception):
@@ -42,6 +44,12 @@ class KeepCheckpoints(keras.callbacks.Callback):
         self.snapshots = snapshots
         self.checkpoints, self.config, self.step, self.request = checkpoints, config, step, request
         self.saved_step, self.saved_time = step, time.monotonic()
+        self.processes = backend.process()[1]
+        self._stopped = False
+
+    def is_stopped(self) -> bool:
+        """Whether the training was asked to stop: of several processes, whether all know it."""
+        return self._stopped or (self.processes == 1 and self.request.asked)
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.step += 1
@@ -49,16 +57,24 @@ class KeepCheckpoints(keras.callbacks.Callback):
             self._check(logs)
             self.snapshots.save(self.model, self.step)
         minutes = (time.monotonic() - self.saved_time) / 60.0
-        due = (
-            self.step % self.config.checkpoint_every == 0
-            or minutes >= self.config.checkpoint_minutes
-        )
-        if due or self.request.asked or self.step == self.config.steps:
+        asked, late = self._agreed(self.request.asked, minutes >= self.config.checkpoint_minutes)
+        due = self.step % self.config.checkpoint_every == 0 or late
+        if due or asked or self.step == self.config.steps:
             self.save(logs)
         elif self.step % 50 == 0:
             self._check(logs)
-        if self.request.asked:
+        if asked:
+            self._stopped = True
             raise Stopped
+
+    def _agreed(self, *flags: bool) -> tuple[bool, ...]:
+        """What is so in any process: now and then, as all have to ask for it at the same step."""
+        if self.processes == 1:
+            return flags
+        if self.step % _AGREED_EVERY and self.step != self.config.steps:
+            return (False,) * len(flags)
+        found = backend.largest_of_processes([float(flag) for flag in flags])
+        return tuple(flag > 0 for flag in found)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         # Before images are made of weights that are not finite. A metric may be NaN by itself.
@@ -67,7 +83,7 @@ class KeepCheckpoints(keras.callbacks.Callback):
         )
 
     def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        if self.request.asked:
+        if self.request.asked and self.processes == 1:
             self.save(None)
             raise Stopped
 

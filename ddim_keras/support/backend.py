@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +20,17 @@ BACKEND = keras.backend.backend()
 SUPPORTED_BACKENDS = ("tensorflow", "jax")
 # JAX's `fit` keeps the weights outside the model, in arrays that each step overwrites.
 BACKEND_HOLDS_WEIGHTS = BACKEND == "jax"
+# With which the errors begin that JAX raises when processes cannot reach each other.
+_STATUSES = (
+    "UNKNOWN:",
+    "UNAVAILABLE:",
+    "ABORTED:",
+    "INTERNAL:",
+    "CANCELLED:",
+    "DEADLINE_EXCEEDED:",
+)
+# How long JAX waits at the end for processes that have stopped answering.
+_SHUTDOWN_SECONDS = 60
 # Whether functions become TensorFlow's graphs, which the converters of other runtimes read.
 MAKES_GRAPHS = BACKEND == "tensorflow"
 
@@ -27,6 +40,13 @@ if BACKEND not in SUPPORTED_BACKENDS:
         "environment variable "
         "KERAS_BACKEND to one of them before Keras is imported"
     )
+
+
+def options_of_a_saved_model() -> dict[str, Any]:
+    """Return what Keras's exporter is told where the program's gradient is not wanted, which a loop
+    on JAX does not have.
+    """
+    return {"jax2tf_kwargs": {"with_gradient": False}} if BACKEND == "jax" else {}
 
 
 @functools.cache
@@ -74,15 +94,193 @@ def device_names() -> list[str]:
 def scope_on(names: list[str]) -> Iterator[None]:
     """Within, models are made on these devices, which divide each batch."""
     if BACKEND == "jax":
-        with keras.distribution.DataParallel(devices=names).scope():
+        import jax
+
+        if jax.process_count() > 1:  # all devices of all processes
+            names = keras.distribution.list_devices()
+        # Each process reads its own part of every batch.
+        one_for_all = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+        with one_for_all.scope():
             yield
         return
     import tensorflow as tf
 
-    tpus = "TPU" in names[0]
-    strategy = tf.distribute.TPUStrategy() if tpus else tf.distribute.MirroredStrategy(names)
+    if "TF_CONFIG" in os.environ:
+        strategy = _multi_worker_strategy()
+    elif "TPU" in names[0]:
+        strategy = tf.distribute.TPUStrategy()
+    else:
+        strategy = tf.distribute.MirroredStrategy(names)
     with strategy.scope():
         yield
+
+
+@functools.cache
+def _multi_worker_strategy() -> Any:
+    import tensorflow as tf
+
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def join_processes(addresses: list[str], index: int) -> None:
+    """Train together with other processes from now on; before anything is computed.
+
+    Args:
+        addresses: of all processes, "host:port"; the first is the one that the others look for.
+        index: which of them this one is.
+
+    Raises:
+        ConnectionError: they do not all answer.
+    """
+    try:
+        if BACKEND == "jax":
+            import jax
+
+            jax.distributed.initialize(
+                addresses[0], len(addresses), index, shutdown_timeout_seconds=_SHUTDOWN_SECONDS
+            )
+            return
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        os.environ["TF_CONFIG"] = json.dumps(cluster)
+        _multi_worker_strategy()
+    except Exception as error:
+        if not is_of_a_lost_process(error):
+            raise
+        raise ConnectionError(
+            f"the {len(addresses)} processes do not find each other at {', '.join(addresses)} "
+            f"({reason_of(error)}): start all within a few minutes, each with its own number, and "
+            "see that the first address can be reached from the others"
+        ) from error
+
+
+def process(model: Any = None) -> tuple[int, int]:
+    """Return (number of this process, how many train one model together).
+
+    Args:
+        model: a model, or None for the strategy whose scope this is within.
+    """
+    if BACKEND == "jax":
+        import jax
+
+        if keras.distribution.distribution() is None:
+            return 0, 1
+        return jax.process_index(), jax.process_count()
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy() if model is None else model.distribute_strategy
+    resolver = strategy.cluster_resolver
+    cluster = {} if resolver is None else resolver.cluster_spec().as_dict()
+    number = sum(map(len, cluster.values()))
+    return (int(resolver.task_id or 0), number) if number > 1 else (0, 1)
+
+
+def largest_of_processes(numbers: list[float]) -> list[float]:
+    """Return the largest that any process has of each number; all must call it alike.
+
+    It returns in no process before all have called it.
+    """
+    if process()[1] == 1:
+        return numbers
+    if BACKEND == "jax":
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        everyones = multihost_utils.process_allgather(np.array(numbers, "float32"))
+        return [float(number) for number in everyones.max(axis=0)]
+    import tensorflow as tf
+
+    index, count = process()
+    own = tf.one_hot(index, count)[:, None] * tf.constant([numbers], tf.float32)
+    everyones = _summed_over_processes(tf.distribute.get_strategy())(own)
+    return [float(number) for number in everyones.numpy().max(axis=0)]
+
+
+@functools.cache
+def _summed_over_processes(strategy: Any) -> Callable:
+    import tensorflow as tf
+
+    replicas_of_each = strategy.num_replicas_in_sync // process()[1]
+
+    def summed(own: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, own / replicas_of_each)
+
+    compiled = tf.function(lambda own: strategy.run(summed, args=(own,)), autograph=False)
+    return lambda own: strategy.experimental_local_results(compiled(own))[0]
+
+
+def own_part(model: Any, dataset: Any, is_part: bool) -> Any:
+    """Return what a process's `fit` reads of a `tf.data.Dataset` of batches, where several train
+    one model together.
+
+    Args:
+        model: the model.
+        dataset: of batches of a multiple of all devices; or of this process's part of such.
+        is_part: which of both.
+
+    Raises:
+        ValueError: Keras is set to divide the batches once more.
+    """
+    index, count = process(model)
+    if count == 1:
+        return dataset
+    if BACKEND == "jax" and keras.distribution.distribution().auto_shard_dataset:
+        raise ValueError(
+            "several processes train this model, and fit gives each its part of every batch: make "
+            "the distribution with auto_shard_dataset=False"
+        )
+    import tensorflow as tf
+
+    def part(*batch: Any) -> Any:
+        def sliced(values: Any) -> Any:
+            size = tf.shape(values)[0] // count
+            return values[index * size : (index + 1) * size]
+
+        return tf.nest.map_structure(sliced, batch)
+
+    if not is_part:
+        dataset = dataset.map(part)
+    if BACKEND == "jax":
+        return dataset
+    strategy = model.distribute_strategy
+    devices = len(strategy.extended.worker_devices)
+    if devices > 1:  # a batch for each device
+
+        def divided(*batch: Any) -> Any:
+            def rows(values: Any) -> Any:
+                shape = tf.concat([[devices, -1], tf.shape(values)[1:]], 0)
+                rows = tf.reshape(values, shape)
+                rows.set_shape((devices, None, *values.shape[1:]))
+                return rows
+
+            return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(rows, batch))
+
+        dataset = dataset.flat_map(divided)
+    return strategy.distribute_datasets_from_function(lambda context: dataset)
+
+
+def is_of_a_lost_process(error: BaseException) -> bool:
+    """Whether an error is one that the backend raises when another process has gone, or does not
+    answer.
+    """
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text:  # which may end a process without any other
+        return False
+    if BACKEND == "jax":
+        # Some come as ValueError, and bear the name of what carries messages or of a status.
+        import jax
+
+        return isinstance(error, jax.errors.JaxRuntimeError) or text.startswith(_STATUSES)
+    import tensorflow as tf
+
+    lost = ("Unavailable", "Aborted", "Internal", "Cancelled", "DeadlineExceeded", "Unknown")
+    return isinstance(error, tuple(getattr(tf.errors, f"{name}Error") for name in lost))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the line of an error that says why a process does not answer."""
+    text = str(error).rpartition("aborted by:")[2]  # what TensorFlow says of its messages
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def is_tensorflow_on_processor() -> bool:
@@ -200,9 +398,9 @@ def _run_by_parts(
 
 
 def _mesh() -> Any:
-    """The mesh of JAX's devices among which batches are divided, or None."""
+    """The mesh of JAX's devices among which batches are divided, all of this process; or None."""
     distribution = keras.distribution.distribution()
-    if distribution is None or distribution.batch_dim_name is None:
+    if distribution is None or distribution.batch_dim_name is None or process()[1] > 1:
         return None
     return distribution.device_mesh
 
@@ -267,7 +465,12 @@ def values_of(variables: list) -> list:
         return []
     import jax.numpy as jnp
 
-    return [jnp.array(variable.value, copy=True) for variable in variables]
+    # What is the same in all processes becomes this one's own, to generate without the others.
+    shared = process()[1] > 1
+    return [
+        jnp.array(keras.ops.convert_to_numpy(variable.value) if shared else variable.value)
+        for variable in variables
+    ]
 
 
 @contextlib.contextmanager
@@ -301,7 +504,7 @@ def train_step(model: Any, *arguments: Any) -> Any:
             model.track_gradients(gradients, model.optimizer.scale_loss(tf.constant(1.0)))
             model.optimizer.apply_gradients(zip(gradients, variables))
             model.update_ema()
-            return model.training_logs()
+            return _logs_of_a_step(model, model.training_logs())
 
     import jax
 
@@ -343,11 +546,22 @@ def _summed_gradients(optimizer: Any, gradients: list) -> list:
     return [part if part is None else next(summed) for part in gradients]
 
 
+def _logs_of_a_step(model: Any, logs: dict[str, Any]) -> dict[str, Any]:
+    """Return figures in the shape in which Keras takes their mean over the replicas.
+
+    Of several processes Keras 3 asks for the mean along the first axis, and fails where there is
+    none.
+    """
+    if process(model)[1] == 1:
+        return logs
+    return {name: keras.ops.expand_dims(value, 0) for name, value in logs.items()}
+
+
 def test_step(model: Any, *arguments: Any) -> Any:
     """One evaluation step, in the form that the backend's `evaluate` calls."""
     if BACKEND == "tensorflow":
         (data,) = arguments
-        return model.evaluation_logs(data)
+        return _logs_of_a_step(model, model.evaluation_logs(data))
     state, data = arguments
     groups = _state_variables(model, with_optimizer=False)
     with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:
@@ -449,12 +663,20 @@ def random_numbers_from(kind: str, shape: Any, seed: Any, skipped: Any, dtype: s
     )
 
 
+def devices_in_scope() -> int:
+    """Return among how many devices the batches of models are divided that are made now."""
+    return devices_of_a_batch(None)
+
+
 def devices_of_a_batch(model: Any) -> int:
     """Return among how many devices each batch is divided: TensorFlow's replicas, or the batch axis
-    of a JAX mesh.
+    of a JAX mesh; of all processes.
     """
     if BACKEND == "tensorflow":
-        return int(model.distribute_strategy.num_replicas_in_sync)
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy() if model is None else model.distribute_strategy
+        return int(strategy.num_replicas_in_sync)
     distribution = keras.distribution.distribution()
     if distribution is None or distribution.batch_dim_name is None:
         return 1

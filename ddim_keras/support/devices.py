@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -36,8 +36,45 @@ def available() -> list[str]:
     return backend.device_names()
 
 
+class Workers(NamedTuple):
+    """The processes that train one model together.
+
+    Attributes:
+        addresses: of each, "host:port"; the first is the one that the others look for.
+        number: which of them this one is, from 0.
+    """
+
+    addresses: Sequence[str]
+    number: int
+
+    @classmethod
+    def parse(cls, workers: str, number: int | None) -> Workers:
+        """Return what a command line says: addresses with commas between them, and a number.
+
+        Raises:
+            ValueError: an address without a port, the same one twice, or no such number.
+        """
+        addresses = [part.strip() for part in workers.split(",") if part.strip()]
+        wrong = [part for part in addresses if not part.rpartition(":")[2].isdecimal()]
+        if wrong or len(set(addresses)) < max(2, len(addresses)):
+            raise ValueError(
+                "workers must be at least two different HOST:PORT, such as "
+                f"10.0.0.1:9000,10.0.0.2:9000, got {workers!r}"
+            )
+        if number is None or not 0 <= number < len(addresses):
+            raise ValueError(
+                f"of {len(addresses)} workers this one must be a number from 0 to "
+                f"{len(addresses) - 1}, got {number}"
+            )
+        return cls(addresses, number)
+
+    def join(self) -> None:
+        """Train together with the others from now on; before anything is computed."""
+        backend.join_processes(list(self.addresses), self.number)
+
+
 @contextlib.contextmanager
-def used(devices: int | str) -> Iterator[int]:
+def used(devices: int | str, workers: Workers | None = None) -> Iterator[int]:
     """Within, models are made on so many devices, and each device has a part of every batch.
 
     The same as `tf.distribute.MirroredStrategy(...).scope()` on TensorFlow, and
@@ -45,13 +82,19 @@ def used(devices: int | str) -> Iterator[int]:
 
     Args:
         devices: how many, or "all" that there are.
+        workers: processes that have joined, whose devices all of the model's batches are divided
+            among; then of each all are used.
 
     Yields:
-        How many they are.
+        How many they are, over all processes.
 
     Raises:
         ValueError: more than there are.
     """
+    if workers is not None:
+        with backend.scope_on(available()):
+            yield backend.devices_in_scope()
+        return
     names = available()
     number = len(names) if check(devices) == ALL else int(devices)
     if number > len(names):

@@ -16,6 +16,7 @@ from ddim_keras.data import inputs
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.sampling.engine import Engine
+from ddim_keras.support import backend
 from ddim_keras.support.types import Data, ImageShape, Labels, SampleWeights
 
 
@@ -43,6 +44,37 @@ class FitData(NamedTuple):
             validation_data = inputs.in_batches(*validation_data, size)
         return FitData(*batched, validation_data)
 
+    def of_process(self, model: keras.Model, given: Data) -> FitData:
+        """Return what this process reads, where several train one model; `given` is what the user
+        gave as x.
+        """
+        validation_data = self.validation_data
+        if validation_data is not None:
+            validation_data = (own_part(model, validation_data[0], False), *validation_data[1:])
+        x = own_part(model, self.x, getattr(given, "is_part", False))
+        return FitData(x, self.y, self.sample_weight, validation_data)
+
+
+def own_part(model: keras.Model, data: Data, is_part: bool) -> Data:
+    """Return what this process reads of batches, where several train one model together.
+
+    Args:
+        model: the model.
+        data: batches of a multiple of all devices; or this process's parts of such.
+        is_part: which of both.
+
+    Raises:
+        ValueError: there are several processes, and the data are no `tf.data.Dataset`.
+    """
+    if backend.process(model)[1] == 1:
+        return data
+    if not inputs.is_tf_dataset(data):
+        raise ValueError(
+            "several processes train this model, and each reads its part of a tf.data.Dataset of "
+            "batches alone: make one of your data, the same in all processes"
+        )
+    return backend.own_part(model, data, is_part)
+
 
 def fit_data(
     x: Data,
@@ -59,14 +91,14 @@ def fit_data(
     validation_steps: int | None,
     metrics: Sequence[keras.metrics.Metric],
     shuffle: bool,
-    devices: int,
+    model: keras.Model,
 ) -> FitData:
     """Bring what a user gave to `fit` into the form in which Keras gets it.
 
     Args:
         spec: what the model is told beside the images.
         metrics: those that were compiled.
-        devices: among how many devices each batch is divided; the other arguments are those of
+        model: whose batches are divided among its devices; the other arguments are those of
             `fit`.
 
     Raises:
@@ -79,6 +111,7 @@ def fit_data(
         (x, y, sample_weight), validation_data = inputs.split(
             x, y, sample_weight, validation_split, spec
         )
+    devices = backend.devices_of_a_batch(model)
     spec.learn_names(getattr(x, "class_names", None))
     x, y, sample_weight = inputs.for_keras(
         x,
@@ -90,7 +123,7 @@ def fit_data(
         class_weight=class_weight,
         batch_size=batch_size,
         shuffle=shuffle,
-        multiple=devices,
+        multiple=devices // (backend.process(model)[1] if getattr(x, "is_part", False) else 1),
     )
     if validation_data is not None:
         size = validation_batch_size or batch_size

@@ -190,7 +190,7 @@ class EMATrainer(EMASteps):
             validation_steps=validation_steps,
             metrics=self.image_metrics,
             shuffle=shuffle,
-            devices=backend.devices_of_a_batch(self),
+            model=self,
         )
         with preparing.input_errors():
             preparing.adapt_normalizer(
@@ -199,7 +199,9 @@ class EMATrainer(EMASteps):
             preparing.require_steps(data.x, steps_per_epoch, "x", "steps_per_epoch")
             validates = data.validation_data is not None
             watching = watching_what_exists(callbacks, self.image_metrics, validates)
-            batched = data.in_batches(batch_size, validation_batch_size, shuffle)
+            batched = data.in_batches(batch_size, validation_batch_size, shuffle).of_process(
+                self, x
+            )
             with watching, workers_placed(), taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
                     batched.x,
@@ -250,9 +252,8 @@ class EMATrainer(EMASteps):
             ValueError: as for `fit`, or the normalizer was not adapted.
         """
         preparing.require_adapted(self.normalizer, "evaluate")
-        if x is not None and not kwargs.get(
-            "_use_cached_eval_dataset"
-        ):  # fit has checked its validation data already
+        from_fit = bool(kwargs.get("_use_cached_eval_dataset"))
+        if x is not None and not from_fit:  # fit has checked its validation data already
             x, y, sample_weight = self._for_keras(
                 x,
                 y,
@@ -266,6 +267,8 @@ class EMATrainer(EMASteps):
         kept = (preparing.input_errors(), backend.keeping_state(self), workers_placed())
         with kept[0], kept[1], kept[2], turns as callbacks:
             x, y, sample_weight = inputs.in_batches(x, y, sample_weight, batch_size)
+            if not from_fit:
+                x = preparing.own_part(self, x, False)
             super().evaluate(
                 x,
                 y,
@@ -315,6 +318,13 @@ class EMATrainer(EMASteps):
         needed = self.objective.spec.needs_labels
         batch = self._for_keras(x, y, sample_weight, labels_needed=needed)
         return super().test_on_batch(*batch, return_dict=return_dict)
+
+    def _maybe_symbolic_build(self, *arguments: Any, **options: Any) -> None:
+        """Keras's look at a first batch on TensorFlow's strategies. Keras 3 takes the batch's mean
+        for it, which fails between processes; there all is built already.
+        """
+        if backend.process(self)[1] == 1:
+            super()._maybe_symbolic_build(*arguments, **options)
 
     def _for_keras(self, x: Data, y: Labels, sample_weight: SampleWeights, **options: Any) -> tuple:
         """As `inputs.for_keras`, for this model's images and conditions."""
