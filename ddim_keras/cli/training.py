@@ -29,7 +29,7 @@ from ddim_keras.runs import RunConfig
     help="A config.yaml; flags given beside it win.",
 )
 @devices_option
-@options_of(RunConfig, leave_out=("model", "training"))
+@options_of(RunConfig, leave_out=("model", "training", "distill"))
 @options_of(Training, default="the recipe's")
 @click.option(
     "--ema-decay",
@@ -61,6 +61,19 @@ def train(
     ddim-keras train --data path/to/photos --image-size 64 --out runs/photos
     ddim-keras train --config runs/photos/config.yaml --seed 1 --out runs/photos-1
     """
+    run(out, config, devices, dict(_setting(text) for text in settings), flags)
+
+
+def run(
+    out: pathlib.Path,
+    config: pathlib.Path | None,
+    devices: str,
+    model: dict[str, Any],
+    flags: dict[str, Any],
+) -> None:
+    """Train in a folder, or resume there: `flags` are settings of a run and of a recipe, None where
+    they were not given; `model` those of the model.
+    """
     from ddim_keras import runs
 
     given = {name: value for name, value in flags.items() if value is not None}
@@ -87,8 +100,7 @@ def train(
         for name in [field.name for field in dataclasses.fields(Training)]
         if name in given
     }
-    model = {"ema_decay": given.pop("ema_decay")} if "ema_decay" in given else {}
-    model |= dict(_setting(text) for text in settings)
+    model = {**({"ema_decay": given.pop("ema_decay")} if "ema_decay" in given else {}), **model}
     chosen = {
         **start,
         **given,

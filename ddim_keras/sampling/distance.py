@@ -19,6 +19,16 @@ _SMALL_VARIANCE = 1e-3
 
 
 def distance_of(engine: Engine) -> Callable[[Images, Images, Images], Tensor]:
+    """Return the mean of `distances_of` over a batch, by the features of the engine's network: a
+    scalar.
+    """
+    distances = distances_of(engine)
+    return lambda images, wanted, noises: ops.mean(distances(images, wanted, noises))
+
+
+def distances_of(
+    engine: Engine, network: keras.Model | None = None
+) -> Callable[[Images, Images, Images], Tensor]:
     """Return a distance of normalised images from others: the mean squared difference of the
     features at the network's narrowest place, each by its own variance.
 
@@ -27,14 +37,16 @@ def distance_of(engine: Engine) -> Callable[[Images, Images, Images], Tensor]:
     needed.
 
     Args:
-        engine: whose network; one without a place narrower than its images compares pixels.
+        engine: for what its network was trained.
+        network: whose features; None for the engine's own. One without a place narrower than its
+            images compares pixels.
 
     Returns:
-        (images, wanted images, noises) -> a scalar; all (batch, height, width, channels).
+        (images, wanted images, noises) -> (batch,); all (batch, height, width, channels).
 
     Source: Lin & Yang 2024, "Diffusion Model with Perceptual Loss".
     """
-    narrowest = _up_to_the_narrowest(engine.network)
+    narrowest = _up_to_the_narrowest(engine.network if network is None else network)
     schedule, normalizer = engine.schedule, engine.normalizer
     least = schedule(np.array([schedule.first_time]))[1][0]
     noise_rate = np.array([max(float(least), _NOISE_RATE)])
@@ -47,7 +59,7 @@ def distance_of(engine: Engine) -> Callable[[Images, Images, Images], Tensor]:
     def distance(images: Images, wanted: Images, noises: Images) -> Tensor:
         images, wanted = within_range(images), within_range(wanted)
         if narrowest is None:
-            return ops.mean(ops.square(images - wanted))
+            return ops.mean(ops.square(images - wanted), axis=(1, 2, 3))
         # Other noises than those that the images come from.
         noises = float(noise_rate[0]) * ops.flip(noises, axis=0)
         found, sought = (
@@ -55,7 +67,7 @@ def distance_of(engine: Engine) -> Callable[[Images, Images, Images], Tensor]:
             for each in (images, wanted)
         )
         variances = ops.var(sought, axis=(0, 1, 2), keepdims=True) + _SMALL_VARIANCE
-        return ops.mean(ops.square(found - sought) / variances)
+        return ops.mean(ops.square(found - sought) / variances, axis=(1, 2, 3))
 
     return distance
 
