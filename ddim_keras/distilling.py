@@ -48,7 +48,7 @@ def distill(
             the teacher's paths lead.
         guidance: of the teacher, as for `generate`: a number, or `ClassifierFreeGuidance`. It
             becomes a part of what is learned, and costs nothing afterwards.
-        teacher_steps: of the teacher's walk, 8 by default, or of all parts of the way together, 24
+        teacher_steps: of the teacher's walk, 6 by default, or of all parts of the way together, 24
             by default.
         epochs: how often the data are gone through; 0 for a model that is ready for `fit`.
         training: optimizer, learning rate and batch size.

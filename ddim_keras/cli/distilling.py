@@ -53,7 +53,7 @@ _NOT_OPTIONS = ("model", "training", "distill", "image_size", "channels", "label
     "--teacher-steps",
     type=click.IntRange(1),
     default=None,
-    help="Of the teacher.  [default: 8, or 24 with consistency]",
+    help="Of the teacher.  [default: 6, or 24 with consistency]",
 )
 @devices_option
 @options_of(RunConfig, leave_out=_NOT_OPTIONS)

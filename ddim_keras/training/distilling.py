@@ -38,7 +38,7 @@ from ddim_keras.samplers import (
     walk_written_out,
 )
 from ddim_keras.sampling.denoisers import network_denoiser
-from ddim_keras.sampling.distance import distances_of
+from ddim_keras.sampling.distance import distances_through_noise
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.guidance import ClassifierFreeGuidance, guidances
 from ddim_keras.support.arguments import integer, positive_int
@@ -47,7 +47,7 @@ from ddim_keras.support.types import Config, GuidanceLike, Images, Rates, Tensor
 from ddim_keras.training.objective import Objective
 
 METHODS = ("progressive", "consistency")
-_TEACHER_STEPS = {"progressive": 8, "consistency": 24}
+_TEACHER_STEPS = {"progressive": 6, "consistency": 24}
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -57,7 +57,7 @@ class Distillation(Configurable):
     Args:
         steps: S, of the model that is taught, by DDIM over even times.
         method: "progressive" or "consistency".
-        teacher_steps: of the teacher: for "progressive" those of its walk, 8 by default; for
+        teacher_steps: of the teacher: for "progressive" those of its walk, 6 by default; for
             "consistency" into how many the way from noise to image is cut, 24 by default.
         sampler, spacing: of the teacher's walk, for "progressive". None is UniPC(3) over Karras's
             levels.
@@ -73,7 +73,7 @@ class Distillation(Configurable):
     Examples:
 
     >>> Distillation(2).teacher_steps
-    8
+    6
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class DistillationObjective(Objective):
         self.distillation = distillation
         self.teacher: keras.Model | None = None
         self._engine: Engine | None = None
-        self._distances: Callable[[Images, Images, Images], Tensor] | None = None
+        self._distances: Callable[..., Tensor] | None = None
         times = diffusion_times(distillation.steps, "linear", schedule)
         self._own = plan(DDIM(), levels_of(schedule, times), schedule.conditions)
         self._long = self._plan_of_teacher()
@@ -160,7 +160,7 @@ class DistillationObjective(Objective):
     def learn_from(self, teacher: keras.Model, engine: Engine) -> None:
         """Have a teacher: a network of the same inputs and outputs. `engine` is the student's."""
         self.teacher, self._engine = teacher, engine
-        self._distances = distances_of(engine, teacher)
+        self._distances = distances_through_noise(engine, teacher)
 
     def measure(
         self,
@@ -173,19 +173,24 @@ class DistillationObjective(Objective):
         training: bool,
         told: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Objective.measure`. "progressive" starts its walks at the schedule's noise end,
-        whatever the rates.
+        """As `Objective.measure`. "progressive" starts its walks at the schedule's noise end; the
+        rates say through how much noise the teacher's network then compares images.
         """
         own = network_denoiser(network, self.parameterization, self.spec, training)
         student, teacher = _telling(own, told), self._teaching(told)
         if self.distillation.method == "progressive":
-            found = self._of_walks(student, teacher, images, noises)
+            found = self._of_walks(student, teacher, images, noises, noise_rates)
         else:
             found = self._of_points(student, teacher, images, noises, signal_rates, noise_rates)
         return self.taken(*found, sample_weight)
 
     def _of_walks(
-        self, student: Denoiser, teacher: Denoiser, images: Images, noises: Images
+        self,
+        student: Denoiser,
+        teacher: Denoiser,
+        images: Images,
+        noises: Images,
+        noise_rates: Rates,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The losses of walks from the noise end."""
         signal_rate, noise_rate = (float(rates[0]) for rates in self.schedule(np.array([1.0])))
@@ -203,7 +208,11 @@ class DistillationObjective(Objective):
         image_losses = self.of_images(wanted, found)
         of_noises = [(start - signal_rate * each) / noise_rate for each in (wanted, found)]
         assert self._distances is not None
-        losses = image_losses + self._distances(found, wanted, noises)
+        # Through half of the noise: of what is nearly noise alone, no feature says anything.
+        lowest = self._angle_at_image_end()
+        angles = lowest + 0.5 * (ops.arcsin(noise_rates) - lowest)
+        compared = (found, wanted, noises, ops.cos(angles), ops.sin(angles))
+        losses = image_losses + self._distances(*compared)
         return losses, self.of_images(*of_noises), image_losses
 
     def _of_points(
@@ -245,9 +254,9 @@ class DistillationObjective(Objective):
 
     def _next(self, angles: Tensor) -> tuple[Tensor, Tensor]:
         """The angle at which each one's part of the way ends, and that of the teacher's step."""
-        highest, lowest = float(self._angles[0]), float(self._angles_at_image_end())
+        highest, lowest = float(self._angles[0]), float(self._angle_at_image_end())
         ends = ops.zeros_like(angles)
-        for boundary in self._angles[1:-1]:
+        for boundary in map(float, self._angles[1:-1]):
             ends = ops.maximum(ends, ops.where(angles > boundary + _CLOSE, boundary, 0.0))
         step = (highest - lowest) / self.distillation.teacher_steps
         # Below the lowest level that the network knows, there is the image alone.
@@ -281,7 +290,7 @@ class DistillationObjective(Objective):
         noises, images = denoise(noisy_images, noise_rates, signal_rates, Conditions(level))
         return ops.stop_gradient(ops.cos(there) * images + ops.sin(there) * noises)
 
-    def _angles_at_image_end(self) -> float:
+    def _angle_at_image_end(self) -> float:
         rates = self.schedule(np.array([self.schedule.first_time]))
         return float(np.arctan2(rates[1], rates[0])[0])
 
