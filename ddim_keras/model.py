@@ -331,7 +331,7 @@ class DiffusionModel(EMATrainer):
             num_rows, num_cols: shape of the grid.
         """
         plotting.show_images(
-            self.generate(num_rows * num_cols, diffusion_steps=20, verbose=0),
+            self.generate(num_rows * num_cols, verbose=0),
             columns=num_cols,
             title=None if epoch is None else f"epoch {epoch + 1}",
         )

@@ -42,7 +42,7 @@ _SETTINGS_OF_0_1 = frozenset(
 _DISTILL = frozenset(("model", "steps", "method", "guidance", "teacher_steps"))
 # Not settings of a run's `model`: it has its own for these, or a file cannot hold them.
 _NOT_SET_BY_MODEL = {
-    *("self", "name", "network", "seed", "dtype"),
+    *("self", "name", "network", "seed", "dtype", "distillation"),
     *("num_classes", "class_names", "condition_shape"),
 }
 
