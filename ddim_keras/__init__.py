@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from ddim_keras.categorical import CategoricalDiffusionModel
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
+    from ddim_keras.distilling import distill
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, ema, exporting
     from ddim_keras.sampling import clipping, guidance, operators
@@ -125,6 +126,7 @@ _REGISTERED = {
     "ddim_keras.sampling.operators": (
         *("Blur", "Colorize", "Compressed", "Mask", "SuperResolution"),
     ),
+    "ddim_keras.training.distilling": ("Distillation",),
 }
 
 # Public names that are no modules.
@@ -135,6 +137,7 @@ _NAMES = {
     "DiffusionModel": "ddim_keras.model",
     "GuidanceFunction": "ddim_keras.sampling.guidance",
     "SamplingDefaults": "ddim_keras.sampling.defaults",
+    "distill": "ddim_keras.distilling",
     "divide_batches_among_cores": "ddim_keras.support.cores",
     "load_model": "ddim_keras.model",
 }
@@ -150,6 +153,7 @@ __all__ = [
     "callbacks",
     "clipping",
     "data",
+    "distill",
     "divide_batches_among_cores",
     "ema",
     "exporting",

@@ -39,6 +39,7 @@ from ddim_keras.support.types import (
     Tensor,
     Variable,
 )
+from ddim_keras.training.distilling import Distillation, DistillationObjective
 from ddim_keras.training.objective import Objective
 from ddim_keras.training.trainer import EMATrainer
 
@@ -116,6 +117,8 @@ class DiffusionModel(EMATrainer):
             measured by `normalizer`, or "symmetric", from -1 to 1, as Ho et al. 2020 do.
         sampling_defaults: a `SamplingDefaults`, what `generate` takes where its caller does not
             say: steps, sampler, spacing, clipping. None for those of its documentation.
+        distillation: a `Distillation`, for a model that learns from a `teacher` to draw in a few
+            steps; `ddim_keras.distill` makes such models.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the
             samplers' arithmetic are float32 whatever it is.
         name: name of the model.
@@ -125,6 +128,7 @@ class DiffusionModel(EMATrainer):
             `normalizer.adapt(dataset)` measures both.
         network: the trained network.
         ema_network: the moving average of its weights, used for all inference.
+        teacher: of a model with a `distillation`, the network that it learns from; else None.
 
     Raises:
         ValueError: an argument out of its range, or a size that the levels cannot halve.
@@ -165,12 +169,14 @@ class DiffusionModel(EMATrainer):
         network: keras.Model | Config | None = None,
         pixels: str = "measured",
         sampling_defaults: SamplingDefaults | Config | None = None,
+        distillation: Distillation | Config | None = None,
         dtype: DType = None,
         name: str | None = None,
     ):
         image_shape = (*height_and_width(image_size), positive_int("channels", channels))
         told = (num_classes, class_names, condition_shape, label_dropout, condition_dropout)
-        objective = _objective(schedule, parameterization, loss_weighting, ConditionSpec(*told))
+        parts = (schedule, parameterization, loss_weighting, ConditionSpec(*told), distillation)
+        objective = _objective(*parts)
         # What describes the residual U-Net, as `residual_unet` calls it.
         self_made = {
             "widths": [int(width) for width in widths],
@@ -196,9 +202,19 @@ class DiffusionModel(EMATrainer):
             dtype=dtype,
             name=name,
         )
+        self.teacher: keras.Model | None = None
+        if isinstance(objective, DistillationObjective):
+            self.teacher = copied(self.ema_network)
+            self.teacher.trainable = False
+            objective.learn_from(self.teacher, self.engine)
         self._custom_network = network is not None
         for option, value in self_made.items():
             setattr(self, option, value)
+
+    @property
+    def distillation(self) -> Distillation | None:
+        """How the model learns from its `teacher`, or None."""
+        return getattr(self.objective, "distillation", None)
 
     @property
     def num_classes(self) -> int | None:
@@ -315,7 +331,7 @@ class DiffusionModel(EMATrainer):
             num_rows, num_cols: shape of the grid.
         """
         plotting.show_images(
-            self.generate(num_rows * num_cols, diffusion_steps=20, verbose=0),
+            self.generate(num_rows * num_cols, verbose=0),
             columns=num_cols,
             title=None if epoch is None else f"epoch {epoch + 1}",
         )
@@ -553,7 +569,8 @@ class DiffusionModel(EMATrainer):
                 "a preset describes the residual U-Net or the DDPM U-Net, not a network of your "
                 "own: use model.save"
             )
-        del config["name"], config["dtype"], config["seed"]
+        for name in ("name", "dtype", "seed", "distillation"):  # a preset has no teacher
+            config.pop(name, None)
         arrays = [
             ops.convert_to_numpy(weight).astype("float32") for weight in self._preset_weights()
         ]
@@ -565,7 +582,7 @@ class DiffusionModel(EMATrainer):
 
     def get_config(self) -> Config:
         serialize = keras.saving.serialize_keras_object
-        spec = self.objective.spec
+        spec, distillation = self.objective.spec, self.distillation
         condition_shape = None if spec.condition_shape is None else list(spec.condition_shape)
         return {
             "image_size": list(self.image_shape[:2]),
@@ -596,6 +613,7 @@ class DiffusionModel(EMATrainer):
             "sampling_defaults": serialize(self.sampling_defaults),
             "dtype": serialize(self.dtype_policy),
             "name": self.name,
+            **({} if distillation is None else {"distillation": serialize(distillation)}),
         }
 
 
@@ -638,17 +656,25 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
 
 
 def _objective(
-    schedule: Any, parameterization: Any, loss_weighting: Any, spec: ConditionSpec
+    schedule: Any,
+    parameterization: Any,
+    loss_weighting: Any,
+    spec: ConditionSpec,
+    distillation: Distillation | Config | None,
 ) -> Objective:
     """Return the objective that a user's arguments stand for, with a warning where noise ends too
     soon.
     """
-    objective = Objective(
+    parts = (
         resolve(schedule, Schedule, SCHEDULES),
         resolve(parameterization, Parameterization, PARAMETERIZATIONS),
         resolve(loss_weighting, Weighting, WEIGHTINGS),
         spec,
     )
+    if distillation is None:
+        objective = Objective(*parts)
+    else:
+        objective = DistillationObjective(resolve(distillation, Distillation, {}), *parts)
     check_noise_end(objective.schedule, objective.parameterization)
     if (left := float(objective.schedule(np.array([1.0]))[0][0])) > _LARGEST_SIGNAL_AT_NOISE_END:
         warnings.warn(
@@ -691,14 +717,21 @@ def _networks(
         is_config = isinstance(network, dict)
         trained = keras.saving.deserialize_keras_object(network) if is_config else network
         _check_network(trained, image_shape, spec)
-        if isinstance(trained, DDPMUNet):
-            average = trained.untrained_copy()
-        else:
-            average = keras.models.clone_model(trained)
-    # Made anew or cloned, it has fresh random weights, which the average would drag along for
-    # thousands of steps.
+        average = copied(trained)
+    # Made anew, it has fresh random weights, which the average would drag along for thousands of
+    # steps.
     average.set_weights(trained.get_weights())
     return trained, average
+
+
+def copied(network: keras.Model) -> keras.Model:
+    """Return another network of the same layers and weights, never to be trained."""
+    if isinstance(network, DDPMUNet):
+        copy = network.untrained_copy()
+    else:
+        copy = keras.models.clone_model(network)
+    copy.set_weights(network.get_weights())
+    return copy
 
 
 def _check_network(

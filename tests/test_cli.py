@@ -70,6 +70,7 @@ def test_every_command_shows_an_example():
         *(
             "train",
             "fit-sampler",
+            "distill",
             "generate",
             "encode",
             "reconstruct",
@@ -133,7 +134,7 @@ def test_the_options_of_train_are_the_settings_of_a_run():
     for configuration in (RunConfig, Training):
         texts = attributes(configuration)
         for field in dataclasses.fields(configuration):
-            if field.name not in ("model", "training"):
+            if field.name not in ("model", "training", "distill"):
                 assert f"--{field.name.replace('_', '-')}" in said
                 assert texts[field.name].replace("`", "")[1:] in said
 
@@ -817,6 +818,23 @@ def test_fit_sampler_writes_the_model_with_its_samplers(tmp_path, model_path):
     before = exporting.model_hash(ddim_keras.load_model(model_path))
     assert described["model_sha256"] == before
     assert "must end in .keras" in run("fit-sampler", "-m", model_path, "x.npz", code=2)
+
+
+@pytest.mark.slow
+def test_distill_teaches_a_model_in_a_folder(tmp_path, model_path):
+    (tmp_path / "photos").mkdir()
+    for index, image in enumerate(random_images(12)):
+        pixels = (255 * image[..., 0]).astype("uint8")
+        PIL.Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+    out, quick = tmp_path / "run", ["--steps", 2, "--batch-size", 4, "--samples", 0]
+    quick += ["--split", 0.0, "--no-tensorboard"]
+    run("distill", "-m", model_path, "-d", tmp_path / "photos", "-o", out, "-e", 1, *quick)
+    assert RunConfig.read(out / "config.yaml").distill["steps"] == 1
+    assert "Nothing is left to do" in run("distill", "-o", out)
+    run("generate", "-m", out, "-n", 2, "-o", tmp_path / "images")
+    described = json.loads((tmp_path / "images" / "metadata.json").read_text())
+    assert described["network_evaluations"] == 1
+    assert "give --model, the teacher" in run("distill", "-o", tmp_path / "other", code=2)
 
 
 def test_datasets_are_listed():

@@ -21,6 +21,7 @@ FLOORS = [
     "presets",
     "categorical",
     "model",
+    "distilling",
     "runs",
     "serving",
     "cli",

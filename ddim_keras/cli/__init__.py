@@ -3,6 +3,7 @@ neither Keras nor a backend.
 """
 
 from ddim_keras.cli import (
+    distilling,
     evaluating,
     fitting,
     generating,
@@ -15,6 +16,7 @@ from ddim_keras.cli.group import INTERRUPTED, main
 
 __all__ = [
     "INTERRUPTED",
+    "distilling",
     "evaluating",
     "fitting",
     "generating",

@@ -17,6 +17,7 @@ from ddim_keras.cli.options import (
     sampling_options,
 )
 from ddim_keras.cli.options import guidance as options_guidance
+from ddim_keras.runs.finding import load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,33 +26,6 @@ if TYPE_CHECKING:
 
 # What `export` writes, by the end of its file's name.
 _SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".xml": "openvino", ".tflite": "litert"}
-
-
-def load(source: str, compile: bool = False) -> DiffusionModel:
-    """The model at a .keras file, in a folder of a run or of diffusers', or of a preset; `compile`
-    brings the optimizer and metrics along.
-    """
-    from ddim_keras import presets
-    from ddim_keras.model import DiffusionModel, load_model
-
-    path = pathlib.Path(source)
-    if path.suffix == ".keras" or path.is_file():
-        return load_model(path, compile=compile)
-    if (path / "config.yaml").is_file():
-        for name in ("model.keras", "best.keras"):
-            if (path / name).is_file():
-                return load_model(path / name, compile=compile)
-        raise ValueError(
-            f"the run in {path} has no model yet: resume it with ddim-keras train --out {path}"
-        )
-    if (path / "model_index.json").is_file():
-        return DiffusionModel.from_diffusers(path)
-    if not (path / "preset.json").is_file() and source not in presets.names():
-        raise ValueError(
-            f"no model at {source}: expected a .keras file, a run's folder, one of diffusers', "
-            f"or a preset: {presets.names()}"
-        )
-    return DiffusionModel.from_preset(source)
 
 
 def read(model: DiffusionModel, paths: tuple[pathlib.Path, ...], fit: str) -> np.ndarray:

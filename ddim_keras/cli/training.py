@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from ddim_keras.cli.options import devices_option, options_of
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
+
+if TYPE_CHECKING:
+    from ddim_keras.support.devices import Workers
 
 
 @main.command()
@@ -37,7 +40,7 @@ from ddim_keras.runs import RunConfig
     "share; all GPUs or TPU cores of each are used.",
 )
 @click.option("--worker", type=int, default=None, help="Which of --workers this one is, from 0.")
-@options_of(RunConfig, leave_out=("model", "training"))
+@options_of(RunConfig, leave_out=("model", "training", "distill"))
 @options_of(Training, default="the recipe's")
 @click.option(
     "--ema-decay",
@@ -71,9 +74,24 @@ def train(
     ddim-keras train --data path/to/photos --image-size 64 --out runs/photos
     ddim-keras train --config runs/photos/config.yaml --seed 1 --out runs/photos-1
     """
+    together = _joined(workers, worker, devices)
+    run(out, config, devices, dict(_setting(text) for text in settings), flags, together)
+
+
+def run(
+    out: pathlib.Path,
+    config: pathlib.Path | None,
+    devices: str,
+    model: dict[str, Any],
+    flags: dict[str, Any],
+    together: Workers | None = None,
+) -> None:
+    """Train in a folder, or resume there: `flags` are settings of a run and of a recipe, None where
+    they were not given; `model` those of the model; `together` the processes, where they are
+    several.
+    """
     from ddim_keras import runs
 
-    together = _joined(workers, worker, devices)
     given = {name: value for name, value in flags.items() if value is not None}
     if "cache" in given:
         given["cache"] = {"memory": True, "no": False, "auto": "auto"}.get(
@@ -98,8 +116,7 @@ def train(
         for name in [field.name for field in dataclasses.fields(Training)]
         if name in given
     }
-    model = {"ema_decay": given.pop("ema_decay")} if "ema_decay" in given else {}
-    model |= dict(_setting(text) for text in settings)
+    model = {**({"ema_decay": given.pop("ema_decay")} if "ema_decay" in given else {}), **model}
     chosen = {
         **start,
         **given,
@@ -122,7 +139,7 @@ def train(
         sys.exit(INTERRUPTED)
 
 
-def _joined(workers: str | None, worker: int | None, devices: str) -> Any:
+def _joined(workers: str | None, worker: int | None, devices: str) -> Workers | None:
     """The processes that train together, joined; or None."""
     if workers is None:
         if worker is not None:

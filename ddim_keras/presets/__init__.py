@@ -18,10 +18,11 @@ from ddim_keras.presets.folders import (
     training,
     write,
 )
-from ddim_keras.presets.recipes import Training
+from ddim_keras.presets.recipes import DISTILLING, Training
 from ddim_keras.presets.recommending import RECOMMENDED, Recommendation, recommend
 
 __all__ = [
+    "DISTILLING",
     "FIT_ANY_WEIGHTS",
     "RECOMMENDED",
     "Preset",

@@ -104,3 +104,13 @@ class Training:
             gradient_accumulation_steps=self.accumulate if self.accumulate > 1 else None,
         )
         return {"optimizer": optimizer, "loss": self.loss}
+
+
+DISTILLING = Training(
+    batch_size=32,
+    learning_rate=2e-3,
+    schedule="cosine",
+    clip_norm=1.0,
+    optimizer="muon",
+)
+"""What `ddim_keras.distill` and `ddim-keras distill` train by, where nothing else is said."""

@@ -102,7 +102,7 @@ class SampleImages(keras.callbacks.Callback):
             nor 4 channels, the first channel is shown.
         every: epochs between them.
         num_images: images in a grid, at most; of more classes than this, the first are shown.
-        diffusion_steps: S, as for `DiffusionModel.generate`.
+        diffusion_steps: S, as for `DiffusionModel.generate`; None for the model's default.
         seed: fixes the noises.
         trajectory: whether to draw the walks too.
         scale: each pixel becomes scale x scale.
@@ -121,7 +121,7 @@ class SampleImages(keras.callbacks.Callback):
         folder: str | os.PathLike,
         every: int = 1,
         num_images: int = 16,
-        diffusion_steps: int = 20,
+        diffusion_steps: int | None = None,
         seed: int = 0,
         trajectory: bool = True,
         scale: int = 2,

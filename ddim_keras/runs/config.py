@@ -39,9 +39,10 @@ _SETTINGS_OF_0_1 = frozenset(
     "precision jit seed validate_every validation_images kid samples samples_every tensorboard "
     "checkpoint_every checkpoint_minutes keep".split()
 )
+_DISTILL = frozenset(("model", "steps", "method", "guidance", "teacher_steps"))
 # Not settings of a run's `model`: it has its own for these, or a file cannot hold them.
 _NOT_SET_BY_MODEL = {
-    *("self", "name", "network", "seed", "dtype"),
+    *("self", "name", "network", "seed", "dtype", "distillation"),
     *("num_classes", "class_names", "condition_shape"),
 }
 
@@ -77,7 +78,10 @@ class RunConfig:
         preset: whose network and recipe to take; auto for what `presets.recommend` says of the
             images and the minutes.
         model: arguments of `DiffusionModel` that differ from the preset's.
-        training: settings of `presets.Training` that differ from the preset's.
+        training: settings of `presets.Training` that differ from the preset's, or from those of a
+            distillation.
+        distill: of a run that distills: model, where the teacher is, and steps, method, guidance
+            and teacher_steps as for `ddim_keras.distill`. The run keeps the teacher in its folder.
         precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where
             the hardware computes in it.
         jit: whether to compile with XLA; auto where it is faster.
@@ -124,6 +128,7 @@ class RunConfig:
     preset: str = AUTO
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    distill: dict[str, Any] = dataclasses.field(default_factory=dict)
     precision: str = "auto"
     jit: bool | str = "auto"
     seed: int = 0
@@ -140,7 +145,7 @@ class RunConfig:
     memorization: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("model", "training"):
+        for name in ("model", "training", "distill"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{name} must hold settings by name, got {getattr(self, name)!r}")
         # As a file would give it back, so that a run equals its own.
@@ -169,6 +174,10 @@ class RunConfig:
                 raise ValueError(f"{name} must be a positive number, got {minutes!r}")
 
     def _check_words(self) -> None:
+        if self.distill and ("model" not in self.distill or set(self.distill) - _DISTILL):
+            raise ValueError(
+                f"distill must hold a model and some of {sorted(_DISTILL)}, got {self.distill!r}"
+            )
         for name in ("data", "preset", "precision"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a name or a folder, got {getattr(self, name)!r}")
@@ -205,6 +214,8 @@ class RunConfig:
                 f"unknown training settings {unknown}: expected some of {sorted(known)}"
             )
         base = presets.training(presets.RECOMMENDED if self.preset == AUTO else self.preset)
+        if self.distill:
+            base = presets.DISTILLING
         return dataclasses.replace(base, **self.training)
 
     def recommended(

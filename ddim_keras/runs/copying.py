@@ -29,7 +29,7 @@ class Memorization(keras.callbacks.Callback):
         training: batches of images, with or without labels, of a data set that ends.
         num_images: how many images are generated, always from the same noises.
         mirrored: whether mirrored training images count, as after training with flips.
-        diffusion_steps: S, as for `DiffusionModel.generate`.
+        diffusion_steps: S, as for `DiffusionModel.generate`; None for the model's default.
         seed: fixes the noises.
 
     Raises:
@@ -41,7 +41,7 @@ class Memorization(keras.callbacks.Callback):
         training: Dataset,
         num_images: int = 64,
         mirrored: bool = False,
-        diffusion_steps: int = 20,
+        diffusion_steps: int | None = None,
         seed: int = 0,
     ):
         super().__init__()

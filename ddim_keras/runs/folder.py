@@ -25,7 +25,7 @@ class RunFolder:
         path: of the folder; it need not exist yet.
 
     Attributes:
-        config, checkpoints, ema, samples, log, tensorboard, best, model: what lies in it.
+        config, checkpoints, ema, samples, log, tensorboard, best, model, teacher: what lies in it.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -38,6 +38,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.best = path / "best.keras"
         self.model = path / "model.keras"
+        self.teacher = path / "teacher.keras"
         self._fingerprint = path / "data.json"
         self._moved_from: str | None = None
 

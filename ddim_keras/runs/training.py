@@ -15,10 +15,12 @@ import numpy as np
 
 from ddim_keras import data, metrics, presets
 from ddim_keras.data.batches import taken_apart
+from ddim_keras.distilling import student
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs import callbacks, copying, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import AUTO, RunConfig, check_model_settings
+from ddim_keras.runs.finding import load
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
@@ -203,17 +205,19 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell, fitted: bool) -> _
     if config.task:
         training_data = validating.for_task(training_data, config.task, config.factor)
         validation = validation and validating.for_task(validation, config.task, config.factor)
-    if config.preset == AUTO:
+    if config.preset == AUTO and not config.distill:
         config = _with_recommended(config, training_data, tell)
     validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
     if config.minutes is not None and not fitted:
-        config = _fitted_into_minutes(config, recipe, training_data, tell)
+        config = _fitted_into_minutes(config, recipe, training_data, place, tell)
         # Afresh, as when it is resumed: trying steps has drawn random numbers.
         return _prepare(config, place, tell, fitted=True)
-    model = _make_model(config, recipe, training_data)
+    model = _make_model(config, recipe, training_data, place)
     place.write(config)
+    if config.distill and not place.teacher.is_file():
+        load(config.distill["model"]).save(place.teacher)
     return _Training(config, recipe, place, model, training_data, validation, tell)
 
 
@@ -228,10 +232,14 @@ def _with_recommended(config: RunConfig, training_data: Dataset, tell: Tell) -> 
 
 
 def _fitted_into_minutes(
-    config: RunConfig, recipe: presets.Training, training_data: Dataset, tell: Tell
+    config: RunConfig,
+    recipe: presets.Training,
+    training_data: Dataset,
+    place: RunFolder,
+    tell: Tell,
 ) -> RunConfig:
     minutes = float(config.minutes or 0.0)
-    model = _make_model(config, recipe, training_data)
+    model = _make_model(config, recipe, training_data, place)
     model.normalizer.adapt(training_data.take(10))
     part = backend.process()
     steps = steps_within(minutes, model, training_data.from_step(0, part=part))
@@ -343,24 +351,11 @@ def _features_for(validation: Dataset, tell: Tell) -> str | None:
 
 
 def _make_model(
-    config: RunConfig, recipe: presets.Training, training_data: Dataset
+    config: RunConfig, recipe: presets.Training, training_data: Dataset, place: RunFolder
 ) -> DiffusionModel:
-    spec = taken_apart(training_data.element_spec)
-    shape = spec.images.shape
+    make = _student if config.distill else _untrained
     precision = backend.fastest_precision() if config.precision == "auto" else config.precision
-    settings = {
-        "image_size": tuple(shape[1:3]),
-        "channels": shape[3],
-        "dtype": precision,
-        "seed": config.seed,
-    }
-    if config.labels:
-        settings["class_names"] = training_data.class_names
-    if spec.condition is not None:
-        settings["condition_shape"] = tuple(spec.condition.shape[1:])
-    model = DiffusionModel.from_preset(
-        config.preset, load_weights=False, **{**settings, **config.model}
-    )
+    model = make(config, training_data, precision, place)
     own_metrics = []
     if (
         config.kid
@@ -374,7 +369,48 @@ def _make_model(
         ema_lengths=averages.LENGTHS if config.ema_snapshots else (),
         jit_compile=config.jit,
     )
+    if model.distillation is not None:
+        model.metric_diffusion_steps = model.distillation.steps
     return model
+
+
+def _untrained(
+    config: RunConfig, training_data: Dataset, precision: str, _: RunFolder
+) -> DiffusionModel:
+    """The model that the configuration describes, for such data."""
+    spec = taken_apart(training_data.element_spec)
+    shape = spec.images.shape
+    settings = {
+        "image_size": tuple(shape[1:3]),
+        "channels": shape[3],
+        "dtype": precision,
+        "seed": config.seed,
+    }
+    if config.labels:
+        settings["class_names"] = training_data.class_names
+    if spec.condition is not None:
+        settings["condition_shape"] = tuple(spec.condition.shape[1:])
+    return DiffusionModel.from_preset(
+        config.preset, load_weights=False, **{**settings, **config.model}
+    )
+
+
+def _student(
+    config: RunConfig, training_data: Dataset, precision: str, place: RunFolder
+) -> DiffusionModel:
+    """A model that starts from the weights of its teacher, which the folder keeps: the run resumes
+    wherever that came from.
+    """
+    options = dict(config.distill)
+    source = options.pop("model")
+    teacher = load(str(place.teacher if place.teacher.is_file() else source))
+    shape = tuple(taken_apart(training_data.element_spec).images.shape[1:])
+    if shape != teacher.image_shape:
+        raise ValueError(
+            f"the images in {config.data} are of shape {shape}, those of the teacher in {source} "
+            f"of {teacher.image_shape}: give image_size and channels as the teacher has them"
+        )
+    return student(teacher, seed=config.seed, dtype=precision, **options, **config.model)
 
 
 def _copies_are_looked_for(training: _Training) -> bool:

@@ -91,6 +91,25 @@ def predict(
         spec: which conditions the network takes. Those that are not given say nothing.
         training: as for `keras.Model.call`.
     """
+    inputs = _inputs_of(network, noisy_images, conditions, spec)
+    call = in_training if training else _in_inference
+    if _needs_whole_batches(network, training):
+        return ops.cast(call(network, inputs), "float32")
+    return ops.cast(by_parts(lambda part: call(network, part), inputs), "float32")
+
+
+def predict_all(
+    network: keras.Model, noisy_images: Images, conditions: Conditions, spec: ConditionSpec
+) -> list[Tensor]:
+    """As `predict`, of a network of several outputs, in inference."""
+    outputs = network(_inputs_of(network, noisy_images, conditions, spec), training=False)
+    return [ops.cast(output, "float32") for output in outputs]
+
+
+def _inputs_of(
+    network: keras.Model, noisy_images: Images, conditions: Conditions, spec: ConditionSpec
+) -> list[Tensor]:
+    """What a network is given, in the order of its inputs."""
     number = ops.shape(noisy_images)[0]
     unnamed = [noisy_images, ops.broadcast_to(conditions.noise_level, (number, 1, 1, 1))]
     named = {}
@@ -100,14 +119,10 @@ def predict(
     if spec.takes_condition:
         condition = conditions.condition
         named[CONDITION] = spec.null_condition(number) if condition is None else condition
-    inputs = [
+    return [
         _shaped(named[tensor.name], tensor) if tensor.name in named else unnamed.pop(0)
         for tensor in network.inputs
     ]
-    call = in_training if training else _in_inference
-    if _needs_whole_batches(network, training):
-        return ops.cast(call(network, inputs), "float32")
-    return ops.cast(by_parts(lambda part: call(network, part), inputs), "float32")
 
 
 def _in_inference(network: keras.Model, inputs: Sequence[Tensor]) -> Tensor:

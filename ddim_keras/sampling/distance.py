@@ -8,10 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.samplers import Conditions
-from ddim_keras.sampling.denoisers import predict
+from ddim_keras.sampling.denoisers import predict, predict_all
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.support.types import Images, Shape, Tensor
+from ddim_keras.support.types import Images, Rates, Shape, Tensor
 
 # Where features are looked at: images with so much noise, or the least that was trained on.
 _NOISE_RATE = 0.3
@@ -41,11 +42,8 @@ def distance_of(engine: Engine) -> Callable[[Images, Images, Images], Tensor]:
     signal_rate = np.sqrt(1.0 - noise_rate**2)
     level = Conditions(float(ops.convert_to_numpy(schedule.conditions(signal_rate, noise_rate))[0]))
 
-    def within_range(images: Images) -> Images:
-        return (normalizer.denormalize(images) - normalizer.mean) / normalizer.standard_deviation()
-
     def distance(images: Images, wanted: Images, noises: Images) -> Tensor:
-        images, wanted = within_range(images), within_range(wanted)
+        images, wanted = (_within_range(each, normalizer) for each in (images, wanted))
         if narrowest is None:
             return ops.mean(ops.square(images - wanted))
         # Other noises than those that the images come from.
@@ -58,6 +56,63 @@ def distance_of(engine: Engine) -> Callable[[Images, Images, Images], Tensor]:
         return ops.mean(ops.square(found - sought) / variances)
 
     return distance
+
+
+def distances_through_noise(
+    engine: Engine, network: keras.Model
+) -> Callable[[Images, Images, Images, Rates, Rates], Tensor]:
+    """Return a distance of each normalised image from another, at a given noise level: the mean
+    squared difference of a network's features where it halves the images and at its narrowest
+    place, each by its own variance.
+
+    More than `distance_of`, it sees the details, which a table of few numbers cannot change by
+    themselves, but a network can.
+
+    Args:
+        engine: for what the network was trained.
+        network: one that halves nothing compares pixels.
+
+    Returns:
+        (images, wanted images, noises, signal rates, noise rates) -> (batch,); the rates
+        (batch, 1, 1, 1).
+    """
+    narrowest = _up_to_the_narrowest(network)
+    normalizer, schedule, spec = engine.normalizer, engine.schedule, engine.spec
+    if narrowest is None:
+        return lambda images, wanted, *_: ops.mean(ops.square(images - wanted), axis=(1, 2, 3))
+    halved = [layer.input for layer in network.layers if _halves(layer)]
+    seen = keras.Model(network.inputs, [*halved, narrowest.output])
+
+    def features(images: Images, noises: Images, rates: tuple[Rates, Rates]) -> list[Tensor]:
+        images = _within_range(images, normalizer)
+        level = Conditions(schedule.conditions(*rates))
+        return predict_all(seen, rates[0] * images + rates[1] * noises, level, spec)
+
+    def distances(
+        images: Images, wanted: Images, noises: Images, signal_rates: Rates, noise_rates: Rates
+    ) -> Tensor:
+        noises, rates = ops.flip(noises, axis=0), (signal_rates, noise_rates)
+        sought = [ops.stop_gradient(each) for each in features(wanted, noises, rates)]
+        total = 0.0
+        for found, each in zip(features(images, noises, rates), sought):
+            variances = ops.var(each, axis=(0, 1, 2), keepdims=True) + _SMALL_VARIANCE
+            total = total + ops.mean(ops.square(found - each) / variances, axis=(1, 2, 3))
+        return total / len(sought)
+
+    return distances
+
+
+def _within_range(images: Images, normalizer: ImageNormalization) -> Images:
+    """Normalised images without what lies outside [0, 1]."""
+    return (normalizer.denormalize(images) - normalizer.mean) / normalizer.standard_deviation()
+
+
+def _halves(layer: keras.Layer) -> bool:
+    """Whether a layer makes images of half the size, by pooling or by a step of its own."""
+    if not isinstance(layer, (keras.layers.AveragePooling2D, keras.layers.Conv2D)):
+        return False
+    before, after = (tuple(tensor.shape[1:3]) for tensor in (layer.input, layer.output))
+    return all(side is not None for side in (*before, *after)) and before[0] // 2 == after[0]
 
 
 def _up_to_the_narrowest(network: keras.Model) -> keras.Model | None:

@@ -111,21 +111,31 @@ class Objective:
         )
         target = self.parameterization.target(images, noises, signal_rates, noise_rates)
         weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
-        losses = ops.reshape(weights, (-1,)) * self._of_images(target, prediction)
+        losses = ops.reshape(weights, (-1,)) * self.of_images(target, prediction)
+        noise_losses = self.of_images(noises, pred_noises)
+        image_losses = self.of_images(images, pred_images)
+        return self.taken(losses, noise_losses, image_losses, sample_weight)
+
+    def taken(
+        self,
+        losses: Tensor,
+        noise_losses: Tensor,
+        image_losses: Tensor,
+        sample_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take the losses of a batch's images, each (batch,), into the running ones; returns what
+        `measure` does.
+        """
         sample_weight, counted = _weights_and_counted(sample_weight)
         if sample_weight is not None:
             losses = losses * sample_weight
-        self.noise_losses.update_state(
-            self._of_images(noises, pred_noises), sample_weight=sample_weight
-        )
-        self.image_losses.update_state(
-            self._of_images(images, pred_images), sample_weight=sample_weight
-        )
+        self.noise_losses.update_state(noise_losses, sample_weight=sample_weight)
+        self.image_losses.update_state(image_losses, sample_weight=sample_weight)
         self.losses.update_state(losses, sample_weight=counted)
         return losses, counted
 
-    def _of_images(self, true: Images, predicted: Images) -> Tensor:
-        """The loss for each image, shape (batch,)."""
+    def of_images(self, true: Images, predicted: Images) -> Tensor:
+        """Return the loss for each image, shape (batch,)."""
         function = self.loss
         values = (
             function.call(true, predicted)

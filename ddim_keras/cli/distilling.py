@@ -1,0 +1,111 @@
+"""`distill`: of a trained model another one, of few steps, as a run in a folder."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import click
+
+from ddim_keras.cli.group import main
+from ddim_keras.cli.options import devices_option, options_of
+from ddim_keras.cli.training import run
+from ddim_keras.presets import Training
+from ddim_keras.runs import RunConfig
+
+# What the teacher says, and what `distill` has options of its own for.
+_NOT_OPTIONS = ("model", "training", "distill", "image_size", "channels", "labels", "preset")
+
+
+@main.command()
+@click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The run's folder."
+)
+@click.option(
+    "--model",
+    "-m",
+    "source",
+    default=None,
+    help="The teacher: a .keras file, a preset's name or folder, or the folder of a run.",
+)
+@click.option(
+    "--evaluations",
+    "-e",
+    type=click.IntRange(1),
+    default=None,
+    help="Network evaluations for each image of the model that is taught: 1, 2 or 4, say.  "
+    "[default: 2]",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["progressive", "consistency"]),
+    default=None,
+    help="progressive compares whole walks with the teacher's; consistency learns at all noise "
+    "levels where the teacher's paths lead.  [default: progressive]",
+)
+@click.option(
+    "--guidance",
+    type=float,
+    default=None,
+    help="Of the teacher, as for generate; it costs nothing afterwards.  [default: none]",
+)
+@click.option(
+    "--teacher-steps",
+    type=click.IntRange(1),
+    default=None,
+    help="Of the teacher.  [default: 6, or 24 with consistency]",
+)
+@devices_option
+@options_of(RunConfig, leave_out=_NOT_OPTIONS)
+@options_of(Training, default="the recipe's")
+def distill(
+    out: pathlib.Path,
+    source: str | None,
+    evaluations: int | None,
+    method: str | None,
+    guidance: float | None,
+    teacher_steps: int | None,
+    devices: str,
+    **flags: Any,
+) -> None:
+    """Teach a model to draw in a few steps, or resume an interrupted teaching.
+
+    The new model starts from the teacher's weights, and is trained as by train: with checkpoints,
+    validation and samples, in a folder. The same command resumes, or the one with --out alone.
+
+    \b
+    ddim-keras distill -m runs/photos --data path/to/photos --out runs/photos-2
+    ddim-keras distill -m photos.keras -d path/to/photos -e 1 --minutes 60 -o runs/photos-1
+    ddim-keras generate -m runs/photos-2 --out images
+    """
+    settings = {
+        "model": source,
+        "steps": evaluations,
+        "method": method,
+        "guidance": guidance,
+        "teacher_steps": teacher_steps,
+    }
+    told = {name: value for name, value in settings.items() if value is not None}
+    if not (out / "config.yaml").is_file():
+        if source is None:
+            raise click.UsageError(
+                f"there is no run in {out} to resume: give --model, the teacher, and --data"
+            )
+        flags |= _as_the_teacher(source)
+        if pathlib.Path(source).expanduser().exists():  # found again from any folder
+            told["model"] = str(pathlib.Path(source).expanduser().resolve())
+        flags["distill"] = told
+    elif told:
+        before = RunConfig.read(out / "config.yaml").distill
+        flags["distill"] = {**before, **told, "model": before.get("model", source)}
+    run(out, None, devices, {}, flags)
+
+
+def _as_the_teacher(source: str) -> dict[str, Any]:
+    """What a run must know of the images that the teacher makes."""
+    from ddim_keras.runs.finding import load
+
+    teacher = load(source)
+    *size, channels = teacher.image_shape
+    labels = True if teacher.num_classes is not None else None
+    return {"image_size": size, "channels": channels, "labels": labels}

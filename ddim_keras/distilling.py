@@ -1,0 +1,153 @@
+"""`distill`: of a trained model another one, which draws in one, two or four steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from ddim_keras.data import inputs
+from ddim_keras.model import DiffusionModel
+from ddim_keras.presets import DISTILLING, Training
+from ddim_keras.sampling.choices import chooser
+from ddim_keras.sampling.defaults import SamplingDefaults
+from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.types import Data, GuidanceLike
+from ddim_keras.training.distilling import Distillation
+
+
+def distill(
+    model: DiffusionModel,
+    data: Data,
+    steps: int = 2,
+    method: str = "progressive",
+    *,
+    guidance: GuidanceLike = None,
+    teacher_steps: int | None = None,
+    epochs: int = 5,
+    training: Training = DISTILLING,
+    seed: int | None = 0,
+    compile_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> DiffusionModel:
+    """Train a model that draws in a few steps what a trained one draws in many.
+
+    The model that comes out is a `DiffusionModel` of the same network, which starts from the
+    teacher's weights: `generate` takes `steps` steps of DDIM by default, and all other verbs are
+    there. It is compiled, holds its teacher, and goes on training by `fit`, also after it was saved
+    and loaded; `save_to_preset` leaves the teacher out. Distill it again for fewer steps: it is
+    then the teacher, by its own steps.
+
+    Args:
+        model: the trained model, which stays as it is.
+        data: as for `fit`, with the labels or conditions that the model takes. With "progressive"
+            images are little more than a number of walks and the labels to walk with.
+        steps: network evaluations for each image: 1, 2, 4 or any other number.
+        method: "progressive" compares whole walks with the teacher's from the same noises, and pays
+            most per minute (docs/few_steps.md); "consistency" learns, at all noise levels, where
+            the teacher's paths lead.
+        guidance: of the teacher, as for `generate`: a number, or `ClassifierFreeGuidance`. It
+            becomes a part of what is learned, and costs nothing afterwards.
+        teacher_steps: of the teacher's walk, 6 by default, or of all parts of the way together, 24
+            by default.
+        epochs: how often the data are gone through; 0 for a model that is ready for `fit`.
+        training: optimizer, learning rate and batch size.
+        seed: of the random numbers of the new model.
+        compile_options: further arguments of `compile`, such as metrics.
+        **options: of `fit`, such as validation_data, steps_per_epoch, callbacks or verbose.
+
+    Returns:
+        The model of few steps.
+
+    Raises:
+        ValueError: the model was not trained, or an argument is out of its range.
+
+    Source: see `Distillation`.
+
+    Examples:
+
+    >>> model = DiffusionModel(image_size=8, widths=[8], block_depth=1, channels=1, seed=0)
+    >>> model.normalizer.adapt(np.random.rand(8, 8, 8, 1), verbose=0)
+    >>> few = distill(model, np.random.rand(8, 8, 8, 1), steps=1, epochs=1, verbose=0)
+    >>> few.generate(2, verbose=0).shape
+    (2, 8, 8, 1)
+    """
+    epochs = integer("epochs", epochs, minimum=0)
+    few = student(model, steps, method, guidance, teacher_steps, seed)
+    in_epoch = options.get("steps_per_epoch")
+    if in_epoch is None and epochs:
+        in_epoch = _batches(data, training.batch_size)
+    few.compile(
+        **training.compile_arguments(max(1, (in_epoch or 1) * epochs)),
+        metric_diffusion_steps=few.distillation.steps,  # type: ignore[union-attr]
+        **(compile_options or {}),
+    )
+    if epochs:
+        if inputs.is_one_piece(data):
+            options = {"batch_size": training.batch_size, **options}
+        x, y, sample_weight = inputs.parts_of(data)
+        few.fit(x, y, epochs=epochs, sample_weight=sample_weight, **options)
+    return few
+
+
+def student(
+    model: DiffusionModel,
+    steps: int = 2,
+    method: str = "progressive",
+    guidance: GuidanceLike = None,
+    teacher_steps: int | None = None,
+    seed: int | None = 0,
+    **changes: Any,
+) -> DiffusionModel:
+    """Return a model that is ready to be taught by another, whose weights it starts from.
+
+    Args:
+        model, steps, method, guidance, teacher_steps, seed: as for `distill`.
+        **changes: further arguments of `DiffusionModel`, such as `dtype` or `ema_decay`.
+
+    Raises:
+        ValueError: as `distill`.
+    """
+    model.synchronize()
+    if not model.normalizer.adapted:
+        raise ValueError(
+            "the model was never trained: fit it, or load its weights, before it teaches another"
+        )
+    steps, own = positive_int("steps", steps), model.sampling_defaults
+    if teacher_steps is None and model.distillation is not None:
+        teacher_steps = model.distillation.steps
+    distillation = Distillation(steps, method, teacher_steps, guidance=guidance)
+    for part in distillation.guidance:
+        part.wrapper(model.engine)  # refuses what the model was not trained for
+    if model.distillation is not None or own.sampler is not None:
+        sampler, spacing = chooser(None, None, None, None, own)(distillation.teacher_steps)
+        distillation = Distillation(
+            steps, method, distillation.teacher_steps, sampler, spacing, distillation.guidance
+        )
+    serialize = keras.saving.serialize_keras_object
+    config = {
+        **model.get_config(),
+        "sampling_defaults": SamplingDefaults(steps, "ddim", "linear", own.clipping),
+        "distillation": serialize(distillation),
+        "seed": seed,
+        "name": None,
+        **changes,
+    }
+    few: DiffusionModel = type(model).from_config(config)
+    for ours, theirs in zip(few.normalizer.weights, model.normalizer.weights):
+        ours.assign(theirs)
+    weights = model.ema_network.get_weights()
+    for network in (few.network, few.ema_network, few.teacher):
+        network.set_weights(weights)  # type: ignore[union-attr]
+    return few
+
+
+def _batches(data: Data, batch_size: int) -> int:
+    """How many batches an epoch has, for the learning rate's schedule."""
+    _, number = inputs.iterate_batches(data, batch_size)
+    if not number:
+        raise ValueError(
+            "the data do not say how many batches they have: give steps_per_epoch, by which the "
+            "learning rate falls"
+        )
+    return number

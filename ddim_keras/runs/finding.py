@@ -1,0 +1,36 @@
+"""Finding a model by what a user calls it: a file, a folder, a name."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddim_keras.model import DiffusionModel
+
+
+def load(source: str, compile: bool = False) -> DiffusionModel:
+    """The model at a .keras file, in a folder of a run or of diffusers', or of a preset; `compile`
+    brings the optimizer and metrics along.
+    """
+    from ddim_keras import presets
+    from ddim_keras.model import DiffusionModel, load_model
+
+    path = pathlib.Path(source)
+    if path.suffix == ".keras" or path.is_file():
+        return load_model(path, compile=compile)
+    if (path / "config.yaml").is_file():
+        for name in ("model.keras", "best.keras"):
+            if (path / name).is_file():
+                return load_model(path / name, compile=compile)
+        raise ValueError(
+            f"the run in {path} has no model yet: resume it with ddim-keras train --out {path}"
+        )
+    if (path / "model_index.json").is_file():
+        return DiffusionModel.from_diffusers(path)
+    if not (path / "preset.json").is_file() and source not in presets.names():
+        raise ValueError(
+            f"no model at {source}: expected a .keras file, a run's folder, one of diffusers', "
+            f"or a preset: {presets.names()}"
+        )
+    return DiffusionModel.from_preset(source)
