@@ -66,7 +66,8 @@ _REGISTERED = {
     "ddim_keras.diffusion.schedules": (
         *("AngleSchedule", "CosineBetaSchedule", "GivenBetaSchedule"),
         *("LinearBetaSchedule", "LinearLogSNRSchedule"),
-        *("LinearNoisePowerSchedule", "ScaledLinearBetaSchedule", "ZeroTerminalSNRSchedule"),
+        *("LinearNoisePowerSchedule", "ScaledLinearBetaSchedule", "VarianceExplodingSchedule"),
+        "ZeroTerminalSNRSchedule",
     ),
     "ddim_keras.diffusion.spacings": (
         *(
@@ -106,6 +107,7 @@ _REGISTERED = {
     "ddim_keras.samplers": (
         *(
             "AdamsBashforth",
+            "AnnealedLangevin",
             "BDIA",
             "DDIM",
             "DDPM",
