@@ -67,7 +67,8 @@ _REGISTERED = {
     "ddim_keras.diffusion.schedules": (
         *("AngleSchedule", "CosineBetaSchedule", "GivenBetaSchedule"),
         *("LinearBetaSchedule", "LinearLogSNRSchedule"),
-        *("LinearNoisePowerSchedule", "ScaledLinearBetaSchedule", "ZeroTerminalSNRSchedule"),
+        *("LinearNoisePowerSchedule", "ScaledLinearBetaSchedule", "VarianceExplodingSchedule"),
+        "ZeroTerminalSNRSchedule",
     ),
     "ddim_keras.diffusion.spacings": (
         *(
@@ -107,6 +108,7 @@ _REGISTERED = {
     "ddim_keras.samplers": (
         *(
             "AdamsBashforth",
+            "AnnealedLangevin",
             "BDIA",
             "DDIM",
             "DDPM",

@@ -67,9 +67,9 @@ class DiffusionModel(EMATrainer):
             its own, such as (1, 2, 2).
         channels: channels of the images: 1 for grayscale, 3 for RGB, 4 for RGBA, or any other
             count.
-        schedule: a `Schedule` or its name: continuous "angle", "linear_noise_power" or
-            "linear_log_snr"; of T = 1000 times "linear_beta" (DDPM's), "scaled_linear_beta",
-            "cosine_beta" or "zero_terminal_snr".
+        schedule: a `Schedule` or its name: continuous "angle", "linear_noise_power",
+            "linear_log_snr" or "variance_exploding"; of T = 1000 times "linear_beta" (DDPM's),
+            "scaled_linear_beta", "cosine_beta" or "zero_terminal_snr".
         parameterization: what the network predicts: "noise", "image", "velocity" or a
             `Parameterization`.
         loss_weighting: "uniform", "min_snr", "sigmoid" or a `Weighting`.

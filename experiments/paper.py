@@ -414,10 +414,16 @@ def write_page(values: dict[str, Any], study: Study) -> None:
         if any(key.startswith(part) for key in values):
             claim = study.claims.get(part)
             lines += ["", f"## {title}", "", *page(values, study), *(["", claim] if claim else [])]
+    _, mark, others = (
+        study.page.read_text().partition(OTHERS) if study.page.is_file() else ("",) * 3
+    )
+    lines += ["", mark + others.rstrip()] if mark else []
     with files.written_beside(study.page) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 
 
+# What follows it on the page stays as it is.
+OTHERS = "<!-- made by benchmarks/rivals.py -->"
 HEAD = """# The paper's evidence, on {title}
 
 Made by `python experiments/paper.py --preset {preset}` from the preset `{preset}`, in half precision where not said otherwise. The paper's

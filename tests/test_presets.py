@@ -42,6 +42,17 @@ def test_presets_load_without_their_weights_and_with_changes():
     model.fit(random_images(8, (16, 16, 3)), batch_size=4, verbose=0)
 
 
+def test_samplers_fitted_to_a_presets_weights_stay_with_them():
+    config = presets.read("fashion_mnist_32").config
+    assert config["sampling_defaults"]["config"]["samplers"]
+    untrained = presets.read("fashion_mnist_32", load_weights=False).config
+    assert "samplers" not in untrained["sampling_defaults"]["config"]
+    mine = {"sampling_defaults": config["sampling_defaults"]}
+    assert presets.read("fashion_mnist_32", False, mine).config["sampling_defaults"]["config"][
+        "samplers"
+    ]
+
+
 @slow_on_jax
 def test_the_example_stays_available_by_name():
     model = DiffusionModel.from_preset("keras_example")

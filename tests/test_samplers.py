@@ -11,6 +11,7 @@ from ddim_keras.samplers import (
     MEMORY,
     SAMPLERS,
     AdamsBashforth,
+    AnnealedLangevin,
     DPMSolverMultistep,
     DPMSolverSinglestep,
     Heun,
@@ -26,6 +27,7 @@ from ddim_keras.schedules import (
     CosineBetaSchedule,
     LinearBetaSchedule,
     LinearLogSNRSchedule,
+    VarianceExplodingSchedule,
     ZeroTerminalSNRSchedule,
 )
 from ddim_keras.spacings import diffusion_times, levels_of
@@ -53,7 +55,7 @@ def even_levels(schedule, steps):
     return Levels(*schedule(np.arange(steps, -1, -1) / steps))
 
 
-def run_in_float64(sampler, levels, oracle, noisy_images):
+def run_in_float64(sampler, levels, oracle, noisy_images, rng=None):
     """The walk, written out: what the compiled loop must do."""
     memory = [np.zeros_like(noisy_images)] * MEMORY
     for index in range(len(levels.signal_rates) - 1):
@@ -65,6 +67,8 @@ def run_in_float64(sampler, levels, oracle, noisy_images):
             noisy_images = noisy_images + sum(
                 weight * earlier for weight, earlier in zip(evaluation.remembered, memory)
             )
+            if evaluation.fresh:
+                noisy_images = noisy_images + evaluation.fresh * rng.normal(size=noisy_images.shape)
             memory = [pred_images if sampler.remembers == "images" else pred_noises, *memory[:-1]]
     return noisy_images
 
@@ -284,6 +288,96 @@ def test_stochastic_sampling_finds_both_parts_of_a_mixture(sampler):
     assert abs(np.abs(result).mean() - 1.0) < 0.02
 
 
+def test_a_langevin_step_follows_the_score_at_its_level():
+    """In y = x / a: half a step size of the score of the data under noise, and the noise of it."""
+    levels = even_levels(VarianceExplodingSchedule(0.1, 10.0), 4)
+    oracle = GaussianOracle(mean=0.4, deviation=0.7)
+    sampler, noisy_images = AnnealedLangevin(3, step_size=0.2), np.array([-1.0, 0.3, 2.0])
+    stay, _, leave = sampler.step(2, levels)
+    signal, next_signal = levels.signal_rates[2:4]
+    ratio = levels.ratios[2]
+    y, size = noisy_images / signal, 0.2 * ratio**2
+    expected = y - 0.5 * size * (y - 0.4) / (0.7**2 + ratio**2)
+    for evaluation, scale in ((stay, signal), (leave, next_signal)):
+        pred_noises, pred_images = oracle(
+            noisy_images, evaluation.noise_rate, evaluation.signal_rate
+        )
+        moved = evaluation.image * pred_images + evaluation.noise * pred_noises
+        np.testing.assert_allclose(moved / scale, expected, rtol=1e-12)
+        assert evaluation.fresh / scale == pytest.approx(np.sqrt(size), rel=1e-12)
+
+
+def test_langevin_dynamics_forget_where_they_began():
+    """One level, from far off: the moments of the data under its noise, but for the steps' error of
+    about step_size / 4.
+    """
+    oracle, rng = GaussianOracle(mean=0.5, deviation=0.6), np.random.default_rng(0)
+    levels = Levels(np.array([0.8, 1.0]), np.array([0.6, 0.0]))
+    variances = []
+    for steps in (5, 300):
+        sampler = AnnealedLangevin(steps, step_size=0.05, denoise=False)
+        result = run_in_float64(sampler, levels, oracle, 3.0 * rng.normal(size=40000), rng)
+        variances.append(result.var() / (0.6**2 + (0.6 / 0.8) ** 2))
+    assert variances[0] > 5.0
+    assert abs(result.mean() - 0.5) < 0.02
+    assert abs(variances[1] - 1.0) < 0.03
+
+
+def test_annealed_langevin_gives_back_the_data():
+    schedule, sampler = VarianceExplodingSchedule(0.05, 20.0), AnnealedLangevin(50)
+    levels = levels_of(schedule, diffusion_times(40, sampler.spacing, schedule))
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=4000)
+    gaussian = run_in_float64(sampler, levels, GaussianOracle(0.5, 0.6), noise, rng)
+    assert abs(gaussian.mean() - 0.5) < 0.03
+    assert abs(gaussian.std() / 0.6 - 1.0) < 0.08  # low levels have no time to forget
+    mixture = run_in_float64(sampler, levels, MixtureOracle(1.0, 0.05), noise, rng)
+    assert abs((mixture > 0).mean() - 0.5) < 0.03
+    assert abs(np.abs(mixture).mean() - 1.0) < 0.01
+    # The image predicted at a level of 0.05, of data that spread by 0.05.
+    assert abs(np.abs(mixture).std() / (0.05 / np.sqrt(2.0)) - 1.0) < 0.06
+
+
+def test_annealed_langevin_in_the_compiled_loop_is_that_written_out():
+    levels = even_levels(VarianceExplodingSchedule(0.5, 5.0), 3)
+    levels = Levels(*(np.append(rates, end) for rates, end in zip(levels, (1.0, 0.0))))
+    noise, result = run(AnnealedLangevin(3), MIXTURE, levels)
+
+    class SameNoises:
+        step = 0
+
+        def normal(self, size):
+            self.step += 1
+            drawn = random.normal(3, self.step, np.arange(8, dtype="int32"), SHAPE)
+            return ops.convert_to_numpy(drawn)
+
+    expected = run_in_float64(
+        AnnealedLangevin(3), levels, MIXTURE, noise.astype("float64"), SameNoises()
+    )
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+
+
+def test_langevin_step_sizes_are_those_of_the_paper():
+    """Song & Ermon 2020, table 3, of CIFAR-10: 232 levels from 50 to 0.01, 5 steps each, and step
+    size 6.2e-6 for 0.01, without the half.
+    """
+    ratios = np.geomspace(50.0, 0.01, 232)
+    signals = 1.0 / np.hypot(1.0, ratios)
+    levels = Levels(np.append(signals, 1.0), np.append(signals * ratios, 0.0))
+    sampler = AnnealedLangevin(5)
+    assert sampler.size_at(100, levels) == pytest.approx(2 * 6.2e-6 / 0.01**2, abs=0.004)
+    assert sampler.size_at(0, levels) == sampler.size_at(231, levels)
+    assert len(plan(sampler, levels, SCHEDULE.conditions).ends) == 232
+    assert plan(sampler, levels, SCHEDULE.conditions).ends[-1] == sampler.evaluations(232) == 1161
+    assert sampler.steps_for(1165) == 232
+
+
+def test_langevin_dynamics_begin_even_where_nothing_is_left_of_the_image():
+    levels = levels_of(ZeroTerminalSNRSchedule(), np.array([1.0, 0.5, 0.1, 0.0]))
+    table = plan(AnnealedLangevin(2), levels, SCHEDULE.conditions).table
+    assert np.isfinite(table).all() and not table[0, 5] and table[1, 5] > 0.0
+
+
 def test_large_variance_leaves_too_much_noise_in_few_steps_and_the_posterior_too_little():
     """Table 1's sigma-hat: where steps are few the marginals are no longer those of the data."""
     oracle = GaussianOracle(mean=0.0, deviation=1.0)
@@ -306,7 +400,7 @@ def test_pixels_stay_independent_under_noise(sampler):
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=0.08)
 
 
-@pytest.mark.parametrize("sampler", [*DETERMINISTIC, *STOCHASTIC], ids=repr)
+@pytest.mark.parametrize("sampler", [*DETERMINISTIC, *STOCHASTIC, AnnealedLangevin()], ids=repr)
 def test_the_last_step_returns_the_predicted_image_without_noise(sampler):
     levels = levels_of(SCHEDULE, diffusion_times(5, "linear", SCHEDULE))
     (last,) = sampler.step(4, levels)[-1:]
@@ -378,6 +472,8 @@ def test_eta_outside_the_unit_interval_is_refused(eta):
         (lambda: DDIM(variance="huge"), 'variance must be "posterior" or "large", got \'huge\''),
         (lambda: AdamsBashforth(5), "order must be 1, 2, 3 or 4, got 5"),
         (lambda: AdamsBashforth(even_steps=True), "even_steps takes the noises there are"),
+        (lambda: AnnealedLangevin(0), "steps_per_level must be an integer, at least 1: got 0"),
+        (lambda: AnnealedLangevin(step_size=4.0), r"step_size must lie in \(0, 4\).*, got 4.0"),
         (lambda: UniPC(0), "predictor_order must be 1, 2 or 3, got 0"),
         (
             lambda: resolve("euler", Sampler, SAMPLERS),

@@ -15,6 +15,7 @@ from ddim_keras.schedules import (
     LinearNoisePowerSchedule,
     ScaledLinearBetaSchedule,
     Schedule,
+    VarianceExplodingSchedule,
     ZeroTerminalSNRSchedule,
 )
 from ddim_keras.spacings import SPACINGS, diffusion_times
@@ -68,6 +69,13 @@ def test_the_log_snr_families_are_linear_in_what_they_say():
         log_snr[[0, -1]], [math.log(0.81 / 0.19), math.log(0.01 / 0.99)], rtol=1e-12
     )
     np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 10, rtol=1e-9)
+
+
+def test_noise_of_the_variance_exploding_schedule_grows_geometrically_beside_the_image():
+    signal_rates, noise_rates = VarianceExplodingSchedule(0.01, 50.0)(np.linspace(0, 1, 232))
+    np.testing.assert_allclose(noise_rates / signal_rates, np.geomspace(0.01, 50.0, 232), rtol=1e-9)
+    with pytest.raises(ValueError, match="0 < min_deviation < max_deviation, got 2.0 and 1.0"):
+        VarianceExplodingSchedule(2.0, 1.0)
 
 
 def test_linear_beta_is_that_of_ddpm():

@@ -227,6 +227,47 @@ class LinearLogSNRSchedule(ContinuousSchedule):
         return numeric.where(is_signal, larger, smaller), numeric.where(is_signal, smaller, larger)
 
 
+@keras.saving.register_keras_serializable("ddim_keras")
+class VarianceExplodingSchedule(LinearLogSNRSchedule):
+    """The levels of score-based models: noise whose deviation grows geometrically beside an image
+    that stays as it is.
+
+        y = image + r noise,  r(t) = min_deviation (max_deviation / min_deviation)**t
+
+    The network sees x = y / sqrt(1 + r^2), which is the same process with unit variance:
+    signal_rate = 1 / sqrt(1 + r^2), noise_rate = r / sqrt(1 + r^2). It is a `LinearLogSNRSchedule`,
+    told by its deviations. `AnnealedLangevin` walks as those models do; all other samplers do too.
+
+    Args:
+        min_deviation, max_deviation: r at t = 0 and at t = 1, positive, in standard deviations of
+            the images. (Papers give them for pixels in [0, 1]; divide by their deviation.)
+
+    Raises:
+        ValueError: a deviation that is not positive, or the minimum not below the maximum.
+
+    Source: Song & Ermon 2019 ("NCSN"), section 4, whose loss is that of predicted noises with even
+    weights; Song et al. 2021, eq. 9.
+
+    Examples:
+
+    >>> signal_rates, noise_rates = VarianceExplodingSchedule(0.1, 10.0)(np.array([0.0, 0.5, 1.0]))
+    >>> (noise_rates / signal_rates).round(6).tolist()
+    [0.1, 1.0, 10.0]
+    """
+
+    def __init__(self, min_deviation: float = 0.02, max_deviation: float = 50.0):
+        if not 0.0 < min_deviation < max_deviation < math.inf:
+            raise ValueError(
+                "deviations must satisfy 0 < min_deviation < max_deviation, got "
+                f"{min_deviation} and {max_deviation}"
+            )
+        self.min_deviation, self.max_deviation = float(min_deviation), float(max_deviation)
+        super().__init__(1.0 / math.hypot(1.0, max_deviation), 1.0 / math.hypot(1.0, min_deviation))
+
+    def get_config(self) -> Config:
+        return {"min_deviation": self.min_deviation, "max_deviation": self.max_deviation}
+
+
 class DiscreteSchedule(Schedule):
     """Base class of the schedules of T training times, the integers 1 to T; t = n / T is the n-th
     of them.
@@ -505,6 +546,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "angle": AngleSchedule,
     "linear_noise_power": LinearNoisePowerSchedule,
     "linear_log_snr": LinearLogSNRSchedule,
+    "variance_exploding": VarianceExplodingSchedule,
     "linear_beta": LinearBetaSchedule,
     "scaled_linear_beta": ScaledLinearBetaSchedule,
     "cosine_beta": CosineBetaSchedule,

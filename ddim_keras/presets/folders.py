@@ -114,10 +114,21 @@ def read(
                 "leave that out, or "
                 "give load_weights=False and train"
             )
+    if arrays is None:
+        config = _without_fits(config)
     config = {**config, **changes}
     if isinstance(config.get("network"), dict):
         config = _with_fitting_network(config, changes)
     return Preset(config, arrays, found)
+
+
+def _without_fits(config: Config) -> Config:
+    """Return a model's configuration without the samplers that were fitted to its weights."""
+    defaults = config.get("sampling_defaults")
+    if not isinstance(defaults, dict) or "samplers" not in defaults["config"]:
+        return config
+    kept = {name: value for name, value in defaults["config"].items() if name != "samplers"}
+    return {**config, "sampling_defaults": {**defaults, "config": kept}}
 
 
 def _with_fitting_network(config: Config, changes: Mapping[str, Any]) -> Config:

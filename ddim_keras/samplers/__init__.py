@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.adams_bashforth import AdamsBashforth
+from ddim_keras.samplers.annealed_langevin import AnnealedLangevin
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
 from ddim_keras.samplers.ddim import DDIM, DDPM
 from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep
@@ -42,6 +43,7 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "adams_bashforth": AdamsBashforth,
     "ipndm": functools.partial(AdamsBashforth, warm_up=False, even_steps=True),
     "unipc": UniPC,
+    "annealed_langevin": AnnealedLangevin,
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "SAMPLERS",
     "TWO_STEP_RULES",
     "AdamsBashforth",
+    "AnnealedLangevin",
     "Conditions",
     "DPMSolverMultistep",
     "DPMSolverSinglestep",

@@ -111,7 +111,8 @@ def generate(
             `sampling_defaults`.
         eta: samples with `DDIM(eta)`: 0 for deterministic DDIM, 1 for DDPM, or between (eq. 16).
         sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m",
-            "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth", "ipndm" or "unipc". None is
+            "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth", "ipndm", "unipc" or
+            "annealed_langevin". None is
             "unipc" over "karras" spacing, which measures best (docs/samplers.md), or what was
             fitted to the model for that number of steps (`fit_sampler`); "ddim" is the paper's
             deterministic DDIM.
