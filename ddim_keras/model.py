@@ -175,21 +175,10 @@ class DiffusionModel(EMATrainer):
     ):
         image_shape = (*height_and_width(image_size), positive_int("channels", channels))
         told = (num_classes, class_names, condition_shape, label_dropout, condition_dropout)
-        parts = (schedule, parameterization, loss_weighting, ConditionSpec(*told), distillation)
-        objective = _objective(*parts)
-        # What describes the residual U-Net, as `residual_unet` calls it.
-        self_made = {
-            "widths": [int(width) for width in widths],
-            "block_depth": block_depth if isinstance(block_depth, int) else list(block_depth),
-            "embedding_dims": embedding_dims,
-            "embedding_max_frequency": float(embedding_max_frequency),
-            "conditioning": conditioning,
-            "normalization": normalization,
-            "attention_levels": [int(level) for level in attention_levels],
-            "patch_size": patch_size,
-            "dropout": float(dropout),
-            "recompute": bool(recompute),
-        }
+        objective = _objective(schedule, parameterization, loss_weighting, told, distillation)
+        levels = (widths, block_depth, attention_levels, patch_size)
+        noise = (embedding_dims, embedding_max_frequency, conditioning)
+        self_made = _residual_settings(*levels, *noise, normalization, dropout, recompute)
         super().__init__(
             *_networks(network, image_shape, objective, dtype, **self_made),
             image_shape=image_shape,
@@ -202,11 +191,7 @@ class DiffusionModel(EMATrainer):
             dtype=dtype,
             name=name,
         )
-        self.teacher: keras.Model | None = None
-        if isinstance(objective, DistillationObjective):
-            self.teacher = copied(self.ema_network)
-            self.teacher.trainable = False
-            objective.learn_from(self.teacher, self.engine)
+        self.teacher = _teacher_of(self)
         self._custom_network = network is not None
         for option, value in self_made.items():
             setattr(self, option, value)
@@ -659,17 +644,17 @@ def _objective(
     schedule: Any,
     parameterization: Any,
     loss_weighting: Any,
-    spec: ConditionSpec,
+    told: tuple,
     distillation: Distillation | Config | None,
 ) -> Objective:
-    """Return the objective that a user's arguments stand for, with a warning where noise ends too
-    soon.
+    """Return the objective that a user's arguments stand for, `told` being those of a
+    `ConditionSpec`, with a warning where noise ends too soon.
     """
     parts = (
         resolve(schedule, Schedule, SCHEDULES),
         resolve(parameterization, Parameterization, PARAMETERIZATIONS),
         resolve(loss_weighting, Weighting, WEIGHTINGS),
-        spec,
+        ConditionSpec(*told),
     )
     if distillation is None:
         objective = Objective(*parts)
@@ -684,6 +669,43 @@ def _objective(
             stacklevel=3,
         )
     return objective
+
+
+def _residual_settings(
+    widths: Sequence[int],
+    block_depth: int | Sequence[int],
+    attention_levels: Sequence[int],
+    patch_size: int,
+    embedding_dims: int,
+    embedding_max_frequency: float,
+    conditioning: str,
+    normalization: str,
+    dropout: float,
+    recompute: bool,
+) -> Config:
+    """Return what describes the residual U-Net, as `residual_unet` calls it."""
+    return {
+        "widths": [int(width) for width in widths],
+        "block_depth": block_depth if isinstance(block_depth, int) else list(block_depth),
+        "embedding_dims": embedding_dims,
+        "embedding_max_frequency": float(embedding_max_frequency),
+        "conditioning": conditioning,
+        "normalization": normalization,
+        "attention_levels": [int(level) for level in attention_levels],
+        "patch_size": patch_size,
+        "dropout": float(dropout),
+        "recompute": bool(recompute),
+    }
+
+
+def _teacher_of(model: DiffusionModel) -> keras.Model | None:
+    """Return what a distilled model learns from, its weights as they are; None for others."""
+    if not isinstance(model.objective, DistillationObjective):
+        return None
+    teacher = copied(model.ema_network)
+    teacher.trainable = False
+    model.objective.learn_from(teacher, model.engine)
+    return teacher
 
 
 def _networks(

@@ -169,15 +169,7 @@ def network_config(settings: Config, has_null: bool) -> Config:
     up = _blocks("Up", range(levels)[::-1], up_levels, settings["residual_doublings"], 0)
     height, width, channels = settings["image_shape"]
     default = settings["conditioning"] == "add"
-    groups = settings["middle_groups"]
-    without = groups == 0 or (groups is None and not default)
-    if without and default:
-        raise ValueError(
-            "UNet2DModel has no attention in the middle without normalisation, but with "
-            'conditioning="scale_shift"'
-        )
-    if groups is None and not default:
-        groups = settings["groups"]
+    groups = _middle_groups(settings)
     if settings["time_scale"] != 1.0 or settings["time_features"] not in (None, _first(settings)):
         raise ValueError(
             "UNet2DModel is told integer times, by as many sines and cosines as its first level is "
@@ -217,6 +209,17 @@ def network_config(settings: Config, has_null: bool) -> Config:
         "num_class_embeds": None if classes is None else classes + has_null,
         "num_train_timesteps": None,
     }
+
+
+def _middle_groups(settings: Config) -> int | None:
+    """Groups of the attention in the middle; 0 for no normalisation, None for the usual ones."""
+    groups, default = settings["middle_groups"], settings["conditioning"] == "add"
+    if groups == 0 and default:
+        raise ValueError(
+            "UNet2DModel has no attention in the middle without normalisation, but with "
+            'conditioning="scale_shift"'
+        )
+    return settings["groups"] if groups is None and not default else groups
 
 
 def _first(settings: Config) -> int:
