@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -30,7 +30,7 @@ CONTESTANTS = ("ours", "eager", "compile")
 SIZE = 32
 # Steps of DDIM, and of training of which the mean is taken, in a turn.
 STEPS = int(os.environ.get("PEERS_STEPS", 20))
-TRAINED = 4
+TRAINED = int(os.environ.get("PEERS_TRAINED", 4))
 
 
 def write_weights(folder: str, width: int) -> None:
@@ -126,75 +126,113 @@ def theirs(
     return train
 
 
-def work(contestant: str, folder: str, task: str, batch: int, precision: str) -> None:
-    """Wait for a line, take a turn, answer with its seconds; at the end of input say what memory
-    was needed.
+def work(contestant: str, folder: str, precision: str) -> None:
+    """Do what each line of the input says, and answer it: "TASK BATCH" prepares a task, "turn"
+    takes a turn and says its seconds, "peak" says what memory the task has needed.
     """
-    if contestant == "ours":
-        turn = ours(folder, task, batch, precision)
-    else:
-        turn = theirs(folder, task, batch, precision, contestant == "compile")
-    turn()
-    turn()
-    gc.collect()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        begin = time.perf_counter(), time.process_time()
-        turn()
-        taken = time.perf_counter() - begin[0], time.process_time() - begin[1]
-        each = TRAINED if task == "training" else 1
-        print(json.dumps({"seconds": [part / each for part in taken]}), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"peak_mib": peak / 1024}), flush=True)
+    task, turn = "", None
+    for line in sys.stdin:
+        said = line.split()
+        if said == ["turn"] and turn is not None:
+            begin = time.perf_counter(), time.process_time()
+            turn()
+            taken = time.perf_counter() - begin[0], time.process_time() - begin[1]
+            each = TRAINED if task == "training" else 1
+            answer: dict = {"seconds": [part / each for part in taken]}
+        elif said == ["peak"]:
+            answer = {"peak_mib": peak_memory()}
+        else:
+            turn = None
+            gc.collect()
+            forget_peak_memory()
+            task, batch = said[0], int(said[1])
+            if contestant == "ours":
+                turn = ours(folder, task, batch, precision)
+            else:
+                turn = theirs(folder, task, batch, precision, contestant == "compile")
+            turn()
+            turn()
+            answer = {"ready": True}
+        print(json.dumps({"answer": answer}), flush=True)
 
 
-def answers(process: subprocess.Popen) -> Iterator[str]:
-    """The lines of a process that are answers; libraries write others."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        line = line.strip()
-        if line == "ready" or line.startswith(('{"seconds"', '{"peak_mib"')):
-            yield line
-    raise RuntimeError(f"a contestant failed: {' '.join(map(str, process.args))}")
+def forget_peak_memory() -> None:
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:  # no Linux, or not allowed: then it is the peak of all tasks so far
+        pass
 
 
-def row(
-    folder: str, task: str, batch: int, precision: str, turns: int, contestants: list[str]
-) -> dict:
-    """Medians of seconds and memory of each contestant, and how many times ours each needs."""
-    processes = {}
-    for name in contestants:
-        arguments = ["--worker", name, folder, task, str(batch), precision]
-        process = subprocess.Popen(
-            [sys.executable, __file__, *arguments],
+def peak_memory() -> float:
+    """MiB since `forget_peak_memory`."""
+    try:
+        with open("/proc/self/status") as file:
+            found = [line.split() for line in file if line.startswith("VmHWM:")]
+        return int(found[0][1]) / 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Worker:
+    """A contestant in a process of its own."""
+
+    def __init__(self, name: str, folder: str, precision: str):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name, folder, precision],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow")},
+            env={"KERAS_BACKEND": "tensorflow", **os.environ},
         )
-        lines = answers(process)
-        assert next(lines) == "ready"  # one after another, so that none compiles in another's time
-        processes[name] = process, lines
-    seconds: dict[str, list[list[float]]] = {name: [] for name in processes}
+
+    def ask(self, line: str) -> dict:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        for answer in self.process.stdout:
+            if answer.startswith('{"answer"'):  # libraries write other things
+                return json.loads(answer)["answer"]
+        raise RuntimeError(f"a contestant failed: {' '.join(map(str, self.process.args))}")
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def row(workers: dict[str, Worker], task: str, batch: int, turns: int) -> dict:
+    """Medians of seconds and memory of each contestant, and how many times ours each needs."""
+    for worker in workers.values():
+        worker.ask(f"{task} {batch}")  # one after another: none compiles in another's time
+    seconds: dict[str, list[list[float]]] = {name: [] for name in workers}
     for _ in range(turns):
-        for name, (process, lines) in processes.items():
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-            seconds[name].append(json.loads(next(lines))["seconds"])
+        for name, worker in workers.items():
+            seconds[name].append(worker.ask("turn")["seconds"])
     result = {}
-    for name, (process, lines) in processes.items():
-        assert process.stdin is not None
-        process.stdin.close()
-        memory = json.loads(next(lines))["peak_mib"]
-        process.wait()
+    for name, worker in workers.items():
         clock, processor = (statistics.median(part) for part in zip(*seconds[name]))
-        result[name] = {"seconds": clock, "processor": processor, "peak_mib": round(memory)}
+        memory = round(worker.ask("peak")["peak_mib"])
+        result[name] = {"seconds": clock, "processor": processor, "peak_mib": memory}
         for kind, index in (("seconds", 0), ("processor", 1)):
             pairs = zip(seconds[name], seconds.get("ours", seconds[name]))
             ratios = [one[index] / own[index] for one, own in pairs]
             result[name][f"{kind}_of_ours"] = statistics.median(ratios)
     return result
+
+
+def described(found: dict) -> tuple[str, list[float]]:
+    """A row in words, and the ratios of the best of PyTorch's to ours."""
+    others = [part for name, part in found.items() if name != "ours"]
+    ratios = [
+        min((part[f"{kind}_of_ours"] for part in others), default=float("nan"))
+        for kind in ("seconds", "processor")
+    ]
+    each = "  ".join(
+        f"{name} {part['seconds']:.3f} {part['processor']:.3f} {part['peak_mib']}"
+        for name, part in found.items()
+    )
+    return f"{each} | {' '.join(f'{ratio:.2f}' for ratio in ratios)}", ratios
 
 
 def main() -> None:
@@ -207,46 +245,44 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of DDIM in a turn, where 20 last too long")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--json", help="also write the figures here")
-    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--trained", type=int, help="steps of training in a turn, instead of 4")
+    parser.add_argument(
+        "--threads", type=int, help="of each contestant; on a machine with other work, 1"
+    )
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        name, folder, task, batch, precision = arguments.worker
-        return work(name, folder, task, int(batch), precision)
+        return work(*arguments.worker)
+    # The workers read these.
     if arguments.steps:
-        os.environ["PEERS_STEPS"] = str(arguments.steps)  # the workers read it
+        os.environ["PEERS_STEPS"] = str(arguments.steps)
+    if arguments.trained:
+        os.environ["PEERS_TRAINED"] = str(arguments.trained)
+    if arguments.threads:
+        for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+            os.environ[name] = str(arguments.threads)
     tasks = [("sampling", batch) for batch in arguments.sampling]
     tasks += [("training", batch) for batch in arguments.training]
     rows = []
     print("width precision task batch | seconds, of the processor, and peak MiB of each | best of")
     print("PyTorch / ours, of the processor")
     with tempfile.TemporaryDirectory() as folder:
-        for width in arguments.widths:
-            write_weights(f"{folder}/{width}", width)
-            for precision, (task, batch) in itertools.product(arguments.precisions, tasks):
-                found = row(
-                    f"{folder}/{width}",
-                    task,
-                    batch,
-                    precision,
-                    arguments.turns,
-                    arguments.contestants,
-                )
-                others = [part for name, part in found.items() if name != "ours"]
-                ratios = [
-                    min((part[f"{kind}_of_ours"] for part in others), default=float("nan"))
-                    for kind in ("seconds", "processor")
-                ]
-                each = "  ".join(
-                    f"{name} {part['seconds']:.3f} {part['processor']:.3f} {part['peak_mib']}"
-                    for name, part in found.items()
-                )
-                said = " ".join(f"{ratio:.2f}" for ratio in ratios)
-                print(f"{width} {precision} {task} {batch} | {each} | {said}", flush=True)
+        for width, precision in itertools.product(arguments.widths, arguments.precisions):
+            path = f"{folder}/{width}"
+            if not os.path.exists(path):
+                write_weights(path, width)
+            workers = {name: Worker(name, path, precision) for name in arguments.contestants}
+            for task, batch in tasks:
+                found = row(workers, task, batch, arguments.turns)
+                said, ratios = described(found)
+                print(f"{width} {precision} {task} {batch} | {said}", flush=True)
                 rows.append({"width": width, "precision": precision, "task": task, "batch": batch})
                 rows[-1] |= {"ratio": ratios[0], "ratio_of_processor": ratios[1], **found}
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(rows, file, indent=2)
+                if arguments.json:
+                    with open(arguments.json, "w") as file:
+                        json.dump(rows, file, indent=2)
+            for worker in workers.values():
+                worker.end()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Where a training step goes: the time of each kind of operation, as the backend's profiler has it.
+"""Where a training step goes, or one of sampling: the time of each kind of operation, as the
+backend's profiler has it.
 
-    python benchmarks/step_profile.py [--case recipe|example] [--divided] [--one-at-a-time]
+    python benchmarks/step_profile.py [--case recipe|example|ddpm] [--divided] [--one-at-a-time]
+    python benchmarks/step_profile.py --case ddpm --sampling
 
 With --one-at-a-time TensorFlow's operations wait for each other, so that their times add up to the
 step's. On JAX the kinds are XLA's, which fuses operations.
@@ -30,15 +32,20 @@ import ddim_keras
 from ddim_keras import presets
 from ddim_keras.support.backend import fastest_precision
 
-CASES = {"recipe": ("fashion_mnist_32", 32, 1, 32), "example": ("keras_example", 64, 3, 64)}
+CASES = {
+    "recipe": ("fashion_mnist_32", 32, 1, 32),
+    "example": ("keras_example", 64, 3, 64),
+    "ddpm": ("ddpm_cifar10", 32, 3, 16),
+}
 STEPS = 10
 # The first that fits: what an operation's name or its type contains, and what it is.
 KINDS = (
-    ("optimizer", ("muon/", "adamw/")),
+    ("optimizer", ("muon/", "adamw/", "adam/")),
+    ("attention", ("_attend/",)),
     ("convolution by weights", ("BackpropFilter",)),
     ("convolution by data", ("BackpropInput",)),
     ("convolution forward", ("Conv2D",)),
-    ("normalisation", ("normalization",)),
+    ("normalisation", ("normalization", "_norm/")),
     ("activation", ("swish", "Swish", "Sigmoid", "activation")),
     ("up- and downsampling", ("upsampling", "up_sampling", "pooling", "Resize")),
     ("concatenation and slices", ("Concat", ":Slice", ":Split")),
@@ -119,6 +126,7 @@ def main() -> None:
     parser.add_argument("--case", choices=list(CASES), default="recipe")
     parser.add_argument("--divided", action="store_true", help="divide batches among the cores")
     parser.add_argument("--one-at-a-time", action="store_true")
+    parser.add_argument("--sampling", action="store_true", help="a step of DDIM, not of training")
     parser.add_argument("--float32", action="store_true", help="instead of the fastest precision")
     arguments = parser.parse_args()
     if arguments.divided:
@@ -154,16 +162,29 @@ def main() -> None:
             elif self.number == 3 + 2 * STEPS:
                 stop()
 
+    def sample(steps: int) -> float:
+        begin = time.perf_counter()
+        model.generate(batch, steps, sampler="ddim", batch_size=batch, seed=0, verbose=0)
+        return 1000 * (time.perf_counter() - begin) / steps
+
     with tempfile.TemporaryDirectory() as folder:
-        trace = Trace(folder)
-        model.fit(data, epochs=1, steps_per_epoch=4 + 2 * STEPS, verbose=0, callbacks=[trace])
+        if arguments.sampling:
+            sample(1)
+            step = sample(STEPS)
+            start(folder)
+            sample(STEPS)
+            stop()
+        else:
+            trace = Trace(folder)
+            model.fit(data, epochs=1, steps_per_epoch=4 + 2 * STEPS, verbose=0, callbacks=[trace])
+            step = 1000 * statistics.median(np.diff(trace.ends)[2:])
         found = operations(folder)
-    step = 1000 * statistics.median(np.diff(trace.ends)[2:])
     kinds: dict[str, float] = collections.Counter()
     for name, value in found.items():
         kinds[kind(name)] += value
     total = sum(kinds.values())
-    print(f"{arguments.case}, batch {batch}, {precision}: {step:.1f} ms a step")
+    what = "step of sampling" if arguments.sampling else "step"
+    print(f"{arguments.case}, batch {batch}, {precision}: {step:.1f} ms a {what}")
     print(f"{len(found)} operations take {total:.1f} ms, all threads together:")
     for each, value in sorted(kinds.items(), key=lambda item: -item[1]):
         print(f"| {each} | {value:.1f} ms | {value / total:.0%} |")
