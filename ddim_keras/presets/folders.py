@@ -51,7 +51,7 @@ def names() -> list[str]:
     Examples:
 
     >>> names()
-    ['ddpm_cifar10', 'fashion_mnist_32', 'keras_example']
+    ['ddpm_cifar10', 'fashion_mnist_32', 'fashion_mnist_32_few_steps', 'keras_example']
     """
     return sorted(path.parent.name for path in _FOLDER.glob("*/preset.json"))
 
