@@ -13,9 +13,14 @@ import time
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import ROOT, make_small_model, random_images
 
 import ddim_keras
+from ddim_keras.cli import main
+from ddim_keras.runs.checkpoints import Checkpoints
+from ddim_keras.runs.workers import WorkerLostError, lost_workers_told
+from ddim_keras.support import backend
 from ddim_keras.support.devices import Workers
 
 STEPS = 60
@@ -212,3 +217,44 @@ def test_workers_are_at_least_two_addresses_of_which_this_is_one():
     for number in (None, 2, -1):
         with pytest.raises(ValueError, match="a number from 0 to 1"):
             Workers.parse("a:9000,b:9001", number)
+
+
+def test_a_lost_process_is_told_with_what_is_kept_and_other_errors_are_left_alone(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(backend, "process", lambda model=None: (0, 2))
+    if keras.backend.backend() == "jax":
+        import jax
+
+        lost = [
+            jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset"),
+            ValueError("UNKNOWN: Gloo AllGather failed: Connection reset"),
+        ]
+    else:
+        import tensorflow as tf
+
+        text = "Graph execution error:\n\nCollective ops is aborted by: Connection reset\nDetails"
+        lost = [tf.errors.UnavailableError(None, None, text)]
+    for error in lost:
+        message = f"{LOST} .*Connection reset\\); there is no checkpoint yet.*starts anew"
+        with pytest.raises(WorkerLostError, match=message):
+            with lost_workers_told(Checkpoints(tmp_path, keep=2)):
+                raise error
+    with pytest.raises(ValueError, match="^images are missing$"):
+        with lost_workers_told(Checkpoints(tmp_path, keep=2)):
+            raise ValueError("images are missing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--worker", "1"], "give both"),
+        (["--workers", "a:1,b:2", "--worker", "0", "--devices", "2"], "leave it out"),
+        (["--workers", "a:1,b:2"], "a number from 0 to 1"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused_before_anything_starts(tmp_path, arguments, message):
+    command = ["train", "--data", "embedded", "--out", str(tmp_path / "run"), *arguments]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code != 0 and message in result.output
+    assert not (tmp_path / "run").exists()
