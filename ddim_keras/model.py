@@ -18,6 +18,7 @@ from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameteri
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
+from ddim_keras.networks.copying import copied
 from ddim_keras.networks.ddpm_unet import DDPMUNet, ddpm_unet
 from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
 from ddim_keras.presets import checkpoints, ddpm_names, diffusers, programs
@@ -196,17 +197,10 @@ class DiffusionModel(EMATrainer):
             objective=objective,
             ema_decay=ema_decay,
             condition_noise=not_negative("condition_noise", condition_noise),
-            pixels=pixels,
             sampling_defaults=sampling_defaults,
             seed=None if seed is None else integer("seed", seed, minimum=0, below=2**32),
-            dtype=dtype,
-            name=name,
+            **{"pixels": pixels, "dtype": dtype, "name": name},
         )
-        self.teacher: keras.Model | None = None
-        if isinstance(objective, DistillationObjective):
-            self.teacher = copied(self.ema_network)
-            self.teacher.trainable = False
-            objective.learn_from(self.teacher, self.engine)
         self._custom_network = network is not None
         for option, value in self_made.items():
             setattr(self, option, value)
@@ -705,16 +699,6 @@ def _networks(
     # steps.
     average.set_weights(trained.get_weights())
     return trained, average
-
-
-def copied(network: keras.Model) -> keras.Model:
-    """Return another network of the same layers and weights, never to be trained."""
-    if isinstance(network, DDPMUNet):
-        copy = network.untrained_copy()
-    else:
-        copy = keras.models.clone_model(network)
-    copy.set_weights(network.get_weights())
-    return copy
 
 
 def _check_network(
