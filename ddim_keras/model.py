@@ -18,6 +18,7 @@ from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS, Parameteri
 from ddim_keras.diffusion.schedules import SCHEDULES, Schedule
 from ddim_keras.diffusion.weightings import WEIGHTINGS, Weighting
 from ddim_keras.metrics import scoring
+from ddim_keras.networks.copying import copied
 from ddim_keras.networks.ddpm_unet import DDPMUNet, ddpm_unet
 from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
 from ddim_keras.presets import checkpoints, ddpm_names, diffusers, programs
@@ -191,7 +192,6 @@ class DiffusionModel(EMATrainer):
             dtype=dtype,
             name=name,
         )
-        self.teacher = _teacher_of(self)
         self._custom_network = network is not None
         for option, value in self_made.items():
             setattr(self, option, value)
@@ -698,16 +698,6 @@ def _residual_settings(
     }
 
 
-def _teacher_of(model: DiffusionModel) -> keras.Model | None:
-    """Return what a distilled model learns from, its weights as they are; None for others."""
-    if not isinstance(model.objective, DistillationObjective):
-        return None
-    teacher = copied(model.ema_network)
-    teacher.trainable = False
-    model.objective.learn_from(teacher, model.engine)
-    return teacher
-
-
 def _networks(
     network: keras.Model | Config | None,
     image_shape: tuple[int, int, int],
@@ -744,16 +734,6 @@ def _networks(
     # steps.
     average.set_weights(trained.get_weights())
     return trained, average
-
-
-def copied(network: keras.Model) -> keras.Model:
-    """Return another network of the same layers and weights, never to be trained."""
-    if isinstance(network, DDPMUNet):
-        copy = network.untrained_copy()
-    else:
-        copy = keras.models.clone_model(network)
-    copy.set_weights(network.get_weights())
-    return copy
 
 
 def _check_network(

@@ -234,7 +234,7 @@ def test_what_cannot_be_distilled_is_refused():
     for options, message in (
         ({"method": "adversarial"}, "method must be one of"),
         ({"steps": 0}, "steps must be"),
-        ({"teacher_steps": 1}, "teacher_steps must be at least 3"),
+        ({"teacher_steps": 1}, "teacher_steps must be an integer, at least 3"),
         ({"guidance": 2.0}, "needs a model with labels"),
         ({"guidance": ddim_keras.Autoguidance(trained, 2.0)}, "no file can hold"),
     ):

@@ -109,7 +109,8 @@ def _within_range(images: Images, normalizer: ImageNormalization) -> Images:
 
 def _halves(layer: keras.Layer) -> bool:
     """Whether a layer makes images of half the size, by pooling or by a step of its own."""
-    if not isinstance(layer, (keras.layers.AveragePooling2D, keras.layers.Conv2D)):
+    kinds = (keras.layers.AveragePooling2D, keras.layers.Conv2D)
+    if not isinstance(layer, kinds) or isinstance(layer.input, list):
         return False
     before, after = (tuple(tensor.shape[1:3]) for tensor in (layer.input, layer.output))
     return all(side is not None for side in (*before, *after)) and before[0] // 2 == after[0]

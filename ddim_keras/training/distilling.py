@@ -24,6 +24,7 @@ from ddim_keras.diffusion.parameterizations import Parameterization
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import SPACINGS, Spacing, diffusion_times, levels_of
 from ddim_keras.diffusion.weightings import Weighting
+from ddim_keras.networks.copying import copied
 from ddim_keras.samplers import (
     DDIM,
     MEMORY,
@@ -136,7 +137,7 @@ class DistillationObjective(Objective):
         schedule, parameterization, loss_weighting, spec: as for `Objective`.
 
     Attributes:
-        teacher: the teacher's network; None until `learn_from`.
+        teacher: the teacher's network; None until `taught_by`.
     """
 
     def __init__(
@@ -157,10 +158,11 @@ class DistillationObjective(Objective):
         self._long = self._plan_of_teacher()
         self._angles = np.arctan2(*reversed(levels_of(schedule, times)))
 
-    def learn_from(self, teacher: keras.Model, engine: Engine) -> None:
-        """Have a teacher: a network of the same inputs and outputs. `engine` is the student's."""
-        self.teacher, self._engine = teacher, engine
-        self._distances = distances_through_noise(engine, teacher)
+    def taught_by(self, network: keras.Model, engine: Engine) -> keras.Model | None:
+        self.teacher, self._engine = copied(network), engine
+        self.teacher.trainable = False
+        self._distances = distances_through_noise(engine, self.teacher)
+        return self.teacher
 
     def measure(
         self,

@@ -14,6 +14,7 @@ from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.weightings import Weighting
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.denoisers import predict
+from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.types import Images, Rates, Tensor
 
 
@@ -67,6 +68,12 @@ class Objective:
         self.noise_losses = keras.metrics.Mean(name="n_loss", dtype="float32")
         self.image_losses = keras.metrics.Mean(name="i_loss", dtype="float32")
         self.losses = LossTracker(name="loss", dtype="float32")
+
+    def taught_by(self, network: keras.Model, engine: Engine) -> keras.Model | None:
+        """Take a teacher, who begins as a copy of a network, and return it; an objective that is
+        learned from the data alone has none.
+        """
+        return None
 
     def results(self) -> dict[str, Tensor]:
         """Return the running n_loss, i_loss and loss."""

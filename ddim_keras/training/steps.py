@@ -43,6 +43,7 @@ class EMASteps(EMANetworks):
 
     Attributes:
         engine: what uses the trained network.
+        teacher: the network that it learns from, where the objective has one.
         normalizer: turns images in [0, 1] into zero mean and unit variance.
     """
 
@@ -91,6 +92,7 @@ class EMASteps(EMANetworks):
             before_use=self.synchronize,
         )
         self.sampling_defaults = sampling_defaults  # type: ignore[assignment]
+        self.teacher = objective.taught_by(ema_network, self.engine)
         self.built = True
 
     @property
