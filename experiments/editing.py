@@ -1,12 +1,12 @@
 """What an edit by exact inversion keeps of an image: docs/labels.md.
 
-    python experiments/editing.py [--num-images 100] [--steps 400] [--file MODEL_FOLDER]
+    python experiments/editing.py [--num-images 100] [--steps 600] [--file MODEL_FOLDER]
 
 Encodes the embedded validation images with their own labels, decodes them with another, and
 compares plain DDIM inversion with the two-step rules that are taken back by algebra. The model is
-the preset fashion_mnist_32 with labels: its network, an embedding of labels that starts from
-zero, and some hundred steps of training on the embedded images; it is kept in --file and not
-trained again. Prints the page's table, and writes its picture.
+the preset fashion_mnist_32 with labels: its network, a small random embedding of labels, and some
+hundred steps of training on the embedded images; it is kept in --file and not trained again. Prints
+the page's table, and writes its picture.
 
 The background is where the original is black, and "far" from the object where no pixel within 3 is
 anything but black. Its error is that of all such pixels of all images together. How much an edit
@@ -42,7 +42,7 @@ WAYS: dict[str, str | bool] = {
 
 
 def move_weights(source: keras.Model, target: keras.Model) -> None:
-    """Put the weights of a network into the same with labels, whose embedding becomes zero.
+    """Put the weights of a network into the same with labels, whose embedding becomes small.
 
     Layers of a kind are numbered as they were made, so they pair up kind by kind.
     """
@@ -59,7 +59,7 @@ def move_weights(source: keras.Model, target: keras.Model) -> None:
     sources = by_kind(source)
     for kind, weights in by_kind(target).items():
         if kind == "embedding/embeddings":
-            weights[0].assign(np.zeros(weights[0].shape))
+            weights[0].assign(0.3 * weights[0].numpy())
         for old, new in zip(sources.get(kind, []), weights, strict=kind in sources):
             new.assign(old)
 
@@ -82,7 +82,7 @@ def labelled_model(folder: pathlib.Path, steps: int) -> DiffusionModel:
     model.normalizer.set_weights(preset.normalizer.get_weights())
     for name in ("network", "ema_network"):
         move_weights(getattr(preset, name), getattr(model, name))
-    rate = keras.optimizers.schedules.CosineDecay(5e-4, steps)
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
     model.compile(keras.optimizers.AdamW(rate, global_clipnorm=1.0), loss="mean_squared_error")
     model.fit(train.repeat(), epochs=1, steps_per_epoch=steps, verbose=2)
     model.save_to_preset(folder)
@@ -156,7 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-images", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=400, help="of training, with labels")
+    parser.add_argument("--steps", type=int, default=600, help="of training, with labels")
     parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument(
