@@ -278,7 +278,9 @@ def by(model: ddim_keras.DiffusionModel, **way: Any) -> Callable[[int, int], np.
     return lambda number, seed: np.asarray(model.generate(number, seed=seed, **options))
 
 
-def compare(seed: int, images: np.ndarray, steps: int, table: Table, seconds: float) -> None:
+def compare(
+    seed: int, images: np.ndarray, steps: int, table: Table, seconds: float, fit_images: int
+) -> None:
     """Train and measure all rivals of a seed."""
     out = table.path.parent
     weights = out / f"gan_{seed}.weights.h5"
@@ -295,7 +297,7 @@ def compare(seed: int, images: np.ndarray, steps: int, table: Table, seconds: fl
         name = f"fitted, {budget}"
         if f"{seed}/{name}" not in table.found:
             start = clock()
-            model.fit_sampler(budget, seed=seed, verbose=0)
+            model.fit_sampler(budget, num_images=fit_images, seed=seed, verbose=0)
             print(f"fitted {budget}: {clock() - start:.0f} s", flush=True)
         table.add(seed, name, budget, by(model, diffusion_steps=budget))
     table.add(seed, "NCSN by DDIM, 50", 50, by(score, diffusion_steps=50, eta=0.0))
@@ -316,6 +318,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num-images", type=int, default=250, help="that all are scored by")
     parser.add_argument("--more-images", type=int, default=1000, help="of the quick ones")
+    parser.add_argument("--steps", type=int, help="of the U-Nets, instead of what fits the minutes")
+    parser.add_argument("--fit-images", type=int, default=384, help="that samplers are fitted by")
     parser.add_argument("--data-dir", help="where TFDS keeps Fashion-MNIST")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/rivals"))
     parser.add_argument("--docs", type=pathlib.Path, help="where to replace the table")
@@ -328,9 +332,11 @@ def main() -> None:
             "fashion_mnist", 32, 500, fit="pad", data_dir=arguments.data_dir
         )
     images = np.concatenate([np.asarray(batch) for batch in real]).astype("float32")
-    each = seconds_per_step(images)
-    steps = max(int(60.0 * arguments.minutes / each), 1)
-    print(f"{1000 * each:.0f} ms a step of the U-Net: {steps} steps", flush=True)
+    steps = arguments.steps
+    if steps is None:
+        each = seconds_per_step(images)
+        steps = max(int(60.0 * arguments.minutes / each), 1)
+        print(f"{1000 * each:.0f} ms a step of the U-Net: {steps} steps", flush=True)
     table = Table(
         judge, arguments.num_images, arguments.more_images, arguments.out / "results.json"
     )
@@ -338,7 +344,8 @@ def main() -> None:
     for budget in SHIPPED:
         table.add(0, f"shipped, {budget}", budget, by(shipped, diffusion_steps=budget))
     for seed in arguments.seeds:
-        compare(seed, images, steps, table, 60.0 * arguments.minutes)
+        seconds = 60.0 * arguments.minutes
+        compare(seed, images, steps, table, seconds, arguments.fit_images)
     print(table.markdown())
     shown = {name: table.rows[name] for name in NAMES if name in table.rows}
     shown["data"] = images[:COLUMNS]
