@@ -96,7 +96,7 @@ _REGISTERED = {
     ),
     "ddim_keras.model": ("DiffusionModel",),
     "ddim_keras.networks.ddpm_layers": (
-        *("Modulation", "Scaling", "SelfAttention2D", "TimeEmbedding"),
+        *("Conv2D", "Modulation", "Scaling", "SelfAttention2D", "TimeEmbedding"),
     ),
     "ddim_keras.networks.ddpm_unet": ("DDPMUNet",),
     "ddim_keras.networks.layers": (

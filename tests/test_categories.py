@@ -217,6 +217,7 @@ def test_a_model_with_a_network_of_ones_own_is_saved(tmp_path):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_sequences_are_trained_on_from_batches():
     model = make_small((12,), 5, schedule="cosine_beta")
     model.compile("adam")

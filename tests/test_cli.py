@@ -765,6 +765,7 @@ def test_wrong_labels_are_refused_before_anything_is_written(tmp_path, labelled_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_by_label(labelled_path, tmp_path):
     draws = np.random.default_rng(0)
     for name in ("rose", "tulip", "3"):
@@ -780,6 +781,7 @@ def test_evaluate_by_label(labelled_path, tmp_path):
     assert "precision: " in said and "recall: " in said
 
 
+@pytest.mark.slow
 def test_images_are_made_from_images(tmp_path, pictures):
     path = tmp_path / "model.keras"
     model = make_small_model(condition_shape=(4, 4, 1))

@@ -257,6 +257,7 @@ def folder_of_images(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_distills_and_resumes_without_the_file_its_teacher_came_from(tmp_path):
     (tmp_path / "photos").mkdir()
     make_trained_model(parameterization="velocity").save(tmp_path / "teacher.keras")

@@ -192,6 +192,7 @@ def test_a_healthy_run_is_not_warned_of(tmp_path):
     assert max(logged(tmp_path / "run")) < 0.1
 
 
+@pytest.mark.slow
 def test_no_copies_are_looked_for_where_it_is_costly_or_not_asked_for(few_images, monkeypatch):
     from ddim_keras.runs import training
 

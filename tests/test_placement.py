@@ -66,6 +66,7 @@ def test_each_worker_has_a_core_while_a_model_trains():
     assert placed() == []
 
 
+@pytest.mark.slow
 def test_the_switch_turns_it_off(monkeypatch):
     monkeypatch.setenv(placement.SWITCH, "0")
     assert train() == [[]] * 4

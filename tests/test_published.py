@@ -14,6 +14,7 @@ import ddim_keras
 from ddim_keras import DiffusionModel, networks, presets
 from ddim_keras.cli import main
 from ddim_keras.diffusion.schedules import CosineBetaSchedule
+from ddim_keras.networks import ddpm_layers
 from ddim_keras.presets import ddpm_names, diffusers_configs, safetensors
 from ddim_keras.sampling.clipping import ImageOnlyClipping
 
@@ -93,12 +94,28 @@ def weights_equal(one, other):
     return all(np.array_equal(mine, yours) for mine, yours in pairs)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 2, 4)])
+def test_a_convolution_that_doubles_is_one_of_repeated_pixels(shape):
+    doubling = ddpm_layers.Conv2D(6, 3, doubles=True, padding="same")
+    plain = ddpm_layers.Conv2D(6, 3, padding="same")
+    images = np.random.default_rng(0).normal(size=shape).astype("float32")
+    repeated = images.repeat(2, axis=1).repeat(2, axis=2)
+    expected = np.asarray(plain(repeated))
+    assert doubling.compute_output_shape(shape) == expected.shape
+    doubling.build(shape)
+    doubling.set_weights([plain.get_weights()[0], np.arange(6.0)])
+    np.testing.assert_allclose(doubling(images), expected + np.arange(6.0), atol=1e-5)
+    with pytest.raises(ValueError, match="only a 3 x 3"):
+        ddpm_layers.Conv2D(6, 1, doubles=True, padding="same")
+
+
 def test_a_folder_gives_the_network_its_weights(model, network):
     assert weights_equal(model.network, network)
     assert weights_equal(model.ema_network, network)
     assert model.image_shape == (8, 8, 3)
 
 
+@pytest.mark.slow
 def test_its_configuration_becomes_the_models_own_defaults(model):
     assert model.schedule.get_config() == {"num_times": 100, "min_beta": 1e-4, "max_beta": 0.05}
     assert type(model.parameterization).__name__ == "VelocityParameterization"

@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from ddim_keras.networks.layers import Float32Embedding
 from ddim_keras.support import backend
-from ddim_keras.support.types import Config
+from ddim_keras.support.types import Config, Tensor
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -68,6 +68,72 @@ class TimeEmbedding(Float32Embedding):
             "first_time": self.first_time,
             "scale": self.scale,
         }
+
+
+@keras.saving.register_keras_serializable("ddim_keras")
+class Conv2D(layers.Conv2D):
+    """Keras's convolution of images, which may double their size on the way.
+
+    Files call weights after their layer's class, and so its name is Keras's.
+
+    Args:
+        doubles: whether a 3 x 3 "same" convolution is of images with every pixel repeated 2 x 2
+            times. On a processor, TensorFlow then adds up the weights that meet the same pixel
+            first: 2 x 2 of them remain, for each of four kinds of places, four ninths of the work.
+        filters, kernel_size, **kwargs: as for `keras.layers.Conv2D`.
+
+    Input and output: (batch, height, width, channels) and, with `doubles`, (batch, 2 height, 2
+    width, filters).
+    """
+
+    def __init__(self, filters: int, kernel_size: Any, doubles: bool = False, **kwargs: Any):
+        super().__init__(filters, kernel_size, **{**kwargs, "data_format": "channels_last"})
+        self.doubles = bool(doubles)
+        if doubles and (self.kernel_size, self.padding) != ((3, 3), "same"):
+            raise ValueError(
+                f'only a 3 x 3 "same" convolution doubles, got {kernel_size} and {self.padding!r}'
+            )
+
+    def call(self, inputs):
+        if not self.doubles:
+            return super().call(inputs)
+        if not backend.is_tensorflow_on_processor():
+            return super().call(ops.repeat(ops.repeat(inputs, 2, axis=1), 2, axis=2))
+        height, width = inputs.shape[1:3]
+        padded = ops.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        rows = []
+        for top, kernels in enumerate(_of_repeated_pixels(self.kernel, axis=0)):
+            places = [
+                ops.conv(
+                    padded[:, top : top + height + 1, left : left + width + 1],
+                    kernel,
+                    padding="valid",
+                    data_format="channels_last",
+                )
+                + self.bias
+                for left, kernel in enumerate(_of_repeated_pixels(kernels, axis=1))
+            ]
+            rows.append(ops.stack(places, axis=3))
+        doubled = ops.stack(rows, axis=2)
+        return ops.reshape(doubled, (-1, 2 * height, 2 * width, self.filters))
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        if self.doubles:
+            height, width = (None if side is None else 2 * side for side in (height, width))
+        return super().compute_output_shape((batch, height, width, channels))
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "doubles": self.doubles}
+
+
+def _of_repeated_pixels(kernel: Tensor, axis: int) -> list[Tensor]:
+    """What two neighbours weigh at the first and at the second place between them, of three weights
+    along an axis.
+    """
+    first, middle, last = ops.split(kernel, 3, axis=axis)
+    pairs = ((first, middle + last), (first + middle, last))
+    return [ops.concatenate(pair, axis=axis) for pair in pairs]
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

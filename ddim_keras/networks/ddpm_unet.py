@@ -11,7 +11,13 @@ import keras
 from keras import layers
 
 from ddim_keras.networks import recomputing
-from ddim_keras.networks.ddpm_layers import Modulation, Scaling, SelfAttention2D, TimeEmbedding
+from ddim_keras.networks.ddpm_layers import (
+    Conv2D,
+    Modulation,
+    Scaling,
+    SelfAttention2D,
+    TimeEmbedding,
+)
 from ddim_keras.networks.layers import Dropout, GroupNormalization, Swish
 from ddim_keras.networks.unet import LABELS, check_levels, with_float32_weights
 from ddim_keras.support.arguments import positive_int
@@ -279,8 +285,7 @@ class _Blocks:
         self, x: Tensor, width: int, name: str, size: int = 3, **options: Any
     ) -> Tensor:
         options = {"padding": "same", "dtype": self.options.dtype, **options}
-        # Whatever Keras's configuration says of data formats: images are channels-last here.
-        return layers.Conv2D(width, size, data_format="channels_last", name=name, **options)(x)
+        return Conv2D(width, size, name=name, **options)(x)
 
     def normalized(self, x: Tensor, name: str, groups: int | None = None) -> Tensor:
         groups = groups or self.options.groups
@@ -371,10 +376,7 @@ class _Blocks:
         if residual:
             return self.residual([x], width, name, resized="doubled")
 
-        def block(x: Tensor) -> Tensor:
-            return self.convolution(self._resized(x, "doubled", f"{name}_resized"), width, name)
-
-        return self.step(block, x)
+        return self.step(lambda x: self.convolution(x, width, name, doubles=True), x)
 
     def predicted(self, x: Tensor, channels: int) -> Tensor:
         def block(x: Tensor) -> Tensor:

@@ -170,12 +170,7 @@ def network_config(settings: Config, has_null: bool) -> Config:
     height, width, channels = settings["image_shape"]
     default = settings["conditioning"] == "add"
     groups = _middle_groups(settings)
-    if settings["time_scale"] != 1.0 or settings["time_features"] not in (None, _first(settings)):
-        raise ValueError(
-            "UNet2DModel is told integer times, by as many sines and cosines as its first level is "
-            f"wide: not time_scale={settings['time_scale']} and "
-            f"time_features={settings['time_features']}"
-        )
+    _refuse_times(settings)
     classes = settings["num_classes"]
     return {
         "_class_name": "UNet2DModel",
@@ -222,8 +217,17 @@ def _middle_groups(settings: Config) -> int | None:
     return settings["groups"] if groups is None and not default else groups
 
 
-def _first(settings: Config) -> int:
-    return int(settings["widths"][0])
+def _refuse_times(settings: Config) -> None:
+    """Raise ValueError for times that UNet2DModel is not told like that."""
+    if settings["time_scale"] != 1.0 or settings["time_features"] not in (
+        None,
+        settings["widths"][0],
+    ):
+        raise ValueError(
+            "UNet2DModel is told integer times, by as many sines and cosines as its first level is "
+            f"wide: not time_scale={settings['time_scale']} and "
+            f"time_features={settings['time_features']}"
+        )
 
 
 def _head_channels(settings: Config) -> int | None:
