@@ -122,7 +122,8 @@ def find_images(root: pathlib.Path) -> Found:
     walk = _Walk(root)
     walk.into((), os.path.realpath(root))
     walk.follow_links()
-    images = sorted(walk.files.values(), key=lambda parts: root.joinpath(*parts))
+    # As paths are compared, without one of each file.
+    images = sorted(walk.files.values(), key=lambda parts: [*map(os.path.normcase, parts)])
     found = Found(images, walk.folders, dict(walk.left_out), walk.twice)
     if not images:
         readable = decoding.suffixes()

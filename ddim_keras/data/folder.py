@@ -16,6 +16,7 @@ from ddim_keras.data.decoding import Facts
 from ddim_keras.data.finding import Parts
 from ddim_keras.data.source import Examples, Source, Wanted
 
+_AT_A_TIME = 4096  # files that wait to be looked at
 _NAMED = 10  # unreadable files named in a message; the rest are counted
 
 
@@ -122,8 +123,10 @@ def _examined(root: pathlib.Path, files: list[Parts], wanted: Wanted) -> dict[Pa
         except Exception as error:  # decoders raise whatever they like on damaged files
             return f"{os.path.join(*parts)} ({type(error).__name__}: {error})"
 
+    results: list[Facts | str] = []
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(examined, files))
+        for start in range(0, len(files), _AT_A_TIME):  # what waits takes memory
+            results += pool.map(examined, files[start : start + _AT_A_TIME])
     broken = [result for result in results if isinstance(result, str)]
     if broken:
         listing = "; ".join(broken[:_NAMED]) + (
