@@ -134,8 +134,7 @@ def student(
         **changes,
     }
     few: DiffusionModel = type(model).from_config(config)
-    for ours, theirs in zip(few.normalizer.weights, model.normalizer.weights):
-        ours.assign(theirs)
+    few.normalizer.set_weights(model.normalizer.get_weights())  # copies: JAX would share them
     weights = model.ema_network.get_weights()
     for network in (few.network, few.ema_network, few.teacher):
         network.set_weights(weights)  # type: ignore[union-attr]

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import make_small_model, make_trained_model, random_images
+from conftest import make_small_model, make_trained_model, random_images, slow_on_jax
 from keras import ops
 
 import ddim_keras
@@ -212,6 +212,7 @@ def test_guidance_becomes_a_part_of_what_is_learned(method, labelled_model):
     assert few.generate(2, labels=[0, 1], seed=0).shape == (2, 8, 8, 1)
 
 
+@slow_on_jax
 def test_the_guided_teacher_is_what_the_loss_compares_with(labelled_model):
     plain, guided = (
         student(labelled_model, 1, guidance=guidance)
@@ -268,7 +269,7 @@ def test_a_run_distills_and_resumes_without_the_file_its_teacher_came_from(tmp_p
         channels=1,
         steps=2,
         distill={"model": str(tmp_path / "teacher.keras"), "steps": 1},
-        training={"batch_size": 4},
+        training={"batch_size": 4, "optimizer": "adamw"},
         precision="float32",
         samples=0,
         tensorboard=False,
