@@ -38,8 +38,11 @@ WAYS: dict[str, str | bool] = {
 }  # fmt: skip
 
 
-def in_float32(model: DiffusionModel) -> DiffusionModel:
-    """The same model; exact inversion asks for float32."""
+def in_float32(path: pathlib.Path) -> DiffusionModel:
+    """The model of a file, or of a folder by `save_to_preset`; exact inversion asks for float32."""
+    if path.is_dir():
+        return DiffusionModel.from_preset(path, dtype="float32")
+    model = keras.models.load_model(path)
     again = DiffusionModel.from_config({**model.get_config(), "dtype": "float32"})
     again.set_weights(model.get_weights())
     return again
@@ -85,15 +88,19 @@ def edit(
 
 
 def main(arguments: argparse.Namespace) -> None:
-    model = in_float32(keras.models.load_model(arguments.model))
+    model = in_float32(arguments.model)
     images, labels = unseen(arguments.num_images)
     names = model.class_names
     others = np.array([names.index(OTHERS[names[label]]) for label in labels])
     black, far = images == 0.0, far_from_object(images)
     print(f"{len(images)} images, {black.mean():.0%} black, {far.mean():.0%} far from the object")
     print(f"the classifier sees their own labels in {seen_as(images, labels):.0%}")
-    drawn = model.generate(len(labels), 20, labels=labels, seed=0, verbose=0)
-    print(f"and the label asked for in {seen_as(drawn, labels):.0%} of images that are generated")
+    for guidance in arguments.guidance:
+        drawn = model.generate(len(labels), 20, labels=labels, guidance=guidance, seed=0, verbose=0)
+        seen = seen_as(drawn, labels)
+        print(
+            f"and those asked for in {seen:.0%} of images that are generated, guidance {guidance}"
+        )
     rows, titles = [images[:COLUMNS]], ["original"]
     print("| S | guidance | way | the same again | black | far from the object | edited |")
     for steps in arguments.diffusion_steps:
