@@ -293,7 +293,7 @@ def compare(
     table.add(seed, "GAN", 1, gan.generate)
     score = trained(out / f"score_{seed}.keras", images, seed, steps, **SCORE)
     model = trained(out / f"diffusion_{seed}.keras", images, seed, steps)
-    for budget in FEW:
+    for budget in FEW if fit_images else ():
         name = f"fitted, {budget}"
         if f"{seed}/{name}" not in table.found:
             start = clock()
@@ -319,7 +319,9 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=250, help="that all are scored by")
     parser.add_argument("--more-images", type=int, default=1000, help="of the quick ones")
     parser.add_argument("--steps", type=int, help="of the U-Nets, instead of what fits the minutes")
-    parser.add_argument("--fit-images", type=int, default=384, help="that samplers are fitted by")
+    parser.add_argument(
+        "--fit-images", type=int, default=384, help="that samplers are fitted by; 0 for none"
+    )
     parser.add_argument("--data-dir", help="where TFDS keeps Fashion-MNIST")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/rivals"))
     parser.add_argument("--docs", type=pathlib.Path, help="where to replace the table")

@@ -1,11 +1,13 @@
-"""What an edit by exact inversion keeps of an image.
+"""What an edit by exact inversion keeps of an image: docs/labels.md.
 
-    python experiments/editing.py MODEL.keras [--num-images 100] [--diffusion-steps 20 50]
+    python experiments/editing.py MODEL [--train 450] [--num-images 50] [--guidance 3]
 
-MODEL is a labelled model of 32 x 32 Fashion-MNIST in float32 or half precision, such as the one
-that `benchmarks/conditions.py --parts labels` leaves. The embedded validation images are encoded
-with their own labels, and decoded with another, by plain DDIM inversion and by the two-step rules
-that are taken back by algebra. Prints a table, and writes its picture.
+MODEL is a labelled model of 32 x 32 Fashion-MNIST: the .keras file that
+`benchmarks/conditions.py --parts labels` leaves, or a folder of `save_to_preset`. With --train, and
+where there is none, it is made first: the preset fashion_mnist_32 with a random embedding of
+labels, trained for so many batches of the embedded images. The validation images are encoded with
+their own labels, and decoded with another, by plain DDIM inversion and by the two-step rules that
+are taken back by algebra. Prints the table of docs/labels.md, and writes its picture.
 
 The background is where the original is black, and "far" from the object where no pixel within 3 is
 anything but black. Its error is that of all such pixels of all images together. How much an edit
@@ -25,8 +27,9 @@ import keras
 import numpy as np
 
 from ddim_keras import DiffusionModel, data, metrics, plotting
+from ddim_keras.support import backend
 
-COLUMNS, FAR = 12, 3
+PRESET, BATCH, COLUMNS, FAR = "fashion_mnist_32", 32, 12, 3
 # From each kind of clothes to one that may fill about the same place.
 OTHERS = {
     "T-shirt/top": "Dress", "Trouser": "Dress", "Pullover": "Coat", "Dress": "Coat",
@@ -38,8 +41,56 @@ WAYS: dict[str, str | bool] = {
 }  # fmt: skip
 
 
-def in_float32(model: DiffusionModel) -> DiffusionModel:
-    """The same model; exact inversion asks for float32."""
+def move_weights(source: keras.Model, target: keras.Model) -> None:
+    """Put the weights of a network into the same with labels, whose embedding becomes random.
+
+    Layers of a kind are numbered as they were made, so they pair up kind by kind.
+    """
+
+    def by_kind(network: keras.Model) -> dict[str, list[keras.Variable]]:
+        kinds: dict[str, list[tuple[int, int, keras.Variable]]] = {}
+        for place, weight in enumerate(network.weights):
+            layer, name = weight.path.rsplit("/", 2)[-2:]
+            kind, _, number = layer.rpartition("_")
+            kind, number = (kind, number) if number.isdigit() else (layer, "0")
+            kinds.setdefault(f"{kind}/{name}", []).append((int(number), place, weight))
+        return {kind: [each[-1] for each in sorted(all_)] for kind, all_ in kinds.items()}
+
+    sources = by_kind(source)
+    for kind, weights in by_kind(target).items():
+        if kind == "embedding/embeddings":
+            weights[0].assign(np.random.default_rng(0).normal(0.0, 0.5, weights[0].shape))
+        for old, new in zip(sources.get(kind, []), weights, strict=kind in sources):
+            new.assign(old)
+
+
+def make_labelled(folder: pathlib.Path, steps: int) -> None:
+    """Train the preset on with labels for so many batches."""
+    train, _ = data.load_dataset("embedded", 32, BATCH, fit="pad", labels=True)
+    keras.utils.set_random_seed(0)
+    preset = DiffusionModel.from_preset(PRESET)
+    model = DiffusionModel.from_preset(
+        PRESET,
+        load_weights=False,
+        dtype=backend.fastest_precision(),
+        class_names=train.class_names,
+        ema_decay=0.99,
+        seed=0,
+    )
+    model.normalizer.set_weights(preset.normalizer.get_weights())
+    for name in ("network", "ema_network"):
+        move_weights(getattr(preset, name), getattr(model, name))
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
+    model.compile(keras.optimizers.AdamW(rate, global_clipnorm=1.0), loss="mean_squared_error")
+    model.fit(train.repeat(), epochs=1, steps_per_epoch=steps, verbose=2)
+    model.save_to_preset(folder)
+
+
+def in_float32(path: pathlib.Path) -> DiffusionModel:
+    """The model of a file, or of a folder by `save_to_preset`; exact inversion asks for float32."""
+    if path.is_dir():
+        return DiffusionModel.from_preset(path, dtype="float32")
+    model = keras.models.load_model(path)
     again = DiffusionModel.from_config({**model.get_config(), "dtype": "float32"})
     again.set_weights(model.get_weights())
     return again
@@ -85,15 +136,21 @@ def edit(
 
 
 def main(arguments: argparse.Namespace) -> None:
-    model = in_float32(keras.models.load_model(arguments.model))
+    if arguments.train and not arguments.model.exists():
+        make_labelled(arguments.model, arguments.train)
+    model = in_float32(arguments.model)
     images, labels = unseen(arguments.num_images)
     names = model.class_names
     others = np.array([names.index(OTHERS[names[label]]) for label in labels])
     black, far = images == 0.0, far_from_object(images)
     print(f"{len(images)} images, {black.mean():.0%} black, {far.mean():.0%} far from the object")
     print(f"the classifier sees their own labels in {seen_as(images, labels):.0%}")
-    drawn = model.generate(len(labels), 20, labels=labels, seed=0, verbose=0)
-    print(f"and the label asked for in {seen_as(drawn, labels):.0%} of images that are generated")
+    for guidance in arguments.guidance:
+        drawn = model.generate(len(labels), 20, labels=labels, guidance=guidance, seed=0, verbose=0)
+        seen = seen_as(drawn, labels)
+        print(
+            f"and those asked for in {seen:.0%} of images that are generated, guidance {guidance}"
+        )
     rows, titles = [images[:COLUMNS]], ["original"]
     print("| S | guidance | way | the same again | black | far from the object | edited |")
     for steps in arguments.diffusion_steps:
@@ -114,6 +171,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=pathlib.Path)
+    parser.add_argument("--train", type=int, default=0, help="batches, to make MODEL of the preset")
     parser.add_argument("--num-images", type=int, default=100)
     parser.add_argument("--diffusion-steps", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
