@@ -199,9 +199,7 @@ class EMATrainer(EMASteps):
             preparing.require_steps(data.x, steps_per_epoch, "x", "steps_per_epoch")
             validates = data.validation_data is not None
             watching = watching_what_exists(callbacks, self.image_metrics, validates)
-            batched = data.in_batches(batch_size, validation_batch_size, shuffle).of_process(
-                self, x
-            )
+            batched = data.in_batches(self, x, batch_size, validation_batch_size, shuffle)
             with watching, workers_placed(), taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
                     batched.x,
