@@ -39,25 +39,24 @@ class FitData(NamedTuple):
         return self.validation_data is not None
 
     def in_batches(
-        self, batch_size: int | None, validation_batch_size: int | None, shuffle: bool
+        self,
+        model: keras.Model,
+        given: Data,
+        batch_size: int | None,
+        validation_batch_size: int | None,
+        shuffle: bool,
     ) -> FitData:
-        """As `inputs.in_batches`, for both."""
+        """As `inputs.in_batches`, for both; where several processes train the model, this one's
+        parts. `given` is what the user gave as x.
+        """
         batched = inputs.in_batches(self.x, self.y, self.sample_weight, batch_size, shuffle)
         validation_data = self.validation_data
         if validation_data is not None:
             size = validation_batch_size or batch_size
             validation_data = inputs.in_batches(*validation_data, size)
-        return FitData(*batched, validation_data)
-
-    def of_process(self, model: keras.Model, given: Data) -> FitData:
-        """Return what this process reads, where several train one model; `given` is what the user
-        gave as x.
-        """
-        validation_data = self.validation_data
-        if validation_data is not None:
             validation_data = (own_part(model, validation_data[0], False), *validation_data[1:])
-        x = own_part(model, self.x, getattr(given, "is_part", False))
-        return FitData(x, self.y, self.sample_weight, validation_data)
+        x = own_part(model, batched[0], getattr(given, "is_part", False))
+        return FitData(x, *batched[1:], validation_data)
 
 
 def own_part(model: keras.Model, data: Data, is_part: bool) -> Data:

@@ -197,9 +197,9 @@ class EMATrainer(EMASteps):
                 self.normalizer, data.x, batch_size, steps_per_epoch, verbose
             )
             preparing.require_steps(data.x, steps_per_epoch, "x", "steps_per_epoch")
-            watching = watching_what_exists(callbacks, self.image_metrics, data.validates)
-            batched = data.in_batches(batch_size, validation_batch_size, shuffle)
-            batched = batched.of_process(self, x)
+            validates = data.validation_data is not None
+            watching = watching_what_exists(callbacks, self.image_metrics, validates)
+            batched = data.in_batches(self, x, batch_size, validation_batch_size, shuffle)
             with watching, workers_placed(), taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
                     batched.x,
