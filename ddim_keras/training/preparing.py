@@ -33,11 +33,6 @@ class FitData(NamedTuple):
     sample_weight: SampleWeights
     validation_data: tuple[Data, Labels, SampleWeights] | None
 
-    @property
-    def validates(self) -> bool:
-        """Whether there is something to validate on."""
-        return self.validation_data is not None
-
     def in_batches(
         self,
         model: keras.Model,
