@@ -43,9 +43,9 @@ def distill(
         data: as for `fit`, with the labels or conditions that the model takes. With "progressive"
             images are little more than a number of walks and the labels to walk with.
         steps: network evaluations for each image: 1, 2, 4 or any other number.
-        method: "progressive" compares whole walks with the teacher's from the same noises, and pays
-            most per minute (docs/few_steps.md); "consistency" learns, at all noise levels, where
-            the teacher's paths lead.
+        method: "progressive" compares whole walks with the teacher's from the same noises, and is
+            what docs/few_steps.md measures; "consistency" learns, at all noise levels, where the
+            teacher's paths lead.
         guidance: of the teacher, as for `generate`: a number, or `ClassifierFreeGuidance`. It
             becomes a part of what is learned, and costs nothing afterwards.
         teacher_steps: of the teacher's walk, 6 by default, or of all parts of the way together, 24
