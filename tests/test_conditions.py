@@ -11,7 +11,7 @@ from conftest import first_quick, make_small_model, random_images, slow_on_jax
 from keras import ops
 
 import ddim_keras
-from ddim_keras import DiffusionModel, callbacks
+from ddim_keras import DiffusionModel, callbacks, networks
 from ddim_keras.data import load_dataset, pairs
 
 NAMES = ["daisy", "rose", "tulip"]
@@ -84,6 +84,22 @@ def test_labels_come_in_every_form(labelled, form):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     other = labelled.evaluate(IMAGES, (LABELS + 1) % 3, batch_size=8, verbose=0)
     assert abs(np.subtract(other, expected)).max() > 1e-5, "labels make no difference"
+
+
+@pytest.mark.parametrize("kind", ["residual", "ddpm"])
+def test_labels_are_told_apart_from_the_start(kind):
+    """Their vectors begin around 0, far apart in comparison with where they begin together."""
+    network = (
+        networks.ddpm_unet((8, 8, 1), (8, 8), num_classes=3, groups=4)
+        if kind == "ddpm"
+        else make_small_model(num_classes=3, conditioning="every_block").network
+    )
+    (vectors,) = (
+        np.asarray(layer.embeddings)
+        for layer in network.layers
+        if isinstance(layer, keras.layers.Embedding)
+    )
+    assert vectors.std(axis=0).mean() > abs(vectors.mean(axis=0)).mean()
 
 
 @slow_on_jax

@@ -3,6 +3,7 @@ import pytest
 from conftest import make_small_model, make_trained_model, random_images, slow_on_jax
 from keras import ops
 
+from ddim_keras import SamplingDefaults
 from ddim_keras.samplers import DDIM, SAMPLERS, Heun
 
 
@@ -353,3 +354,12 @@ def test_what_overflows_with_finite_weights_is_said_too(trained_model):
         FloatingPointError, match="though the weights are finite: the network computes in float32"
     ):
         trained_model.generate(1, 2, initial_noise=noise)
+
+
+def test_eta_leaves_where_the_models_own_walk_ends():
+    """As a pipeline of diffusers does, whose scheduler was made with set_alpha_to_one=False."""
+    model = make_small_model(sampling_defaults=SamplingDefaults(sampler=DDIM(last_noise_rate=0.3)))
+    model.normalizer.adapt(random_images())
+    own = model.generate(2, 3, seed=0)
+    np.testing.assert_array_equal(model.generate(2, 3, eta=0.0, seed=0), own)
+    assert abs(model.generate(2, 3, sampler="ddim", seed=0) - own).max() > 1e-4

@@ -487,9 +487,17 @@ def test_the_command_line_converts_in_and_out(folder, network, tmp_path):
         result = CliRunner().invoke(main, ["convert", str(source), str(out), *more])
         assert result.exit_code == 0, result.output
     assert weights_equal(DiffusionModel.from_diffusers(tmp_path / "again").network, network)
-    result = CliRunner().invoke(main, ["convert", str(folder), "x.bin"])
-    assert result.exit_code == 2
-    assert "must end in .keras" in result.output
+    for wrong, message in (
+        ([str(folder), "x.bin"], "must end in .keras"),
+        ([str(folder), "x.keras", "--heads", "4"], "--heads says nothing of what diffusers wrote"),
+        (
+            [str(tmp_path / "model.keras"), "x", "--null-class"],
+            "--null-class says nothing of a model",
+        ),
+    ):
+        result = CliRunner().invoke(main, ["convert", *wrong])
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
 
 
 def test_symmetric_pixels_run_from_minus_one_to_one(model):

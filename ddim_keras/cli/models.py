@@ -219,15 +219,20 @@ def convert(
     path = pathlib.Path(source)
     size = (image_size[0], image_size[1]) if isinstance(image_size, list) else image_size
     if path.is_file() and path.suffix != ".keras":
+        _refuse_others(
+            {"image_size", "null_class", "noise_schedule", "times", *told}, "a checkpoint"
+        )
         schedule = checkpoints.schedule_of_times(noise_schedule, times)
         model = DiffusionModel.from_checkpoint(
             path, image_size=size, schedule=schedule, null_class=null_class, **told
         )
     elif (path / "model_index.json").is_file() or _may_be_on_the_hub(source):
+        _refuse_others({"image_size", "null_class", "variant"}, "what diffusers wrote")
         model = DiffusionModel.from_diffusers(
             source, image_size=size, null_class=null_class or None, variant=variant
         )
     else:
+        _refuse_others(set(), "a model of this library")
         model = load(source)
     if kind == "keras":
         model.save(out)
@@ -236,6 +241,19 @@ def convert(
     else:
         model.save_to_diffusers(out)
     click.echo(f"Written to {out}")
+
+
+def _refuse_others(allowed: set[str], what: str) -> None:
+    """Raise a usage error where an option was given that says nothing of such a source."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        given = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        if given and name not in {"source", "out", "kind", *allowed}:
+            raise click.UsageError(
+                f"{option.opts[0]} says nothing of {what}, which {context.params['source']} is: "
+                "leave it out"
+            )
 
 
 def _may_be_on_the_hub(source: str) -> bool:

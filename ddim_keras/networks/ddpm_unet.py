@@ -249,7 +249,7 @@ def _embedding(settings: Config, times: Tensor, labels: Tensor | None, dtype: DT
     embedding = layers.Dense(features, dtype=dtype, name="time_second")(embedding)
     if labels is not None:
         # The last of the vectors is the null class's.
-        number, spread = settings["num_classes"] + 1, keras.initializers.RandomNormal(0.5)
+        number, spread = settings["num_classes"] + 1, keras.initializers.RandomNormal(stddev=0.5)
         embed = layers.Embedding(number, features, spread, dtype=dtype, name="label_embedding")
         vectors = layers.Reshape((1, 1, features), dtype=dtype, name="label_vectors")(embed(labels))
         embedding = layers.Add(dtype=dtype, name="time_and_label")([embedding, vectors])

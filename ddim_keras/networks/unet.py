@@ -194,7 +194,7 @@ class _Told:
             embed = layers.Embedding(
                 self.num_classes + 1,
                 features,
-                keras.initializers.RandomNormal(0.5),
+                keras.initializers.RandomNormal(stddev=0.5),
                 dtype=self.dtype,
             )
             parts.append(layers.Reshape((1, 1, features), dtype=self.dtype)(embed(self.labels)))

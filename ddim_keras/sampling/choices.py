@@ -49,15 +49,18 @@ def sampler_and_spacing(
     Raises:
         ValueError: both eta and a sampler that has none, or an unknown name.
     """
+    last_noise_rate = 0.0
     if defaults is not None:
         spacing = spacing or defaults.spacing
+        if eta is not None and isinstance(defaults.sampler, DDIM):
+            last_noise_rate = defaults.sampler.last_noise_rate
         sampler = defaults.sampler if sampler is None and eta is None else sampler
     if eta is not None:
         if sampler not in (None, "ddim"):
             raise ValueError(
                 f"eta is DDIM's stochasticity, but the sampler is {sampler!r}: give one of the two"
             )
-        return DDIM(eta), spacing or EVEN_TIMES
+        return DDIM(eta, last_noise_rate=last_noise_rate), spacing or EVEN_TIMES
     if sampler is not None:
         chosen = resolve(sampler, Sampler, SAMPLERS)
         return chosen, spacing or chosen.spacing or EVEN_TIMES
