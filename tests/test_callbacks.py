@@ -46,6 +46,7 @@ def test_sampled_images_are_those_of_the_epoch(tmp_path):
         np.testing.assert_allclose(np.asarray(picture).astype(int), expected.astype(int), atol=1)
 
 
+@pytest.mark.slow
 def test_sampled_images_reach_tensorboard(tmp_path):
     sample = SampleImages(
         tmp_path / "pictures", trajectory=False, diffusion_steps=2, tensorboard=tmp_path / "log"

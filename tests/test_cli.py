@@ -511,6 +511,7 @@ def test_a_png_of_five_channels_is_refused_before_anything_is_made(tmp_path):
 # The others
 
 
+@pytest.mark.slow
 def test_encode_writes_latents_that_decode_to_the_images(tmp_path, model_path, pictures):
     said = run("encode", "-m", model_path, *pictures, "-o", tmp_path / "latents.npy", "--steps", 50)
     assert "2 latents of shape (8, 8, 1)" in said
@@ -646,6 +647,7 @@ def test_the_mask_of_a_phones_picture_is_drawn_upright(tmp_path, model_path):
     assert "lying.png cannot be read as an image" in said
 
 
+@pytest.mark.slow
 def test_masks_of_every_kind_fill_the_same_part(tmp_path, model_path, pictures, monkeypatch):
     filled = []
     monkeypatch.setattr(
@@ -745,6 +747,7 @@ def test_generate_by_label_is_generate_by_label(tmp_path, labelled_path):
     )
 
 
+@pytest.mark.slow
 def test_info_lists_the_labels(labelled_path, model_path):
     assert "labels:     rose, tulip, 3" in run("info", "-m", labelled_path)
     assert "labels:     none" in run("info", "-m", model_path)

@@ -555,6 +555,7 @@ def test_noise_on_the_condition_and_its_dropout_act_in_training_alone():
     )
 
 
+@pytest.mark.slow
 def test_vectors_are_conditions_too():
     model = make_small_model(condition_shape=5, condition_dropout=0.2)
     model.compile()

@@ -161,6 +161,7 @@ def test_the_teacher_stays_and_the_student_moves(taught):
     assert len(few.trainable_variables) == len(teacher.trainable_variables)
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_a_file_as_if_nothing_had_happened(tmp_path):
     few = distill(make_trained_model(), random_images(), steps=1, **QUICK)
     few.save(tmp_path / "few.keras")
@@ -205,6 +206,7 @@ def labelled_model():
 
 
 @pytest.mark.parametrize("method", ["progressive", "consistency"])
+@pytest.mark.slow
 def test_guidance_becomes_a_part_of_what_is_learned(method, labelled_model):
     images = (random_images(), np.arange(24) % 2)
     few = distill(labelled_model, images, steps=1, method=method, guidance=2.0, **QUICK)

@@ -177,6 +177,7 @@ def test_a_folder_cannot_take_the_name_of_a_preset_that_ships(trained_model, tmp
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
     model = make_trained_model()
     weight = model.ema_network.weights[0]

@@ -129,6 +129,7 @@ def test_its_configuration_becomes_the_models_own_defaults(model):
 
 
 @slow_on_jax
+@pytest.mark.slow
 def test_defaults_are_saved_with_the_model_and_in_a_preset(model, tmp_path):
     images = model.generate(2, 4, initial_noise=NOISE, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -286,6 +287,7 @@ def test_class_embeddings_become_labels_and_no_label_adds_nothing(folder, tmp_pa
     assert config["num_class_embeds"] == 3
 
 
+@pytest.mark.slow
 def test_a_learned_null_class_goes_out_and_comes_back(folder, tmp_path):
     source = with_classes(folder, tmp_path / "in", 3)
     model = DiffusionModel.from_diffusers(source, null_class=True, class_names=["cat", "dog"])
