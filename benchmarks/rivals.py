@@ -40,9 +40,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from few_steps import Judge
 from keras import layers
-from samplers import markdown, replace_table
+from samplers import Judge, markdown, replace_table
 
 import ddim_keras
 from ddim_keras import plotting, presets

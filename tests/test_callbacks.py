@@ -56,8 +56,8 @@ def test_sampled_images_reach_tensorboard(tmp_path):
     assert events.stat().st_size > 500
 
 
-@pytest.mark.parametrize("channels", [2, 5])
 @pytest.mark.slow
+@pytest.mark.parametrize("channels", [2, 5])
 def test_of_other_channels_the_first_is_shown(tmp_path, channels):
     model = make_small_model(channels=channels)
     model.compile()

@@ -216,7 +216,6 @@ def test_a_model_with_a_network_of_ones_own_is_saved(tmp_path):
     np.testing.assert_array_equal(again.generate(2, 3, seed=0), model.generate(2, 3, seed=0))
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_sequences_are_trained_on_from_batches():
     model = make_small((12,), 5, schedule="cosine_beta")

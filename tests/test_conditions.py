@@ -203,7 +203,6 @@ def test_data_whose_labels_do_not_fit_are_refused(backed, labels, message):
         model.fit(*arguments, verbose=0, steps_per_epoch=1)
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_a_model_without_classes_says_once_that_it_ignores_labels():
     model = make_small_model()
@@ -390,10 +389,8 @@ def test_a_network_of_ones_own_gets_labels_and_conditions_by_name():
         make_small_model(network=plain, num_classes=3)
 
 
-@pytest.mark.parametrize(
-    "dtype", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
-)
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float16"])
 def test_labels_in_half_precision(dtype):
     model = make_labelled(dtype=dtype)
     model.fit(IMAGES, LABELS, verbose=0)
@@ -450,7 +447,6 @@ def test_pairs_come_in_every_form(upscaler, form):
     assert abs(np.subtract(other, expected)).max() > 1e-5, "conditions make no difference"
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_generated_images_follow_their_condition(tmp_path):
     """Small images of two levels: the large ones come out at those levels."""
@@ -598,7 +594,6 @@ def test_colour_images_are_paired_with_grey_ones():
         pairs.colorization(IMAGES)
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_pairs_resume_at_any_step_like_their_images():
     train, _ = load_dataset("embedded", 16, 8, labels=True)

@@ -205,8 +205,8 @@ def labelled_model():
     return model
 
 
-@pytest.mark.parametrize("method", ["progressive", "consistency"])
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["progressive", "consistency"])
 def test_guidance_becomes_a_part_of_what_is_learned(method, labelled_model):
     images = (random_images(), np.arange(24) % 2)
     few = distill(labelled_model, images, steps=1, method=method, guidance=2.0, **QUICK)

@@ -207,7 +207,6 @@ def whole_run(photos, tmp_path_factory):
     return folder, np.array(weights)
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_a_run_stores_snapshots_evenly_and_the_last_at_its_end(whole_run):
     found = snapshots.stored(whole_run[0] / "ema")

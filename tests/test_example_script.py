@@ -84,7 +84,6 @@ def test_the_script_runs_with_its_kid(datasets, tmp_path):
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_the_script_runs_to_its_end_without_one_and_says_what_it_monitors(datasets, tmp_path):
     with pytest.warns(
         UserWarning,

@@ -59,7 +59,6 @@ class TinyPreset:
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_your_own_network(tmp_path):
     model = load("your_own_network").main(8, width=8, epochs=1, steps=2, out=str(tmp_path))
     assert model.generate(2, 2).shape == (2, 8, 8, 1)
@@ -93,7 +92,6 @@ def test_edit_an_image(tmp_path):
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_by_label(tmp_path):
     small = {"widths": [8], "block_depth": 1}
     rows, model = load("by_label").main(8, epochs=1, steps=2, out=str(tmp_path), **small)
@@ -118,7 +116,6 @@ def test_categories(tmp_path):
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_ddim_in_40_lines(tmp_path):
     load("ddim_in_40_lines").main(2, (8, 8, 1), (4, 8), tmp_path / "ddim.png")
     assert colours_in(tmp_path / "ddim.png") > 2

@@ -468,8 +468,8 @@ class Seen(keras.metrics.Metric):
         return keras.ops.sum(self.sums[1])
 
 
-@pytest.mark.parametrize("dtype", [None, pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
 def test_validation_compares_the_images_as_given_with_generated_ones(dtype):
     model = make_small_model(seed=3, dtype=dtype)
     metric = Seen()
@@ -483,7 +483,6 @@ def test_validation_compares_the_images_as_given_with_generated_ones(dtype):
     assert generated.std() > 0.01
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_the_best_epoch_by_kid_is_kept(tmp_path):
     model = make_small_model()
@@ -501,7 +500,6 @@ def test_the_best_epoch_by_kid_is_kept(tmp_path):
     np.testing.assert_allclose(kid, min(history["val_kid"]), rtol=1e-3, atol=1e-6)
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_a_saved_model_keeps_its_metrics_and_their_extractor(tmp_path):
     model = make_small_model()
@@ -585,7 +583,6 @@ def test_the_fashion_mnist_extractor_tells_clothes_apart():
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_the_cifar10_extractor_tells_photos_apart():
     """90.2 % of all 10,000 test images; here of some of them, where they are."""
     _, test = ddim_keras.data.load_dataset(
@@ -605,7 +602,6 @@ def test_metrics_given_a_name_share_one_extractor():
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_inception_from_a_file(tmp_path):
     keras.utils.set_random_seed(0)
     whole = keras.applications.InceptionV3(weights=None)

@@ -130,7 +130,6 @@ def recomputing_model(recompute, **changes):
     return make_small_model(**settings, recompute=recompute, num_classes=3, **changes)
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_recomputing_changes_neither_weights_nor_their_training(tmp_path):
     plain, recomputing = recomputing_model(False), recomputing_model(True)

@@ -147,7 +147,6 @@ model = keras.models.load_model("clothes.keras")
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_what_the_readme_of_0_1_showed_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     smaller = {

@@ -31,7 +31,6 @@ def test_the_shipped_weights_stay_small():
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_presets_load_without_their_weights_and_with_changes():
     model = DiffusionModel.from_preset(
         "fashion_mnist_32", load_weights=False, image_size=16, channels=3, seed=4
@@ -176,7 +175,6 @@ def test_a_folder_cannot_take_the_name_of_a_preset_that_ships(trained_model, tmp
         trained_model.save_to_preset(tmp_path / "keras_example")
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
     model = make_trained_model()

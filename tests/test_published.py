@@ -128,7 +128,6 @@ def test_its_configuration_becomes_the_models_own_defaults(model):
     assert np.abs(own - other).max() > 1e-3
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_defaults_are_saved_with_the_model_and_in_a_preset(model, tmp_path):
     images = model.generate(2, 4, initial_noise=NOISE, verbose=0)

@@ -277,8 +277,8 @@ def test_stochastic_sampling_gives_back_the_moments_of_the_data(sampler):
     assert abs(result.std() / expected - 1) < 0.015
 
 
-@pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)
 @pytest.mark.slow
+@pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)
 def test_stochastic_sampling_finds_both_parts_of_a_mixture(sampler):
     levels = levels_of(SCHEDULE, diffusion_times(200, "log_snr", SCHEDULE))
     _, result = run(sampler, MixtureOracle(centre=1.0, deviation=0.05), levels, number=1000)

@@ -17,7 +17,6 @@ from conftest import (
     make_trained_model,
     random_images,
     run_python,
-    slow_on_jax,
 )
 from keras import ops
 
@@ -130,7 +129,6 @@ def test_weights_alone_and_model_checkpoint(tmp_path):
     np.testing.assert_array_equal(again.generate(2, 3, seed=0), model.generate(2, 3, seed=0))
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_weights_of_one_backend_load_under_the_other(trained_model, saved, tmp_path):
     other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
@@ -168,7 +166,6 @@ model.save({out!r})
 
 
 @pytest.mark.slow
-@slow_on_jax
 def test_a_killed_fit_resumes_with_ema_optimizer_and_random_state(tmp_path):
     def script(name, kill):
         return TRAINING.format(

@@ -383,7 +383,6 @@ def test_walks_that_leave_what_was_trained_are_refused_or_said():
         make_small_model(schedule=LinearBetaSchedule(100))
 
 
-@slow_on_jax
 @pytest.mark.slow
 def test_a_ddpm_is_sampled_as_a_ddim_without_retraining():
     """All T times with eta 1 and few with eta 0, from one network, with its integer times."""
