@@ -193,6 +193,7 @@ def test_training_learns_images_of_categories_and_is_evaluated_the_same_each_tim
     assert first == pytest.approx(again, rel=1e-4) and first["accuracy"] > 0.7
 
 
+@pytest.mark.slow
 def test_a_model_is_saved_with_its_average_and_its_training(tmp_path):
     model = make_small(shape=(8, 8, 2))
     model.compile("adam")

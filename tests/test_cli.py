@@ -481,6 +481,7 @@ def test_a_folder_of_other_images_is_refused(tmp_path, model_path):
     assert "made otherwise (seed: 0 there, 1 now)" in said
 
 
+@pytest.mark.slow
 def test_a_diverged_model_is_said_to_be_and_makes_nothing(tmp_path, model_path):
     model = ddim_keras.load_model(model_path)
     kernel = model.ema_network.weights[0]

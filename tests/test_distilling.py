@@ -144,6 +144,7 @@ def taught():
     return teacher, before, few
 
 
+@pytest.mark.slow
 def test_what_is_drawn_in_a_few_steps_is_the_default_of_the_model(taught):
     _, _, few = taught
     assert few.sampling_defaults.diffusion_steps == 2 == few.distillation.steps

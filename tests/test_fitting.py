@@ -101,6 +101,7 @@ def test_a_fit_that_is_not_kept_leaves_the_model_as_it_was(mixture_model):
     assert mixture_model.samplers == []
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_sampler_and_another_number_takes_no_ones_place(mixture_model):
     first, second = (mixture_model.fit_sampler(2, **QUICK) for _ in range(2))
     assert first.get_config() == second.get_config()

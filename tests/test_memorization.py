@@ -70,6 +70,7 @@ def test_mirrored_copies_are_found_where_asked_for():
     np.testing.assert_array_equal(found.numbers, np.arange(10))
 
 
+@pytest.mark.slow
 def test_features_measure_too():
     found = nearest_training_images(TRAINING[:4], TRAINING[:20], extractor="fashion_mnist")
     np.testing.assert_array_equal(found.numbers, np.arange(4))

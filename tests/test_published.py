@@ -142,6 +142,7 @@ def test_defaults_are_saved_with_the_model_and_in_a_preset(model, tmp_path):
         np.testing.assert_allclose(found, images, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_decoding_does_not_clip_what_encoding_did_not(model):
     assert model.sampling_defaults.clipping is not None
     images = model.decode(NOISE, 4, verbose=0)
