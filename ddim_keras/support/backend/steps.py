@@ -1,0 +1,152 @@
+"""The steps of `fit` and `evaluate`, in the forms in which the backends' trainers call them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from ddim_keras.support.backend.devices import replica
+from ddim_keras.support.backend.processes import process
+from ddim_keras.support.backend.which import BACKEND
+
+
+def train_step(model: Any, *arguments: Any) -> Any:
+    """One gradient step, in the form that the backend's `fit` calls: (data) -> logs, or (state,
+    data) -> (logs, state).
+    """
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        (data,) = arguments
+        # A graph runs what it can: without this, a step at the end of the data would still move the
+        # averages along.
+        with tf.control_dependencies([part for part in tf.nest.flatten(data) if part is not None]):
+            with tf.GradientTape() as tape:
+                scaled_loss = model.optimizer.scale_loss(model.training_loss(data))
+            variables = model.network.trainable_variables
+            gradients = tape.gradient(scaled_loss, variables)
+            # An embedding's are sparse.
+            gradients = [part if part is None else tf.convert_to_tensor(part) for part in gradients]
+            gradients = _summed_gradients(model.optimizer, gradients)
+            model.track_gradients(gradients, model.optimizer.scale_loss(tf.constant(1.0)))
+            model.optimizer.apply_gradients(zip(gradients, variables))
+            model.update_ema()
+            return _logs_of_a_step(model, model.training_logs())
+
+    import jax
+
+    state, data = arguments
+    groups = _state_variables(model, with_optimizer=True)
+
+    def loss_and_state(trainable, state):
+        with keras.StatelessScope(state_mapping=_mapping(groups, (trainable, *state[1:]))) as scope:
+            loss = model.optimizer.scale_loss(model.training_loss(data))
+        return loss, _updated(scope, groups, (trainable, *state[1:]))
+
+    gradients, state = jax.grad(loss_and_state, has_aux=True)(state[0], state)
+    with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:
+        model.track_gradients(gradients, model.optimizer.scale_loss(1.0))
+    state = _updated(scope, groups, state)
+    trainable, optimizer_state = model.optimizer.stateless_apply(state[2], gradients, state[0])
+    state = (trainable, state[1], optimizer_state, state[3])
+    with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:
+        model.update_ema()
+        logs = model.training_logs()
+    return logs, _updated(scope, groups, state)
+
+
+def _summed_gradients(optimizer: Any, gradients: list) -> list:
+    """Return the gradients of whole batches: those of this replica's part, summed over all.
+
+    Keras sums them when they are applied, after it has clipped each replica's by itself, and looked
+    for infinities in them. Here they are summed before, so that it need not.
+    """
+    if replica()[1] == 1:
+        return gradients
+    import tensorflow as tf
+
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    vars(inner)["_all_reduce_sum_gradients"] = list
+    context = tf.distribute.get_replica_context()
+    there = [part for part in gradients if part is not None]
+    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, there))
+    return [part if part is None else next(summed) for part in gradients]
+
+
+def _logs_of_a_step(model: Any, logs: dict[str, Any]) -> dict[str, Any]:
+    """Return figures in the shape in which Keras takes their mean over the replicas.
+
+    Of several processes Keras 3 asks for the mean along the first axis, and fails where there is
+    none.
+    """
+    if process(model)[1] == 1:
+        return logs
+    return {name: keras.ops.expand_dims(value, 0) for name, value in logs.items()}
+
+
+def test_step(model: Any, *arguments: Any) -> Any:
+    """One evaluation step, in the form that the backend's `evaluate` calls."""
+    if BACKEND == "tensorflow":
+        (data,) = arguments
+        return _logs_of_a_step(model, model.evaluation_logs(data))
+    state, data = arguments
+    groups = _state_variables(model, with_optimizer=False)
+    with keras.StatelessScope(state_mapping=_mapping(groups, state)) as scope:
+        logs = model.evaluation_logs(data)
+    return logs, _updated(scope, groups, state)
+
+
+def named_state(state: tuple, parts: dict[str, bool]) -> dict[str, list]:
+    """Return the JAX trainer's state in the form that its `jax_state_sync` brings back into the
+    model.
+    """
+    names = (
+        "trainable_variables",
+        "non_trainable_variables",
+        "optimizer_variables",
+        "metrics_variables",
+    )
+    return dict(zip([name for name in names if parts.get(name)], state))
+
+
+@contextlib.contextmanager
+def keeping_state(model: Any) -> Iterator[None]:
+    """Bring the weights back into the model when a loop of Keras's over batches is interrupted: on
+    JAX they are outside.
+    """
+    try:
+        yield
+    except BaseException:
+        synchronize = getattr(model, "jax_state_sync", None)
+        if synchronize is not None:
+            synchronize()
+        raise
+
+
+def _state_variables(model: Any, with_optimizer: bool) -> list[list]:
+    """The variables behind the JAX trainer's state, in its order."""
+    optimizer = [model.optimizer.variables] if with_optimizer else []
+    return [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        *optimizer,
+        model.metrics_variables,
+    ]
+
+
+def _mapping(groups: list[list], state: tuple) -> list[tuple]:
+    return [pair for variables, values in zip(groups, state) for pair in zip(variables, values)]
+
+
+def _updated(scope: Any, groups: list[list], state: tuple) -> tuple:
+    def value(variable, old):
+        new = scope.get_current_value(variable)
+        return old if new is None else new
+
+    return tuple(
+        [value(variable, old) for variable, old in zip(variables, values)]
+        for variables, values in zip(groups, state)
+    )
