@@ -1,0 +1,127 @@
+"""The figures and pictures in the card of a preset that was trained by label.
+
+    python experiments/model_card.py --data-dir TFDS_DATA_DIR [--model cifar10_32] [--data cifar10]
+
+Scores images of each number of network evaluations, with and without labels, and of each guidance,
+against the data set's test images, by the package's own classifier, and prints the tables of the
+card: one of all, one by class. *Agreement* is how often that classifier sees the label that was
+asked for. Draws a picture by label, and one by guidance, into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+
+from ddim_keras import DiffusionModel, data, metrics, plotting
+from ddim_keras.metrics.scoring import score
+from ddim_keras.runs.finding import load
+
+EVALUATIONS = (5, 20, 50)
+GUIDANCES = (1.0, 1.5, 2.0, 4.0)
+STEPS = 20  # of the rows with guidance, each of which asks the network twice
+COLUMNS = 10
+
+
+def seen_classes(extractor: metrics.Extractor, images: np.ndarray) -> np.ndarray:
+    """Return the class that the classifier takes each image for."""
+    batches = np.array_split(images, max(1, len(images) // 500))
+    return np.concatenate([np.asarray(extractor.probabilities(b)).argmax(axis=1) for b in batches])
+
+
+def scored(
+    model: DiffusionModel, real: Any, extractor: metrics.Extractor, number: int, **sampling: Any
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the scores of a way to sample, and its images."""
+    images = model.generate(number, seed=1, **sampling)
+    wanted = ["fid", "kid", "precision_recall"]
+    return score([images], real, wanted, extractor, True, real.class_names), images
+
+
+def row(way: str, steps: str, found: dict[str, Any], agreement: float | None = None) -> str:
+    figures = f"{found['fid']:.2f} | {found['kid']:.4f} | {found['precision']:.2f} | "
+    seen = "" if agreement is None else f"{100 * agreement:.0f} %"
+    return f"| {way} | {steps} | {figures}{found['recall']:.2f} | {seen} |"
+
+
+def figures(model: DiffusionModel, real: Any, features: str, number: int) -> None:
+    """Print the tables."""
+    extractor = metrics.get_extractor(features)
+    names = real.class_names
+    labels = np.arange(number) % len(names)
+    print("| labels | steps | FID | KID | precision | recall | agreement |")
+    print("|---|---|---|---|---|---|---|")
+    for steps in EVALUATIONS:
+        found, _ = scored(model, real, extractor, number, diffusion_steps=steps)
+        print(row("none asked for", str(steps), found), flush=True)
+    by_class = {}
+    for guidance in GUIDANCES:
+        told = {"labels": labels, "guidance": guidance, "diffusion_steps": STEPS}
+        found, images = scored(model, real, extractor, number, **told)
+        seen = seen_classes(extractor, images)
+        way = f"each class in turn, guidance {guidance:g}"
+        print(row(way, str(STEPS), found, float((seen == labels).mean())), flush=True)
+        by_class[guidance] = found["per_class"], seen
+    print("\n| class |", " | ".join(f"agreement at {guidance:g}" for guidance in by_class), end="")
+    print(" | precision | recall | coverage |\n|---|" + "---|" * (len(by_class) + 3))
+    middle = by_class[2.0][0]
+    for label, name in enumerate(names):
+        agreements = [
+            f"{100 * (seen == labels)[labels == label].mean():.0f} %"
+            for _, seen in by_class.values()
+        ]
+        others = [f"{middle[name][what]:.2f}" for what in ("precision", "recall", "coverage")]
+        print(f"| {name} | " + " | ".join(agreements + others) + " |")
+    print("\nPrecision, recall and coverage by class: at guidance 2.")
+
+
+def pictures(model: DiffusionModel, names: tuple[str, ...], stem: pathlib.Path) -> None:
+    """Draw a row a class at guidance 2, and one a guidance."""
+    shown = np.repeat(np.arange(len(names)), COLUMNS)
+    drawn = model.generate(len(shown), 50, labels=shown, guidance=2.0, seed=0, verbose=0)
+    rows = drawn.reshape(len(names), COLUMNS, *model.image_shape)
+    plotting.save_figure(stem.with_name(f"{stem.name}_labels.png"), plotting.plot_rows(rows, names))
+    labels = np.arange(2 * len(names)) % len(names)
+    rows = [
+        model.generate(len(labels), 50, labels=labels, guidance=guidance, seed=3, verbose=0)
+        for guidance in GUIDANCES
+    ]
+    picture = plotting.plot_rows(np.stack(rows), [f"guidance {each:g}" for each in GUIDANCES])
+    plotting.save_figure(stem.with_name(f"{stem.name}_guidance.png"), picture)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="cifar10_32", help="a preset's name or folder, a .keras file, or a run"
+    )
+    parser.add_argument("--data", default="cifar10", help="the name of a TFDS data set")
+    parser.add_argument("--data-dir", help="where TFDS keeps its data")
+    parser.add_argument("--features", default="cifar10", help="whose classifier's")
+    parser.add_argument("--num-images", type=int, default=2000, help="generated for each row")
+    parser.add_argument(
+        "--parts", nargs="+", choices=["figures", "pictures"], default=["figures", "pictures"]
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/images"))
+    arguments = parser.parse_args()
+    model = load(arguments.model)
+    if "pictures" in arguments.parts:
+        pictures(model, model.class_names, arguments.out / pathlib.Path(arguments.model).stem)
+    if "figures" in arguments.parts:
+        size = model.image_shape[:2]
+        _, real = data.load_dataset(
+            arguments.data, size, 100, labels=True, data_dir=arguments.data_dir
+        )
+        figures(model, real, arguments.features, arguments.num_images)
+
+
+if __name__ == "__main__":
+    main()
