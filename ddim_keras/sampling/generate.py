@@ -113,9 +113,9 @@ def generate(
         sampler: a `Sampler` or its name: "ddim", "ddpm", "ddpm_large", "heun", "dpm_solver_2m",
             "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth", "ipndm", "unipc" or
             "annealed_langevin". None is
-            "unipc" over "karras" spacing, which measures best (docs/samplers.md), or what was
-            fitted to the model for that number of steps (`fit_sampler`); "ddim" is the paper's
-            deterministic DDIM.
+            what was fitted to the model for that number of steps (`fit_sampler`), or what measures
+            best (docs/samplers.md): "unipc" over "karras" spacing, in two steps "ddim". "ddim" is
+            the paper's deterministic DDIM.
         network_evaluations: as many steps as this number of network evaluations for each image
             allows, instead of `diffusion_steps`. Samplers that ask twice a step take half the steps
             then, and so does guidance.

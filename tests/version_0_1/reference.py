@@ -113,6 +113,7 @@ def numbers(folder: pathlib.Path, run_folder: pathlib.Path) -> dict[str, np.ndar
     preset = ddim_keras.DiffusionModel.from_preset(folder / "preset")
     found["preset/generate"] = preset.generate(2, 4, seed=1)
     shipped = ddim_keras.DiffusionModel.from_preset("fashion_mnist_32", dtype="float32")
+    shipped.samplers = []  # those fitted since
     found["shipped/generate"] = shipped.generate(2, 4, seed=1)[:, ::4, ::4]
     from ddim_keras import runs
 
