@@ -56,9 +56,13 @@ def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
             stacklevel=3,
         )
     train, validation = (_part(root, part, class_names, facts) for part in members)
+    if wanted.labels:
+        _check_classes(root, found, division, class_names or [], train)
     if division.validation is None:
         order = np.random.default_rng(wanted.seed).permutation(len(train.files))
         cut = min(round(len(train.files) * division.fraction), len(train.files) - 1)
+        if wanted.labels:
+            order, cut = _with_all_classes(order, cut, train.labels)
         train, validation = train.chosen(order[cut:]), train.chosen(order[:cut])
     for part, name in zip((train, validation), division.names):
         if not part.files and (part is train or division.validation is not None):
@@ -100,6 +104,44 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
                 "labels=False"
             )
     return None if any(name is None for _, name in division.train) else names
+
+
+def _check_classes(
+    root: pathlib.Path,
+    found: finding.Found,
+    division: layout.Division,
+    class_names: list[str],
+    train: _Part,
+) -> None:
+    """Warn of subfolders that hold no image and so are no class, and refuse a class of which none
+    can be read.
+    """
+    around = {file[: file.index(name)] for file, name in division.train if name is not None}
+    filled = {file[:end] for file in found.images for end in range(len(file))}
+    empty = sorted(
+        "/".join(folder) for folder in found.folders - filled if folder[:-1] in around and folder
+    )
+    if empty:
+        warnings.warn(
+            f"{len(empty)} folders in {root} hold no images, and are no classes: the first is "
+            f"{empty[0]}",
+            stacklevel=4,
+        )
+    left = np.bincount(train.labels, minlength=len(class_names))
+    if broken := [name for name, number in zip(class_names, left) if not number]:
+        raise ValueError(
+            f"no readable image is left of the class {', '.join(broken)} in {division.names[0]}: "
+            "repair its images, or remove its folder"
+        )
+
+
+def _with_all_classes(order: np.ndarray, cut: int, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the order of a division by chance, and how many of its first are held out, so that
+    every class has an image to train on.
+    """
+    first_of = {labels[index]: index for index in reversed(order[:cut])}
+    moved = [first_of[label] for label in sorted(set(first_of) - set(labels[order[cut:]]))]
+    return np.concatenate([order[~np.isin(order, moved)], moved]).astype(int), cut - len(moved)
 
 
 def _refuse_without_class(members: layout.Members, place: str, called: str) -> None:
