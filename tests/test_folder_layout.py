@@ -333,6 +333,16 @@ class TestParts:
         with pytest.raises(ValueError, match="no readable image is left of the class emu in "):
             load_dataset(tmp_path, 4, 1, labels=True, unreadable="skip")
 
+    def test_a_class_whose_name_no_file_can_hold_is_refused(self, tmp_path):
+        name = os.fsdecode(b"ros\xe9")  # Latin-1, from an old archive
+        try:
+            write_images(tmp_path, f"{name}/0.png", f"{name}/1.png")
+        except OSError:
+            pytest.skip("this system's names are all UTF-8")
+        assert loaded(tmp_path) == (2, 0)
+        with pytest.raises(ValueError, match=r"class folder b'ros\\xe9' is no UTF-8.*rename"):
+            load_dataset(tmp_path, 4, labels=True)
+
     def test_a_training_part_alone_is_divided(self, tmp_path):
         write_images(
             tmp_path,

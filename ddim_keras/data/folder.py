@@ -94,6 +94,11 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
     names = sorted({name for _, name in division.train if name is not None})
     held_out = division.validation or []
     if wanted:
+        if unnamed := [name for name in names if _is_broken(name)]:
+            raise ValueError(
+                f"the name of the class folder {os.fsencode(unnamed[0])!r} is no UTF-8, so that no "
+                "model can hold it: rename the folder"
+            )
         _refuse_without_class(division.train, division.names[0], "")
         as_for_training = f", called as for training: {', '.join(names)}"
         _refuse_without_class(held_out, division.names[1], as_for_training)
@@ -104,6 +109,11 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
                 "labels=False"
             )
     return None if any(name is None for _, name in division.train) else names
+
+
+def _is_broken(name: str) -> bool:
+    """Whether a file's name holds bytes that are no letters."""
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _check_classes(
@@ -176,7 +186,9 @@ def _examined(root: pathlib.Path, files: list[Parts], wanted: Wanted) -> dict[Pa
         )
         count = f"{len(broken)} of {len(files)} images in {root} cannot be read: {listing}"
         if wanted.unreadable == "refuse":
-            raise ValueError(f"{count}. Remove or repair them, or give unreadable='skip'")
+            raise ValueError(
+                f"{count}. Remove or repair them, or give unreadable='skip' (--unreadable skip)"
+            )
         warnings.warn(f"Skipped: {count}", stacklevel=3)
     return {file: result for file, result in zip(files, results) if not isinstance(result, str)}
 
