@@ -251,7 +251,7 @@ class ConditionSpec:
             if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
                 result.append(int(self.class_numbers([value])[0]))  # names and numbers mixed
                 continue
-            found = numbers.get(_composed(value) if isinstance(value, str) else value)
+            found = numbers.get(_composed(value)) if isinstance(value, str) else None
             if found is None:
                 raise ValueError(self.unknown_name(value))
             result.append(found)

@@ -5,7 +5,7 @@ TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 from unicodedata import normalize
 
 import tensorflow as tf
@@ -39,7 +39,7 @@ from ddim_keras.support.types import (
     Tensor,
 )
 
-_FORMS = ("NFC", "NFD")
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 _WEIGHTS = "sample weights must be finite and at least 0: got NaN, infinity or a negative number"
 
 

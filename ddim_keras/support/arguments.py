@@ -55,8 +55,9 @@ def not_negative(name: str, value: Any) -> float:
 
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width), given that or the side of a square."""
-    is_pair = np.iterable(image_size) and not isinstance(image_size, (str, bytes))
-    sizes = tuple(image_size) if is_pair else (image_size, image_size)
+    given: Any = image_size
+    is_pair = np.iterable(given) and not isinstance(given, (str, bytes))
+    sizes = tuple(given) if is_pair else (given, given)
     if len(sizes) != 2:
         raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
     return positive_int("image_size", sizes[0]), positive_int("image_size", sizes[1])
