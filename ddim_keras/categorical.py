@@ -16,7 +16,13 @@ from ddim_keras.sampling.categorical import CategoricalEngine, generate_categori
 from ddim_keras.sampling.threads import taking_turns
 from ddim_keras.sampling.verbs import verb
 from ddim_keras.support import backend, random
-from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.arguments import (
+    integer,
+    integer_or_integers,
+    integers,
+    not_negative,
+    positive_int,
+)
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.placement import workers_placed
 from ddim_keras.support.types import Callbacks, Config, Data, DType, Logs, SampleWeights, Tensor
@@ -101,14 +107,16 @@ class CategoricalDiffusionModel(EMANetworks):
         if widths is None:
             widths = _IMAGE_WIDTHS if len(sizes) > 1 else _SEQUENCE_WIDTHS
         options = {
-            "widths": [int(width) for width in widths],
-            "block_depth": block_depth if isinstance(block_depth, int) else list(block_depth),
+            "widths": integers("widths", widths),
+            "block_depth": integer_or_integers("block_depth", block_depth),
             "embedding_dims": embedding_dims,
-            "embedding_max_frequency": float(embedding_max_frequency),
+            "embedding_max_frequency": not_negative(
+                "embedding_max_frequency", embedding_max_frequency
+            ),
             "normalization": normalization,
-            "attention_levels": [int(level) for level in attention_levels],
+            "attention_levels": integers("attention_levels", attention_levels),
             "patch_size": patch_size,
-            "dropout": float(dropout),
+            "dropout": not_negative("dropout", dropout),
         }
         super().__init__(
             *_networks(network, sizes, categories, schedule, dtype, options),

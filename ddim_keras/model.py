@@ -27,7 +27,14 @@ from ddim_keras.sampling.choices import check_noise_end
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.denoisers import network_denoiser
 from ddim_keras.sampling.verbs import verb
-from ddim_keras.support.arguments import height_and_width, integer, not_negative, positive_int
+from ddim_keras.support.arguments import (
+    height_and_width,
+    integer,
+    integer_or_integers,
+    integers,
+    not_negative,
+    positive_int,
+)
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import check_model_file
 from ddim_keras.support.types import (
@@ -42,6 +49,7 @@ from ddim_keras.support.types import (
 )
 from ddim_keras.training.distilling import Distillation, DistillationObjective
 from ddim_keras.training.objective import Objective
+from ddim_keras.training.overriding import warn_of_methods_in_vain
 from ddim_keras.training.trainer import EMATrainer
 
 _LARGEST_SIGNAL_AT_NOISE_END = 0.25
@@ -195,6 +203,10 @@ class DiffusionModel(EMATrainer):
         self._custom_network = network is not None
         for option, value in self_made.items():
             setattr(self, option, value)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        warn_of_methods_in_vain(cls, DiffusionModel)
 
     @property
     def distillation(self) -> Distillation | None:
@@ -685,15 +697,15 @@ def _residual_settings(
 ) -> Config:
     """Return what describes the residual U-Net, as `residual_unet` calls it."""
     return {
-        "widths": [int(width) for width in widths],
-        "block_depth": block_depth if isinstance(block_depth, int) else list(block_depth),
+        "widths": integers("widths", widths),
+        "block_depth": integer_or_integers("block_depth", block_depth),
         "embedding_dims": embedding_dims,
-        "embedding_max_frequency": float(embedding_max_frequency),
+        "embedding_max_frequency": not_negative("embedding_max_frequency", embedding_max_frequency),
         "conditioning": conditioning,
         "normalization": normalization,
-        "attention_levels": [int(level) for level in attention_levels],
+        "attention_levels": integers("attention_levels", attention_levels),
         "patch_size": patch_size,
-        "dropout": float(dropout),
+        "dropout": not_negative("dropout", dropout),
         "recompute": bool(recompute),
     }
 

@@ -273,6 +273,17 @@ def test_names_come_from_the_data_set_and_stay(tmp_path):
         model.class_names = ["a", "b"]
 
 
+def test_accents_may_be_apart_from_their_letters():
+    together, apart = "ros\u00e9", "rose\u0301"
+    model = make_small_model(class_names=["rose", apart], channels=3)
+    assert model.class_names == ["rose", together]
+    for name in (together, apart):
+        assert model.objective.spec.class_numbers([name, "rose"]).tolist() == [1, 0]
+    model.compile()
+    words = np.array([together, apart, "rose"])
+    model.fit(batches_of(random_images(3, (8, 8, 3)), words), verbose=0)
+
+
 def test_names_of_an_array_are_words_and_one_class_may_be_one_hot():
     model = make_small_model(class_names=np.array(["rose"]), label_dropout=np.float32(0.2))
     assert model.class_names == ["rose"] and type(model.class_names[0]) is str

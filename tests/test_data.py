@@ -236,6 +236,13 @@ class TestFolder:
             load_dataset(tmp_path, 8)
         with pytest.raises(ValueError, match="no such folder: ./nowhere"):
             load_dataset("./nowhere", 8)
+        with pytest.raises(ValueError, match="there is nothing to load: got ''"):
+            load_dataset("", 8)  # not the folder that one stands in
+        for name, advice in (("photos.zip", "unpack it, and give"), ("0.jpg", "give")):
+            (tmp_path / name).write_bytes(b"")
+            with pytest.raises(ValueError, match=f"{name} is a file, not .*: {advice} the folder"):
+                load_dataset(tmp_path / name, 8)
+            (tmp_path / name).unlink()
         write_image(tmp_path / "0.png", (9, 9, 9))
         with pytest.raises(ValueError, match="has no labels"):
             load_dataset(tmp_path, 8, labels=True)
@@ -268,6 +275,8 @@ class TestTFDS:
             ValueError, match=r"unknown data set 'fashion_mnst'.*Near it: fashion_mnist"
         ):
             load_dataset("fashion_mnst", 32)
+        with pytest.raises(ValueError, match=r"unknown data set 'my photos.zip'"):
+            load_dataset("my photos.zip", 32)
 
     def test_without_network_a_name_fails_within_seconds(self, tmp_path, monkeypatch):
         def no_network(*arguments, **options):

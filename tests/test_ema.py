@@ -365,3 +365,9 @@ def test_the_command_line_exports_an_average_of_a_length(whole_run, tmp_path):
         main, ["export", "-m", "fashion_mnist_32", "--ema-length", "best", out]
     )
     assert "needs the folder of a run" in result.output
+
+
+@pytest.mark.parametrize("lengths", [(), 0.05])
+def test_the_best_is_one_of_some_lengths(tmp_path, lengths):
+    with pytest.raises(ValueError, match="lengths must be a list of those to choose among"):
+        ema.reconstruct(tmp_path, "best", lengths=lengths)

@@ -2,6 +2,8 @@
 expects.
 """
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -128,3 +130,72 @@ def test_steps_can_be_called_directly():
     model.normalizer.adapt(images)
     for logs in (model.train_step(images), model.test_step(images)):
         assert set(logs) == {"n_loss", "i_loss", "loss"} and np.isfinite(float(logs["n_loss"]))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="steps of TensorFlow's trainer")
+def test_a_subclass_may_bring_the_examples_train_step(datasets):
+    import tensorflow as tf
+
+    class Own(DiffusionModel):
+        def train_step(self, images):
+            images = self.normalizer(images, training=True)
+            noises = keras.random.normal((8, 16, 16, 3), seed=self.seed_generator)
+            times = keras.random.uniform((8, 1, 1, 1), seed=self.seed_generator)
+            noise_rates, signal_rates = self.diffusion_schedule(times)
+            noisy_images = signal_rates * images + noise_rates * noises
+            with tf.GradientTape() as tape:
+                pred_noises, pred_images = self.denoise(
+                    noisy_images, noise_rates, signal_rates, training=True
+                )
+                noise_loss = self.loss(noises, pred_noises)
+            weights = self.network.trainable_weights
+            gradients = tape.gradient(noise_loss, weights)
+            self.optimizer.apply_gradients(zip(gradients, weights))
+            self.noise_loss_tracker.update_state(noise_loss)
+            self.image_loss_tracker.update_state(self.loss(images, pred_images))
+            for weight, ema_weight in zip(self.network.weights, self.ema_network.weights):
+                ema_weight.assign(0.9 * ema_weight + 0.1 * weight)
+            return {metric.name: metric.result() for metric in self.metrics[:-1]}
+
+    model = Own(16, [8, 16], 1)
+    model.compile("adam", loss=keras.losses.mean_absolute_error)
+    model.normalizer.adapt(datasets[0])
+    before = model.ema_network.get_weights()
+    for data in (datasets[0], random_images(8, (16, 16, 3))):
+        logs = model.fit(data, batch_size=8, verbose=0).history
+        assert set(logs) == {"n_loss", "i_loss"} and np.isfinite(logs["n_loss"]).all()
+    assert any((old != new).any() for old, new in zip(before, model.ema_network.get_weights()))
+
+
+def test_methods_that_generate_does_not_call_are_told():
+    with pytest.warns(
+        UserWarning, match=r"Clearer\.diffusion_schedule changes .*give .* a Schedule"
+    ):
+
+        class Clearer(DiffusionModel):
+            def diffusion_schedule(self, diffusion_times):
+                return super().diffusion_schedule(diffusion_times**2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        class Whole(DiffusionModel):
+            def denormalize(self, images):
+                return 2.0 * super().denormalize(images) - 1.0
+
+            def generate(self, num_images, diffusion_steps):
+                noises = keras.random.normal((num_images, 16, 16, 3))
+                return self.denormalize(self.reverse_diffusion(noises, diffusion_steps))
+
+
+def test_a_part_that_another_would_not_replace_cannot_be_set():
+    model = DiffusionModel(8, [4], 1)
+    model.schedule = model.schedule  # as it is
+    for name, advice in (
+        ("schedule", "make a new model, with schedule="),
+        ("network", "make a new model, with network="),
+        ("ema_network", r"ema_network\.set_weights"),
+        ("normalizer", "with pixels="),
+    ):
+        with pytest.raises(ValueError, match=f"model.{name} cannot be replaced: .*{advice}"):
+            setattr(model, name, DiffusionModel(8, [4], 1).schedule)

@@ -307,6 +307,42 @@ class TestParts:
         ):
             load_dataset(tmp_path / "b", 4)
 
+    def test_a_folder_around_all_classes_is_no_class(self, tmp_path):
+        for around, names in (("a/photos", ["cat", "dog"]), ("b/photos/unpacked", ["cat"])):
+            write_images(tmp_path / around, *(f"{name}/{i}.png" for name in names for i in (0, 1)))
+            root = tmp_path / around[0]
+            division = layout.divide(root, finding.find_images(root), None)
+            assert sorted({name for _, name in division.train}) == names
+
+    def test_every_class_has_an_image_to_train_on(self, tmp_path):
+        write_images(tmp_path, *(f"cat/{index}.png" for index in range(8)), "dog/0.png")
+        for seed in range(8):  # chance alone would hold the only dog out in half of them
+            train, held_out = load_dataset(tmp_path, 4, 1, labels=True, split=0.5, seed=seed)
+            labels = [int(label) for _, batch in train for label in batch]
+            assert sorted(set(labels)) == [0, 1] and counts(held_out.map(lambda x, y: x))[0] >= 3
+
+    def test_folders_without_images_are_no_classes(self, tmp_path):
+        write_images(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)))
+        (tmp_path / "emu").mkdir()
+        with pytest.warns(
+            UserWarning, match="1 folders in .* hold no images, .*: the first is emu"
+        ):
+            train, _ = load_dataset(tmp_path, 4, 1, labels=True)
+        assert train.class_names == ["cat", "dog"]
+        (tmp_path / "emu" / "0.png").write_bytes(b"")
+        with pytest.raises(ValueError, match="no readable image is left of the class emu in "):
+            load_dataset(tmp_path, 4, 1, labels=True, unreadable="skip")
+
+    def test_a_class_whose_name_no_file_can_hold_is_refused(self, tmp_path):
+        name = os.fsdecode(b"ros\xe9")  # Latin-1, from an old archive
+        try:
+            write_images(tmp_path, f"{name}/0.png", f"{name}/1.png")
+        except OSError:
+            pytest.skip("this system's names are all UTF-8")
+        assert loaded(tmp_path) == (2, 0)
+        with pytest.raises(ValueError, match=r"class folder b'ros\\xe9' is no UTF-8.*rename"):
+            load_dataset(tmp_path, 4, labels=True)
+
     def test_a_training_part_alone_is_divided(self, tmp_path):
         write_images(
             tmp_path,

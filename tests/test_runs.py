@@ -661,6 +661,7 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         ("minutes: 0", "^.*: minutes must be a positive number, got 0"),
         ("checkpoint_minutes: ten", "checkpoint_minutes must be a positive number"),
         ("data: 3", "data must be a name or a folder"),
+        ("data: ''", "data must be a name or a folder, got ''"),
         ("[1, 2]", "must hold settings as NAME: VALUE"),
         ("a: b: c", "is not YAML"),
     ],
@@ -669,6 +670,22 @@ def test_bad_configurations_are_refused(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         RunConfig.read(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": {"image_size": 8}}, "image_size is a setting of the run, .*give --image-size"),
+        ({"model": {"channels": 1}}, "channels is a setting of the run, .*give --channels"),
+        ({"precision": "float8"}, "unknown precision 'float8': expected auto, or .*float32"),
+    ],
+)
+def test_settings_of_no_use_are_refused_before_anything_is_written(
+    tmp_path, photos, settings, message
+):
+    with pytest.raises(ValueError, match=message):
+        runs.train(small_config(photos, **settings), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_configuration_is_readable(tmp_path):

@@ -100,7 +100,7 @@ def run(
     if given.get("kid") == "none":
         given["kid"] = None
     for name in ("data", "data_dir", "preset"):  # found again from any folder
-        if name in given and pathlib.Path(given[name]).expanduser().is_dir():
+        if given.get(name) and pathlib.Path(given[name]).expanduser().is_dir():
             given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
     if config is None and (out / "config.yaml").is_file():
         config = out / "config.yaml"

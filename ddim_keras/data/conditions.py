@@ -5,6 +5,7 @@ Labels are class numbers from 0 to K - 1; the number K is the null class, which 
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -250,9 +251,10 @@ class ConditionSpec:
             if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
                 result.append(int(self.class_numbers([value])[0]))  # names and numbers mixed
                 continue
-            if value not in numbers:
+            found = numbers.get(_composed(value)) if isinstance(value, str) else None
+            if found is None:
                 raise ValueError(self.unknown_name(value))
-            result.append(numbers[value])
+            result.append(found)
         return np.array(result, "int32")
 
     def _numbers_of_one_hot(self, values: np.ndarray) -> Numbers:
@@ -323,7 +325,14 @@ def _as_words(names: Any) -> list[str]:
     is_list = isinstance(names, (list, tuple, np.ndarray)) and len(names) > 0
     if not is_list or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a list of one or more words, got {names!r}")
-    return [str(name) for name in names]
+    return [_composed(str(name)) for name in names]
+
+
+def _composed(name: str) -> str:
+    """A word whose accents are part of its letters. Some systems' folders have them apart, which
+    looks the same.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def _share(name: str, value: Any) -> float:

@@ -56,9 +56,13 @@ def from_images(root: pathlib.Path, wanted: Wanted) -> Source:
             stacklevel=3,
         )
     train, validation = (_part(root, part, class_names, facts) for part in members)
+    if wanted.labels:
+        _check_classes(root, found, division, class_names or [], train)
     if division.validation is None:
         order = np.random.default_rng(wanted.seed).permutation(len(train.files))
         cut = min(round(len(train.files) * division.fraction), len(train.files) - 1)
+        if wanted.labels:
+            order, cut = _with_all_classes(order, cut, train.labels)
         train, validation = train.chosen(order[cut:]), train.chosen(order[:cut])
     for part, name in zip((train, validation), division.names):
         if not part.files and (part is train or division.validation is not None):
@@ -90,6 +94,11 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
     names = sorted({name for _, name in division.train if name is not None})
     held_out = division.validation or []
     if wanted:
+        if unnamed := [name for name in names if _is_broken(name)]:
+            raise ValueError(
+                f"the name of the class folder {os.fsencode(unnamed[0])!r} is no UTF-8, so that no "
+                "model can hold it: rename the folder"
+            )
         _refuse_without_class(division.train, division.names[0], "")
         as_for_training = f", called as for training: {', '.join(names)}"
         _refuse_without_class(held_out, division.names[1], as_for_training)
@@ -100,6 +109,49 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
                 "labels=False"
             )
     return None if any(name is None for _, name in division.train) else names
+
+
+def _is_broken(name: str) -> bool:
+    """Whether a file's name holds bytes that are no letters."""
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _check_classes(
+    root: pathlib.Path,
+    found: finding.Found,
+    division: layout.Division,
+    class_names: list[str],
+    train: _Part,
+) -> None:
+    """Warn of subfolders that hold no image and so are no class, and refuse a class of which none
+    can be read.
+    """
+    around = {file[: file.index(name)] for file, name in division.train if name is not None}
+    filled = {file[:end] for file in found.images for end in range(len(file))}
+    empty = sorted(
+        "/".join(folder) for folder in found.folders - filled if folder[:-1] in around and folder
+    )
+    if empty:
+        warnings.warn(
+            f"{len(empty)} folders in {root} hold no images, and are no classes: the first is "
+            f"{empty[0]}",
+            stacklevel=4,
+        )
+    left = np.bincount(train.labels, minlength=len(class_names))
+    if broken := [name for name, number in zip(class_names, left) if not number]:
+        raise ValueError(
+            f"no readable image is left of the class {', '.join(broken)} in {division.names[0]}: "
+            "repair its images, or remove its folder"
+        )
+
+
+def _with_all_classes(order: np.ndarray, cut: int, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the order of a division by chance, and how many of its first are held out, so that
+    every class has an image to train on.
+    """
+    first_of = {labels[index]: index for index in reversed(order[:cut])}
+    moved = [first_of[label] for label in sorted(set(first_of) - set(labels[order[cut:]]))]
+    return np.concatenate([order[~np.isin(order, moved)], moved]).astype(int), cut - len(moved)
 
 
 def _refuse_without_class(members: layout.Members, place: str, called: str) -> None:
@@ -134,7 +186,9 @@ def _examined(root: pathlib.Path, files: list[Parts], wanted: Wanted) -> dict[Pa
         )
         count = f"{len(broken)} of {len(files)} images in {root} cannot be read: {listing}"
         if wanted.unreadable == "refuse":
-            raise ValueError(f"{count}. Remove or repair them, or give unreadable='skip'")
+            raise ValueError(
+                f"{count}. Remove or repair them, or give unreadable='skip' (--unreadable skip)"
+            )
         warnings.warn(f"Skipped: {count}", stacklevel=3)
     return {file: result for file, result in zip(files, results) if not isinstance(result, str)}
 

@@ -92,7 +92,14 @@ def divide(root: pathlib.Path, found: Found, split: Split) -> Division:
 
 
 def _all_below(root: pathlib.Path, found: Found, around: Parts, fraction: float) -> Division:
-    """All images below a folder, to be divided by chance."""
+    """All images below a folder, to be divided by chance. A single folder around all classes, as an
+    archive is unpacked to, is no class.
+    """
+    inside = around
+    while len(tops := _tops(found.images, inside)) == 1 and not _loose(found.images, inside):
+        inside = (*inside, tops[0])
+    if len(inside) > len(around):
+        around = inside if tops else inside[:-1]
     return Division(_members(found.images, around), None, fraction, (str(root), str(root)), [])
 
 

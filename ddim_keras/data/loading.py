@@ -30,6 +30,8 @@ from ddim_keras.support.types import Split, Tensor
 if TYPE_CHECKING:
     import tensorflow as tf
 
+_ARCHIVES = {".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"}
+
 
 def load_dataset(
     source: Any,
@@ -259,6 +261,11 @@ def check_choices(channels: int | None, fit: str) -> None:
 def _open_source(
     source: Any, wanted: Wanted, data_dir: str | os.PathLike | None, download: bool
 ) -> Source:
+    if isinstance(source, str) and not source.strip():  # a path of no letters is where one stands
+        raise ValueError(
+            f"there is nothing to load: got {source!r}, expected a folder of images, the name of a "
+            "TFDS data set, or 'embedded'"
+        )
     if hub_source.is_one(source):
         return hub_source.from_hub(source, wanted)
     if (found := streams.files_of(source)) is not None:
@@ -275,6 +282,12 @@ def _open_source(
         return tfds_source.from_folder(path, reading)
     if path.is_dir():
         return folder.from_images(path, wanted)
+    if path.is_file():
+        raise ValueError(
+            f"{source} is a file, not a folder of images, nor TFRecords or a tar of them: "
+            + ("unpack it, and give " if path.suffix.lower() in _ARCHIVES else "give ")
+            + "the folder"
+        )
     # TFDS names may hold one slash, for the configuration, so only these are surely meant as paths.
     if (
         not isinstance(source, str)

@@ -5,7 +5,8 @@ TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import tensorflow as tf
 
@@ -38,6 +39,7 @@ from ddim_keras.support.types import (
     Tensor,
 )
 
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 _WEIGHTS = "sample weights must be finite and at least 0: got NaN, infinity or a negative number"
 
 
@@ -49,8 +51,8 @@ def checked(
     told: ConditionSpec | None,
     labels_needed: bool,
 ) -> Dataset:
-    """Return a data set of tuples (images,), (images, labels) or (images, labels, sample_weight),
-    all checked. The arguments are those of `batches.prepared`.
+    """Return a data set of images, (images, labels) or (images, labels, sample_weight), all
+    checked. The arguments are those of `batches.prepared`.
 
     Shapes that are not known yet are checked as batches come.
 
@@ -225,8 +227,9 @@ def _class_numbers(labels: Labels, told: ConditionSpec) -> Labels:
 
 def _numbers_of_names(labels: Labels, told: ConditionSpec) -> Labels:
     before, after = told.unknown_name("|").split("'|'")
-    names = tf.constant(list(told.class_names or ["\0"]))
-    matches = tf.equal(labels[:, None], names[None])
+    # Accents are part of their letters or apart, in the data as their system has it.
+    forms = [[normalize(form, name) for name in told.class_names or ["\0"]] for form in _FORMS]
+    matches = tf.reduce_any(tf.equal(labels[:, None, None], tf.constant(forms)[None]), axis=1)
     known = tf.reduce_any(matches, axis=1)
     wrong = tf.concat([tf.boolean_mask(labels, ~known), labels[:1]], 0)[:1]
     wrong = tf.strings.join(["'", wrong, "'"])
@@ -301,11 +304,14 @@ def _filled_up(batch: Batch, multiple: int) -> Batch:
     return filled._replace(sample_weight=counted)
 
 
-def _packed(batch: Batch) -> tuple:
+def _packed(batch: Batch) -> Any:
+    """As `batches.packed`, but images alone as they are, which is what a `train_step` that was
+    written for the Keras example takes.
+    """
     told = told_of(batch)
     if batch.sample_weight is None:
-        return (batch.images,) if told is None else (batch.images, told)
-    # As `batches.packed`: Keras drops weights where there are no labels.
+        return batch.images if told is None else (batch.images, told)
+    # Keras drops weights where there are no labels.
     told = tf.zeros((tf.shape(batch.images)[0], 0)) if told is None else told
     return batch.images, told, batch.sample_weight
 
@@ -317,7 +323,7 @@ def batches_of(arrays: tuple, batch_size: int, shuffle: bool) -> Dataset:
     Keras's own tunes itself while it is read, which at times ends only seconds, and up to a
     minute, after the last batch.
     """
-    whole = tf.nest.map_structure(_as_tensor, arrays)
+    whole = tf.nest.map_structure(_as_tensor, arrays if len(arrays) > 1 else arrays[0])
     number = len(tf.nest.flatten(whole)[0])
 
     places = tf.data.Dataset.range(number)

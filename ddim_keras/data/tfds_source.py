@@ -47,7 +47,11 @@ def from_name(
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
+    except ValueError as error:
+        # What is no word is none either, such as a folder that is not there.
+        is_unknown = isinstance(error, tfds.core.DatasetNotFoundError)
+        if not is_unknown and "Parsing builder name" not in str(error):
+            raise
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name, known, n=3) or [
             "oxford_flowers102",

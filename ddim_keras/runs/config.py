@@ -46,6 +46,8 @@ _NOT_SET_BY_MODEL = {
     *("num_classes", "class_names", "condition_shape"),
 }
 
+_OF_THE_RUN = {"image_size", "channels"}
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -179,8 +181,9 @@ class RunConfig:
                 f"distill must hold a model and some of {sorted(_DISTILL)}, got {self.distill!r}"
             )
         for name in ("data", "preset", "precision"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a name or a folder, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} must be a name or a folder, got {value!r}")
         if not isinstance(self.cache, (bool, str)):
             raise ValueError(f"cache must be true, false, auto or a folder, got {self.cache!r}")
         for name in ("tensorboard", "labels"):
@@ -277,7 +280,12 @@ def check_model_settings(settings: dict[str, Any], parameters: set[str]) -> None
     """Raise ValueError unless a run's `model` holds arguments of `DiffusionModel`, whose names are
     `parameters`.
     """
-    known = parameters - _NOT_SET_BY_MODEL
+    for name in _OF_THE_RUN & set(settings):
+        raise ValueError(
+            f"{name} is a setting of the run, which its images are brought to, not one of its "
+            f"model: give --{name.replace('_', '-')}, or {name}: outside of model: in the file"
+        )
+    known = parameters - _NOT_SET_BY_MODEL - _OF_THE_RUN
     if unknown := sorted(set(settings) - known, key=str):
         raise ValueError(f"unknown model settings {unknown}: expected some of {sorted(known)}")
 

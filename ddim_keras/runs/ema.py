@@ -29,6 +29,7 @@ from ddim_keras.training import averages
 LENGTHS = (0.03, 0.05, 0.08, 0.12, 0.18, 0.25)
 _BEST = "best"
 _LARGEST_ERROR = 0.1
+_USUAL = (0.04, 0.2)  # lengths that a dozen snapshots make well
 
 
 def reconstruct(
@@ -69,6 +70,8 @@ def reconstruct(
     """
     if isinstance(length, str) and length != _BEST:
         raise ValueError(f"length must be a number or {_BEST!r}, got {length!r}")
+    if not np.iterable(lengths) or not len(lengths):
+        raise ValueError(f"lengths must be a list of those to choose among, got {lengths!r}")
     place = RunFolder(pathlib.Path(run))
     config = RunConfig.read(place.config)
     candidates = [averages.length_of(each) for each in (lengths if length == _BEST else [length])]
@@ -107,10 +110,12 @@ def _set(model: DiffusionModel, found: list[snapshots.Snapshot], length: float) 
     stored = [(each, snapshot.updates) for snapshot in found for each in snapshot.lengths]
     coefficients, error = averages.coefficients(stored, length, found[-1].updates)
     if error > _LARGEST_ERROR:
+        is_usual = _USUAL[0] <= length <= _USUAL[1]
+        another = "" if is_usual else "take a length between {} and {}, or ".format(*_USUAL)
         warnings.warn(
             f"an average of length {length:g} can only be made roughly of the {len(found)} "
-            f"snapshots there are: its profile is {100 * error:.0f} % off. Take a length between "
-            "0.04 and 0.2, or store more of them (--ema-snapshots)",
+            f"snapshots there are: its profile is {100 * error:.0f} % off; {another}store more of "
+            "them (--ema-snapshots)",
             stacklevel=3,
         )
     flat, weights = snapshots.combined(found, coefficients), []

@@ -355,6 +355,13 @@ def _make_model(
 ) -> DiffusionModel:
     make = _student if config.distill else _untrained
     precision = backend.fastest_precision() if config.precision == "auto" else config.precision
+    try:
+        keras.dtype_policies.get(precision)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"unknown precision {precision!r}: expected auto, or a policy of Keras, such as "
+            "float32, mixed_bfloat16 or mixed_float16"
+        ) from error
     model = make(config, training_data, precision, place)
     own_metrics = []
     if (

@@ -60,7 +60,7 @@ def _loaded(
         split = config.split
     *size, channels = image_shape
     loaded = datasets.load_dataset(
-        data or config.data,
+        config.data if data is None else data,
         size,
         BATCH_SIZE,
         channels=channels,

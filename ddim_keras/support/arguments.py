@@ -10,8 +10,7 @@ import numpy as np
 
 def integer(name: str, value: Any, minimum: int, below: int | None = None) -> int:
     """Return `value` as an int, or raise ValueError unless it is an integer in [minimum, below)."""
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_integer or value < minimum or (below is not None and value >= below):
+    if not _is_integer(value) or value < minimum or (below is not None and value >= below):
         limit = f"at least {minimum}" + (f" and below {below}" if below is not None else "")
         raise ValueError(f"{name} must be an integer, {limit}: got {value!r}")
     return int(value)
@@ -20,6 +19,26 @@ def integer(name: str, value: Any, minimum: int, below: int | None = None) -> in
 def positive_int(name: str, value: Any) -> int:
     """Return `value` as an int, or raise ValueError unless it is an integer of at least 1."""
     return integer(name, value, minimum=1)
+
+
+def integers(name: str, values: Any) -> list[int]:
+    """Return `values` as a list of ints, or raise ValueError unless they are integers."""
+    if not _is_sequence(values) or not all(map(_is_integer, values)):
+        raise ValueError(f"{name} must be a list of integers, such as [1, 2], got {values!r}")
+    return [int(value) for value in values]
+
+
+def integer_or_integers(name: str, value: Any) -> int | list[int]:
+    """Return `value` as an int of at least 1, or, if it is a sequence, as a list of ints."""
+    return integers(name, value) if _is_sequence(value) else positive_int(name, value)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
@@ -36,9 +55,9 @@ def not_negative(name: str, value: Any) -> float:
 
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width), given that or the side of a square."""
-    sizes = (
-        (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
-    )
+    given: Any = image_size
+    is_pair = np.iterable(given) and not isinstance(given, (str, bytes))
+    sizes = tuple(given) if is_pair else (given, given)
     if len(sizes) != 2:
         raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
     return positive_int("image_size", sizes[0]), positive_int("image_size", sizes[1])

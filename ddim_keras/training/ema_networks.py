@@ -14,6 +14,7 @@ from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.keras_files import WholeFiles
 from ddim_keras.support.types import Config, Data, Logs, Rates, Tensor, Times
 from ddim_keras.training.averages import PowerAverages
+from ddim_keras.training.overriding import refuse_another_part
 
 
 class EMANetworks(WholeFiles):
@@ -75,6 +76,10 @@ class EMANetworks(WholeFiles):
         self.sampling_seed_generator = keras.random.SeedGenerator(seed)
         self.schedule = schedule
         self.gradient_norm_tracker: keras.metrics.Metric | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_another_part(self, name, value)
+        super().__setattr__(name, value)
 
     def training_loss(self, data: Data) -> Tensor:
         """Return the scalar to minimise for a batch, and update the running losses."""
