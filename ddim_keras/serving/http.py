@@ -36,6 +36,8 @@ except ImportError as error:
 # How often a waiting request looks whether who asked is still there.
 _LOOKING_SECONDS = 0.25
 _CONNECTIONS = 64
+# After so long in which nothing of an answer was read, the connection is closed.
+_READING_SECONDS = 60.0
 # Of what is wrong with a request as many parts are told, each in as many characters.
 _PROBLEMS, _WORDS = 10, 1000
 _STATUS = {Busy: 503, Stopped: 503, OutOfTime: 504}
@@ -244,7 +246,7 @@ async def _refuse(send: Any, status: int, reason: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _protocol(patience: float) -> type[H11Protocol]:
+def _protocol(patience: float, reading: float = _READING_SECONDS) -> type[H11Protocol]:
     class Impatient(H11Protocol):
         """Closes connections over which no whole request comes, or whose answer nobody reads;
         uvicorn would wait for ever.
@@ -252,20 +254,21 @@ def _protocol(patience: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.seen, self.unsent = None, 0
+            self.seen, self.unsent, self.moved = None, 0, self.loop.time()
             self.loop.call_later(patience, self.look)
 
         def look(self) -> None:
             unsent = self.transport.get_write_buffer_size()
-            if unsent and unsent == self.unsent:
+            if not unsent or unsent != self.unsent:
+                self.unsent, self.moved = unsent, self.loop.time()
+            elif self.loop.time() - self.moved > reading:
                 self.transport.abort()
                 return
-            self.unsent = unsent
             if self.transport.is_closing() and not unsent:
                 return
             is_idle = self.cycle is None or self.cycle.response_complete
             if is_idle and self.scope is self.seen:
-                self.transport.close()  # after what is unsent
+                self.transport.close()  # once all is sent
             self.seen = self.scope
             self.loop.call_later(patience, self.look)
 
