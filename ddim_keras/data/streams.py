@@ -220,6 +220,13 @@ def _tars(files: Sequence[str], what: str, with_labels: bool) -> Stream:
             "'ddim_keras[webdataset]'"
         ) from None
 
+    for name in files:
+        if not _ends_as_tar(name):
+            raise ValueError(
+                f"{name} is damaged: it does not end as a tar does, so perhaps it was not copied "
+                "whole"
+            )
+
     @ending.ended_before_python
     def next_of(samples: Iterator[dict[str, Any]]) -> tuple[bytes, int] | None:
         for sample in samples:
@@ -236,6 +243,18 @@ def _tars(files: Sequence[str], what: str, with_labels: bool) -> Stream:
     spec = (tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64))
     dataset = tf.data.Dataset.from_generator(examples, output_signature=spec)
     return _counted(dataset, with_labels, what)
+
+
+def _ends_as_tar(name: str) -> bool:
+    """Whether a file ends with two blocks of zeros: readers take one that was cut off between two
+    of its members for a whole one. What is packed has checks of its own.
+    """
+    with open(name, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            return True
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1024))
+        return file.read() == bytes(1024)
 
 
 def _class_of(sample: dict[str, Any]) -> int:
