@@ -1,6 +1,7 @@
 """Batches divided among virtual devices: the same losses, weights and images as on one."""
 
 import json
+import os
 
 import keras
 import numpy as np
@@ -225,6 +226,48 @@ np.testing.assert_allclose(exported, made, atol=1e-4)
 print("done")
 """
 
+# 8,000 images of 32 x 32 in colour, 98 MB as the model makes them, by the command line.
+MANY_IMAGES = """
+import json, pathlib, tempfile
+import numpy as np
+from click.testing import CliRunner
+from conftest import make_small_model
+from ddim_keras import load_model
+from ddim_keras.cli import main
+from ddim_keras.runs import exporting
+folder = pathlib.Path(tempfile.mkdtemp())
+make_small_model(image_size=32, widths=[4], channels=3, parameterization="velocity").save(
+    folder / "model.keras"
+)
+def resident():
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * 4096 / 1e6
+sizes, write = [], exporting.FORMATS["npz"].write
+def remember(*arguments):
+    sizes.append(resident())
+    write(*arguments)
+exporting.FORMATS["npz"] = exporting.FORMATS["npz"]._replace(write=remember)
+def generate(out, *more):
+    command = ["generate", "-m", folder / "model.keras", "-o", folder / out, "--steps", 1]
+    command += ["--format", "npz", "--shard-size", 400, *more]
+    result = CliRunner().invoke(main, list(map(str, command)))
+    assert result.exit_code == 0, result.output
+generate("all", "-n", 8_000, "--devices", "all", "--shard", "0/2")
+generate("all", "-n", 8_000, "--devices", "all", "--shard", "1/2")
+files = sorted((folder / "all").glob("*.npz"))
+assert len(files) == len(sizes) == 20
+assert max(sizes[5:]) < sizes[4] + 30.0, sizes
+model = load_model(folder / "model.keras")
+assert model.engine.devices == 1
+for index in (0, 13):
+    with np.load(files[index]) as arrays:
+        made = arrays["images"].astype(int)
+    expected = model.generate(16, 1, first_image=400 * index, seed=0, verbose=0)
+    np.testing.assert_allclose(made[:16], np.rint(255 * expected), atol=1)
+    assert len(made) == 400
+print("done")
+"""
+
 
 def run_on_virtual_devices(program: str, number: int) -> str:
     backend = keras.backend.backend()
@@ -266,6 +309,12 @@ def test_a_network_whose_weights_are_divided_trains_as_on_one_device():
 @pytest.mark.slow
 def test_a_model_made_in_a_scope_of_ones_own_is_fitted_evaluated_saved_and_exported_as_on_one():
     assert run_on_virtual_devices(OWN_SCOPE, 2).endswith("done\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads memory as Linux tells it")
+def test_many_images_are_spread_over_devices_and_machines_in_memory_that_does_not_grow():
+    assert run_on_virtual_devices(MANY_IMAGES, 2).endswith("done\n")
 
 
 @pytest.mark.slow
