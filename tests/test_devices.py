@@ -1,6 +1,7 @@
 """Batches divided among virtual devices: the same losses, weights and images as on one."""
 
 import json
+import os
 
 import keras
 import numpy as np
@@ -176,6 +177,97 @@ for weight, other in zip(one.get_weights(), two.get_weights()):
 print("done")
 """
 
+# A model made in the backend's own scope and fitted outside of it, with labels and validation from
+# a tf.data.Dataset; then evaluated, saved and exported.
+OWN_SCOPE = """
+import contextlib, tempfile
+import keras, numpy as np, tensorflow as tf
+from conftest import make_small_model, random_images
+from ddim_keras import load_model
+images, labels = random_images(22), np.arange(22) % 3
+data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+folder = tempfile.mkdtemp()
+def use():
+    keras.utils.set_random_seed(0)
+    model = make_small_model(num_classes=3, normalization="group", parameterization="velocity")
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.5), gradient_norm=True)
+    return model
+def results(model):
+    history = model.fit(data, validation_data=data, verbose=0).history
+    evaluated = model.evaluate(data, verbose=0, return_dict=True)
+    figures = {{**{{name: values[-1] for name, values in history.items()}}, **evaluated}}
+    made = model.generate(5, 3, seed=3, labels=[0, 1, 2, None, 1], verbose=0)
+    return figures, np.concatenate([part.ravel() for part in model.get_weights()]), made
+one = results(use())
+if {backend!r} == "tensorflow":
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = use()
+else:
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    model = use()
+assert model.engine.devices == 2
+two = results(model)
+assert one[0].keys() == two[0].keys() and {{"n_loss", "val_n_loss"}} <= one[0].keys(), two[0]
+for name, value in one[0].items():
+    np.testing.assert_allclose(two[0][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+np.testing.assert_allclose(two[1], one[1], atol=1e-4)
+np.testing.assert_allclose(two[2], one[2], atol=2e-3)
+model.save(folder + "/model.keras")
+again = load_model(folder + "/model.keras")
+for weight, other in zip(model.get_weights(), again.get_weights()):
+    np.testing.assert_array_equal(weight, other)
+model.export(folder + "/saved", "tf_saved_model", "generate", diffusion_steps=3)
+noise = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+run = tf.saved_model.load(folder + "/saved").signatures["serving_default"]
+told = tf.constant([0, 1, 2, 3], tf.int32)
+exported = run(initial_noise=tf.constant(noise), labels=told)["images"].numpy()
+made = model.generate(4, 3, initial_noise=noise, labels=[0, 1, 2, None], verbose=0)
+np.testing.assert_allclose(exported, made, atol=1e-4)
+print("done")
+"""
+
+# 8,000 images of 32 x 32 in colour, 98 MB as the model makes them, by the command line.
+MANY_IMAGES = """
+import json, pathlib, tempfile
+import numpy as np
+from click.testing import CliRunner
+from conftest import make_small_model
+from ddim_keras import load_model
+from ddim_keras.cli import main
+from ddim_keras.runs import exporting
+folder = pathlib.Path(tempfile.mkdtemp())
+make_small_model(image_size=32, widths=[4], channels=3, parameterization="velocity").save(
+    folder / "model.keras"
+)
+def resident():
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * 4096 / 1e6
+sizes, write = [], exporting.FORMATS["npz"].write
+def remember(*arguments):
+    sizes.append(resident())
+    write(*arguments)
+exporting.FORMATS["npz"] = exporting.FORMATS["npz"]._replace(write=remember)
+def generate(out, *more):
+    command = ["generate", "-m", folder / "model.keras", "-o", folder / out, "--steps", 1]
+    command += ["--format", "npz", "--shard-size", 400, *more]
+    result = CliRunner().invoke(main, list(map(str, command)))
+    assert result.exit_code == 0, result.output
+generate("all", "-n", 8_000, "--devices", "all", "--shard", "0/2")
+generate("all", "-n", 8_000, "--devices", "all", "--shard", "1/2")
+files = sorted((folder / "all").glob("*.npz"))
+assert len(files) == len(sizes) == 20
+assert max(sizes[5:]) < sizes[4] + 30.0, sizes
+model = load_model(folder / "model.keras")
+assert model.engine.devices == 1
+for index in (0, 13):
+    with np.load(files[index]) as arrays:
+        made = arrays["images"].astype(int)
+    expected = model.generate(16, 1, first_image=400 * index, seed=0, verbose=0)
+    np.testing.assert_allclose(made[:16], np.rint(255 * expected), atol=1)
+    assert len(made) == 400
+print("done")
+"""
+
 
 def run_on_virtual_devices(program: str, number: int) -> str:
     backend = keras.backend.backend()
@@ -212,6 +304,17 @@ def test_batches_that_devices_cannot_share_evenly_count_as_on_one():
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone divides weights")
 def test_a_network_whose_weights_are_divided_trains_as_on_one_device():
     assert run_on_virtual_devices(DIVIDED_WEIGHTS, 4).endswith("done\n")
+
+
+@pytest.mark.slow
+def test_a_model_made_in_a_scope_of_ones_own_is_fitted_evaluated_saved_and_exported_as_on_one():
+    assert run_on_virtual_devices(OWN_SCOPE, 2).endswith("done\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads memory as Linux tells it")
+def test_many_images_are_spread_over_devices_and_machines_in_memory_that_does_not_grow():
+    assert run_on_virtual_devices(MANY_IMAGES, 2).endswith("done\n")
 
 
 @pytest.mark.slow

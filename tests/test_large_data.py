@@ -4,6 +4,7 @@ import io
 import itertools
 import pathlib
 import sys
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -42,33 +43,44 @@ def numbers_of(batches) -> list[list[int]]:
     return [np.rint(np.asarray(each)[:, 0, 0, 0] * 51).astype(int).tolist() for each in images]
 
 
-def write_records(path: pathlib.Path, numbers, **more) -> None:
+def write_records(path: pathlib.Path, numbers, packed: str = "", label_of=None) -> None:
+    """Write TFRecords of the pictures of these numbers, with the labels that `label_of` gives."""
     import tensorflow as tf
 
-    with tf.io.TFRecordWriter(str(path)) as writer:
+    with tf.io.TFRecordWriter(str(path), packed) as writer:
         for number in numbers:
-            features = {
-                "image/encoded": tf.train.Feature(
-                    bytes_list=tf.train.BytesList(value=[encoded(number)])
-                ),
-                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 3])),
-            }
+            label = number % 3 if label_of is None else label_of(number)
+            features = {"image/encoded": bytes_feature(encoded(number))}
+            if isinstance(label, bytes):
+                features["label"] = bytes_feature(label)
+            elif label is not None:
+                labels = tf.train.Int64List(value=np.ravel(label))
+                features["label"] = tf.train.Feature(int64_list=labels)
             example = tf.train.Example(features=tf.train.Features(feature=features))
             writer.write(example.SerializeToString())
 
 
-def write_tar(path: pathlib.Path, numbers) -> None:
+def bytes_feature(content: bytes):
+    import tensorflow as tf
+
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+
+
+def write_tar(
+    path: pathlib.Path, numbers, mode: str = "w", label_of=None, image_of=encoded
+) -> None:
+    """Write a tar of the pictures of these numbers, with the labels that `label_of` gives."""
     import tarfile
 
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, mode) as tar:
         for number in numbers:
-            for name, content in (
-                (f"{number:03d}.png", encoded(number)),
-                (f"{number:03d}.cls", str(number % 3).encode()),
-            ):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+            label = str(number % 3).encode() if label_of is None else label_of(number)
+            parts = {"png": image_of(number), "cls": label}
+            for suffix, content in parts.items():
+                if content is not None:
+                    info = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
 
 
 def test_images_that_take_half_of_the_free_memory_or_less_are_kept_there(monkeypatch):
@@ -215,6 +227,221 @@ def test_tars_of_webdataset_are_a_source(tmp_path):
     assert sum(numbers_of(validation), []) == [20, 21, 22]
     images, labels = next(iter(train.from_step(7)))
     assert (np.array(numbers_of([images])[0]) % 3 == np.asarray(labels)).all()
+
+
+def test_packed_files_of_examples_are_a_source(tmp_path):
+    write_records(tmp_path / "photos-0.tfrecord.gz", range(12), "GZIP")
+    train, _ = load_dataset(str(tmp_path / "photos-*.tfrecord.gz"), 8, 4, split=0.0, labels=True)
+    assert sorted(sum(numbers_of(train), [])) == list(range(12))
+    write_records(tmp_path / "photos-1.tfrecord", range(12))
+    with pytest.raises(ValueError, match="only some files of .* end with .gz"):
+        load_dataset(str(tmp_path / "photos-*.tfrecord*"), 8)
+    pytest.importorskip("webdataset")
+    for name in ("photos.tar.gz", "photos.tgz"):
+        write_tar(tmp_path / name, range(12), "w:gz")
+        train, _ = load_dataset(tmp_path / name, 8, 4, split=0.0, labels=True)
+        assert sorted(sum(numbers_of(train), [])) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "label_of, message",
+    [
+        (lambda number: None if number == 7 else 1, "1 of 10 examples of .* have no label"),
+        (lambda number: number - 3, "3 of 10 examples of .* have no label, or one below 0"),
+        (lambda number: 10**9, "a label of 1000000000: labels must be .* below 100000"),
+        (lambda number: [1, 2], "is damaged"),
+        (lambda number: b"cat", "has no labels"),
+        (lambda number: None, "has no labels"),
+    ],
+)
+def test_labels_that_are_no_classes_are_told_and_do_not_matter_where_none_are_wanted(
+    tmp_path, label_of, message
+):
+    write_records(tmp_path / "photos.tfrecord", range(10), label_of=label_of)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "photos.tfrecord", 8, 5, labels=True)
+    train, _ = load_dataset(tmp_path / "photos.tfrecord", 8, 5, split=0.0)
+    assert sorted(sum(numbers_of(train), [])) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "label_of, message",
+    [
+        (lambda number: None if number == 7 else b"1", "1 of 10 examples of .* have no label"),
+        (lambda number: b"cat", "000.cls must be the number of a class, got b'cat'$"),
+        (lambda number: b"", "000.cls must be the number of a class, got b''$"),
+        (lambda number: b"1000000000", "labels must be .* below 100000"),
+        (lambda number: None, "has no labels"),
+    ],
+)
+def test_so_are_those_of_tars(tmp_path, label_of, message):
+    pytest.importorskip("webdataset")
+    write_tar(tmp_path / "photos.tar", range(10), label_of=label_of)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "photos.tar", 8, 5, labels=True)
+    train, _ = load_dataset(tmp_path / "photos.tar", 8, 5, split=0.0)
+    assert sorted(sum(numbers_of(train), [])) == list(range(10))
+
+
+def test_labels_of_the_part_for_validation_are_classes_too(tmp_path):
+    write_records(tmp_path / "train.tfrecord", range(10))
+    write_records(tmp_path / "val.tfrecord", range(4), label_of=lambda number: 6)
+    train, _ = load_dataset(tmp_path, 8, 5, labels=True)
+    assert train.class_names == list("0123456")
+    write_records(tmp_path / "val.tfrecord", range(4), label_of=lambda number: None)
+    with pytest.raises(ValueError, match="for validation has no labels, but the other has"):
+        load_dataset(tmp_path, 8, 5, labels=True)
+    write_records(tmp_path / "val.tfrecord", [])
+    with pytest.raises(ValueError, match="for validation, val.tfrecord, holds no images"):
+        load_dataset(tmp_path, 8, 5, labels=True)
+
+
+def test_empty_files_among_others_are_passed_over(tmp_path):
+    write_records(tmp_path / "photos-0.tfrecord", [])
+    write_records(tmp_path / "photos-1.tfrecord", range(8))
+    train, _ = load_dataset(str(tmp_path / "photos-*.tfrecord"), 8, 4, split=0.0)
+    assert sorted(sum(numbers_of(train), [])) == list(range(8))
+    with pytest.raises(ValueError, match="holds no images"):
+        load_dataset(tmp_path / "photos-0.tfrecord", 8)
+    pytest.importorskip("webdataset")
+    write_tar(tmp_path / "photos-0.tar", [])
+    write_tar(tmp_path / "photos-1.tar", range(8))
+    train, _ = load_dataset(str(tmp_path / "photos-*.tar"), 8, 4, split=0.0)
+    assert sorted(sum(numbers_of(train), [])) == list(range(8))
+    with pytest.raises(ValueError, match="holds no images"):
+        load_dataset(tmp_path / "photos-0.tar", 8)
+
+
+def test_damaged_files_of_examples_are_told(tmp_path):
+    path = tmp_path / "photos.tfrecord"
+    write_records(path, range(10))
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for broken in (
+        whole[:-5],
+        whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="photos.tfrecord is damaged"):
+            load_dataset(path, 8)
+    pytest.importorskip("webdataset")
+    path = tmp_path / "photos.tar"
+    write_tar(path, range(10))
+    whole = path.read_bytes()
+    # Cut off in a file, and where the next one was to begin.
+    for broken in (whole[:5000], whole[:10250], b"", b"no tar at all, but a text" * 100):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="photos.tar is damaged"):
+            load_dataset(path, 8)
+
+
+@pytest.mark.parametrize(
+    "mode, options, channels, value",
+    [
+        ("L", {}, 1, 0.4),
+        ("RGBA", {}, 3, 0.7),  # half transparent, so white shines through
+        ("RGBA", {"channels": 4}, 4, 0.4),
+        ("CMYK", {}, 3, 0.6),
+        ("I;16", {"bits": 16}, 1, 0.4),
+        ("P", {}, 3, 0.4),
+    ],
+)
+def test_encoded_images_of_all_kinds_are_read_as_files_are(
+    tmp_path, mode, options, channels, value
+):
+    pytest.importorskip("webdataset")
+    if mode == "I;16":
+        image = PIL.Image.fromarray(np.full((10, 12), 26214, "uint16"))
+    elif mode == "P":
+        image = PIL.Image.new("RGB", (12, 10), (102, 50, 0)).quantize()
+    else:
+        values = {"L": 102, "RGBA": (102, 102, 102, 128), "CMYK": (102, 102, 102, 0)}
+        image = PIL.Image.new(mode, (12, 10), values[mode])
+    kind = "tiff" if mode == "CMYK" else "png"
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    write_tar(tmp_path / "photos.tar", range(6), image_of=lambda number: buffer.getvalue())
+    (tmp_path / "files").mkdir()
+    for number in range(6):
+        (tmp_path / "files" / f"{number}.{kind}").write_bytes(buffer.getvalue())
+    read = []
+    for source in (tmp_path / "photos.tar", tmp_path / "files"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is transparent
+            train, _ = load_dataset(source, 8, 6, split=0.0, **options)
+        read.append(np.asarray(next(iter(train))))
+        assert read[-1].shape == (6, 8, 8, channels)
+    np.testing.assert_array_equal(read[0], read[1])
+    np.testing.assert_allclose(read[0][0, 0, 0, 0], value, atol=0.01)
+
+
+def hugging_face(images, labels=None, names=("a", "b", "c")):
+    """A data set of encoded images and perhaps of class labels."""
+    import datasets
+
+    features = {"image": datasets.Image()}
+    columns = {"image": images}
+    if labels is not None:
+        features["label"] = datasets.ClassLabel(names=list(names))
+        columns["label"] = labels
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def test_what_data_sets_of_hugging_face_lack_is_told():
+    datasets = pytest.importorskip("datasets")
+    images = [{"bytes": encoded(number), "path": None} for number in range(6)]
+    for images_or_none, message in (
+        ([*images[:3], None, *images[3:]], "example 3 has no image"),
+        ([{"bytes": b"nothing", "path": None}, *images], "image 0 of .* cannot be read"),
+        ([], "holds no images"),
+        (images[:1], "holds one image: at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_dataset(hugging_face(images_or_none), 8, 2)
+    with pytest.raises(ValueError, match="no column of class labels: .*class_encode_column"):
+        load_dataset(hugging_face(images), 8, 2, labels=True)
+    for lacking in (None, -1):
+        some = hugging_face(images, [0, 1, 2, lacking, 1, 0])
+        with pytest.raises(ValueError, match="1 of 6 examples of .* have no label"):
+            load_dataset(some, 8, 2, labels=True)
+        train, _ = load_dataset(some, 8, 3, split=0.0)
+        assert sorted(sum(numbers_of(train), [])) == list(range(6))
+    whole = hugging_face(images, [0] * 6)
+    for other, message in (
+        (whole.select([]), "the split 'test' holds no images"),
+        (whole.remove_columns("label"), "the split 'test' has no column 'label'"),
+        (whole.rename_column("image", "photo"), "the split 'test' has no column 'image'"),
+    ):
+        both = datasets.DatasetDict({"train": whole, "test": other})
+        with pytest.raises(ValueError, match=message):
+            load_dataset(both, 8, 2, labels=True)
+    with pytest.raises(ValueError, match="holds no splits"):
+        load_dataset(datasets.DatasetDict(), 8)
+
+
+def test_a_data_set_of_hugging_face_is_read_whatever_format_or_order_it_has(tmp_path):
+    import zipfile
+
+    pytest.importorskip("datasets")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", encoded(number))
+    for number in range(3, 6):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+    images = [f"zip://{number}.png::{tmp_path / 'photos.zip'}" for number in range(3)]
+    images += [str(tmp_path / f"{number}.png") for number in range(3, 6)]
+    whole = hugging_face(images, [0, 1, 2, 0, 1, 2])
+    for changed in (
+        whole.with_format("numpy"),
+        whole.with_transform(lambda batch: {"image": [0] * len(batch["image"])}),
+        whole.shuffle(seed=1),
+    ):
+        train, _ = load_dataset(changed, 8, 2, split=0.0, labels=True, cache=False)
+        for images, labels in train:
+            assert (np.array(numbers_of([images])[0]) % 3 == np.asarray(labels)).all()
+        assert sorted(sum(numbers_of(train), [])) == list(range(6))
+    parts = [load_dataset(whole, 8, 2, split=0.0, cache=False, part=(i, 2))[0] for i in range(2)]
+    assert sorted(sum(numbers_of(parts[0]) + numbers_of(parts[1]), [])) == list(range(6))
 
 
 def test_data_sets_of_hugging_face_are_a_source():

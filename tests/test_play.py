@@ -7,7 +7,7 @@ from conftest import make_small_model
 
 from ddim_keras.serving import play
 from ddim_keras.serving.limits import Limits
-from ddim_keras.serving.play import Playground, Settings, picture
+from ddim_keras.serving.play import DAMAGES, Playground, Settings, picture
 from ddim_keras.serving.service import Asked
 
 SETTINGS = Settings(steps=2)
@@ -66,6 +66,33 @@ def test_an_image_is_shown_beside_its_reconstruction_and_before_its_variations(
     np.testing.assert_allclose(again, expected, atol=1e-6)
     for each in playground.vary("first", photo, 0.0, 3, 0, SETTINGS):
         np.testing.assert_allclose(each, image, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["few pixels", "noisy", "blurred"])
+def test_an_image_is_restored_to_one_that_has_what_is_known_of_it(playground, model, photo, damage):
+    known, made = playground.restore("first", photo, damage, 0, SETTINGS)
+    image, _ = playground.reconstruct("first", photo, SETTINGS)
+    operator, noise = DAMAGES[damage][0](model.image_shape), DAMAGES[damage][1]
+    measured = operator(image[None])
+    expected = model.restore(measured, operator, 2, noise_level=noise, seed=0, verbose=0)[0]
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    if damage == "few pixels":
+        assert known.std() > 0.0
+        for each in (known, made):
+            np.testing.assert_allclose(operator(each[None]), measured, atol=1e-4)
+
+
+def test_colours_come_back_where_a_model_has_them(playground, photo):
+    with pytest.raises(ValueError, match="there is nothing to colour"):
+        playground.restore("first", photo, "no colours", 0, SETTINGS)
+    with pytest.raises(ValueError, match="damage must be one of .*'noisy'"):
+        playground.restore("first", photo, "old", 0, SETTINGS)
+    coloured = make_small_model(channels=3, parameterization="velocity")
+    made = Playground(["a"], lambda source: coloured)
+    grey, restored = made.restore("a", photo, "no colours", 0, SETTINGS)
+    np.testing.assert_allclose(grey, grey[..., :1].repeat(3, axis=-1))
+    np.testing.assert_allclose(restored.mean(axis=-1), grey[..., 0], atol=1e-4)
+    made.stop()
 
 
 def test_only_what_is_painted_over_is_filled_in(playground, photo):

@@ -157,6 +157,12 @@ def test_other_addresses_than_this_machines_own_need_a_token():
     addresses.check_host("::1", None)
 
 
+def test_a_server_of_this_machine_alone_goes_by_its_names_and_its_address():
+    assert addresses.names_at("127.0.0.2") == (*addresses.OWN_NAMES, "127.0.0.2")
+    assert addresses.names_at("0:0:0:0:0:0:0:1")[-1] == "[0:0:0:0:0:0:0:1]"
+    assert addresses.names_at("0.0.0.0") is None
+
+
 def test_an_address_that_is_taken_is_said_so():
     with addresses.bound("127.0.0.1", 0) as taken:
         taken.listen()

@@ -107,7 +107,7 @@ def generate(
     from ddim_keras.support import devices as on_devices
 
     parts = shard.split("/")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise click.BadParameter(f"expected I/N, such as 0/4, got {shard!r}", param_hint="--shard")
     if devices == "1":
         divide_batches(num_images)

@@ -44,11 +44,21 @@ def from_hub(source: Any, wanted: Wanted) -> Source:
             "it with streaming=False"
         )
     parts = dict(parts) if hasattr(parts, "keys") else {"": parts}
+    if not parts:
+        raise ValueError(f"{what} holds no splits")
     trained, held_out = encoded.train_and_held_out(list(parts), wanted.split, what)
     first = parts[trained[0]]
     image_name, label_name = _columns(first.features, what)
-    looked = (_encoded(first, image_name)(index) for index in range(len(first)))
-    look = encoded.look_at(looked, wanted, what)
+    if not wanted.labels:
+        label_name = None
+    elif label_name is None:
+        raise ValueError(
+            f"{what} has no column of class labels: make one, as by "
+            "dataset.class_encode_column('label'), or leave labels=False"
+        )
+    for name in [trained[0], *(held_out or [])[:1]]:
+        _check_part(parts[name], f"the split {name!r}" if name else what, image_name, label_name)
+    look = encoded.look_at(map(_encoded(first, image_name), range(len(first))), wanted, what)
 
     def examples(name: str, indices: np.ndarray) -> Examples:
         return _examples(parts[name], indices, image_name, label_name, look, wanted, what)
@@ -59,6 +69,8 @@ def from_hub(source: Any, wanted: Wanted) -> Source:
     if held_out:
         kept = examples(held_out[0], np.arange(len(parts[held_out[0]])))
     elif held_out is None and (fraction := encoded.check_fraction(wanted.split, what)):
+        if len(first) < 2:
+            raise ValueError(f"{what} holds one image: at least 2 are needed, to keep some")
         order = np.random.default_rng(wanted.seed).permutation(len(first))
         cut = min(max(1, round(len(first) * fraction)), len(first) - 1)
         whole, kept = order[cut:], examples(trained[0], order[:cut])
@@ -95,17 +107,35 @@ def _columns(features: Any, what: str) -> tuple[str, str | None]:
     return image, ("label" if "label" in labels else labels[0]) if labels else None
 
 
+def _check_part(part: Any, what: str, image_name: str, label_name: str | None) -> None:
+    """Raise ValueError if a split has no images, or lacks columns."""
+    for name in (image_name, label_name):
+        if name is not None and name not in part.features:
+            raise ValueError(
+                f"{what} has no column {name!r}, unlike the other: its columns are "
+                f"{', '.join(part.features)}"
+            )
+    if not len(part):
+        raise ValueError(f"{what} holds no images")
+
+
 def _encoded(part: Any, column: str) -> Callable[[int], bytes]:
     """Return what gives the encoded image of an example by its number."""
     import datasets
 
-    stored = part.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    # Whatever format or transformation it gives its examples to others in.
+    plain = part.with_format(None).select_columns([column])
+    stored = plain.cast_column(column, datasets.Image(decode=False))
 
     def encoded_of(index: int) -> bytes:
         found = stored[int(index)][column]
+        if found is None:
+            raise ValueError(f"example {index} has no image: filter the data set first")
         if found["bytes"] is not None:
             return found["bytes"]
-        with open(found["path"], "rb") as file:
+        import fsspec  # comes with datasets; the path may lead into an archive
+
+        with fsspec.open(found["path"], "rb") as file:
             return file.read()
 
     return encoded_of
@@ -124,7 +154,13 @@ def _examples(
 
     labels = np.zeros(len(part), "int64")
     if label_name is not None:
-        labels = np.asarray(part.with_format(None)[label_name], "int64")
+        given = [-1 if label is None else label for label in part.with_format(None)[label_name]]
+        labels = np.asarray(given, "int64")
+        if (lacking := int((labels < 0).sum())) != 0:
+            raise ValueError(
+                f"{lacking} of {len(labels)} examples of {what} have no label: filter the data set "
+                "first, or leave labels=False"
+            )
     read = encoded.reader(look, wanted.background, what, _encoded(part, image_name))
     keys = (np.asarray(indices, "int64"), labels[indices])
     return Examples(tf.data.Dataset.from_tensor_slices(keys), read)

@@ -8,13 +8,16 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ddim_keras.data import encoded, ending
+from ddim_keras.data import encoded, ending, image_checks
 from ddim_keras.data.source import Examples, Source, Wanted
 from ddim_keras.support.types import Dataset
 
 _IMAGE_NAMES = ("image/encoded", "image", "jpg", "jpeg", "png", "webp", "img", "image_raw")
 _LABEL_NAMES = ("image/class/label", "label", "labels", "class", "cls")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+
+
+_MOST_CLASSES = 100_000
 
 
 class Stream(NamedTuple):
@@ -24,7 +27,7 @@ class Stream(NamedTuple):
         examples: a data set of (encoded image, int64 label), in the files' order.
         number: of examples.
         image_bytes: of all encoded images together.
-        labels: of the labels there are, the largest, or None where there are none.
+        labels: the largest label, or None where there are none, or none are wanted.
     """
 
     examples: Dataset
@@ -70,7 +73,7 @@ def _kind(name: str) -> str | None:
     base = os.path.basename(name).lower()
     if ".tfrecord" in base:
         return "tfrecord"
-    return "tar" if base.endswith(".tar") else None
+    return "tar" if base.endswith((".tar", ".tar.gz", ".tgz")) else None
 
 
 def from_files(kind: str, files: list[str], what: str, wanted: Wanted) -> Source:
@@ -89,18 +92,22 @@ def from_files(kind: str, files: list[str], what: str, wanted: Wanted) -> Source
     opened = {"tfrecord": _records, "tar": _tars}[kind]
     names = {os.path.basename(name): name for name in files}
     trained, held_out = encoded.train_and_held_out(list(names), wanted.split, what)
-    stream = opened([names[name] for name in trained], what)
+    stream = opened([names[name] for name in trained], what, wanted.labels)
     first = (bytes(image) for image, _ in stream.examples.as_numpy_iterator())
     look = encoded.look_at(first, wanted, what)
     read = encoded.reader(look, wanted.background, what)
     if held_out is None:
         parts = encoded.divided(stream.examples, stream.number, read, wanted.split, what)
     else:
-        kept = opened([names[name] for name in held_out], what) if held_out else None
+        kept = None
+        if held_out:
+            validating = f"the part of {what} for validation, {', '.join(held_out[:3])},"
+            kept = opened([names[name] for name in held_out], validating, wanted.labels)
         parts = (
             Examples(stream.examples, read),
             None if kept is None else Examples(kept.examples, read),
         )
+        stream = _with_labels_of(stream, kept, what)
     classes = None if stream.labels is None else [str(k) for k in range(stream.labels + 1)]
     stats = [os.stat(name) for name in files]
     identity = (
@@ -111,33 +118,68 @@ def from_files(kind: str, files: list[str], what: str, wanted: Wanted) -> Source
     return Source(parts[0], parts[1], look.channels, classes, identity, mean_bytes)
 
 
-def _counted(examples: Dataset, has_labels: bool, what: str) -> Stream:
-    """Go through all examples once: their number must be known, for a training to resume."""
+def _with_labels_of(stream: Stream, kept: Stream | None, what: str) -> Stream:
+    """A part to train on, with the labels of that for validation."""
+    if kept is None or stream.labels is None:
+        return stream
+    if kept.labels is None:
+        raise ValueError(f"the part of {what} for validation has no labels, but the other has")
+    return stream._replace(labels=max(stream.labels, kept.labels))
+
+
+def _counted(examples: Dataset, labels: bool, what: str) -> Stream:
+    """Go through all examples once: their number must be known, for a training to resume.
+
+    Args:
+        examples: (encoded image, label), -1 where an example has none.
+        labels: whether labels are wanted.
+        what: what to call the data set in a message.
+    """
     import tensorflow as tf
 
-    start = (tf.constant(0, tf.int64), tf.constant(0, tf.int64), tf.constant(-1, tf.int64))
-    number, size, largest = (
-        int(part)
-        for part in examples.reduce(
-            start,
-            lambda found, example: (
-                found[0] + 1,
-                found[1] + tf.cast(tf.strings.length(example[0]), tf.int64),
-                tf.maximum(found[2], example[1]),
-            ),
-        )
-    )
+    def add(found: Any, example: Any) -> Any:
+        image, label = example
+        size = tf.cast(tf.strings.length(image), tf.int64)
+        lacking = tf.cast(label < 0, tf.int64)
+        return found[0] + 1, found[1] + size, tf.maximum(found[2], label), found[3] + lacking
+
+    start = tuple(tf.constant(value, tf.int64) for value in (0, 0, -1, 0))
+    try:
+        number, size, largest, lacking = (int(part) for part in examples.reduce(start, add))
+    except tf.errors.OpError as error:
+        raise ValueError(f"{what} is damaged: {_said(str(error.message))}") from None
     if not number:
         raise ValueError(f"{what} holds no images")
+    if labels and 0 < lacking < number:
+        raise ValueError(
+            f"{lacking} of {number} examples of {what} have no label, or one below 0: leave them "
+            "out, or leave labels=False"
+        )
+    if labels and largest >= _MOST_CLASSES:
+        raise ValueError(
+            f"{what} has a label of {largest}: labels must be numbers of classes, from 0 and below "
+            f"{_MOST_CLASSES}"
+        )
     counted = examples.apply(tf.data.experimental.assert_cardinality(number))
-    return Stream(counted, number, size, largest if has_labels and largest >= 0 else None)
+    return Stream(counted, number, size, largest if labels and lacking < number else None)
 
 
-def _records(files: Sequence[str], what: str) -> Stream:
+def _said(message: str) -> str:
+    """The words of an error, where TensorFlow has laid its own and a traceback around them."""
+    start, end = image_checks.ERROR_START, image_checks.ERROR_END
+    if start in message:
+        return message.split(start)[1].split(end)[0]
+    return message.splitlines()[0]
+
+
+def _records(files: Sequence[str], what: str, with_labels: bool) -> Stream:
     """Open TFRecords of `tf.train.Example` with an encoded image and perhaps a label."""
     import tensorflow as tf
 
-    records = tf.data.TFRecordDataset(list(files))
+    packed = {name.lower().endswith(".gz") for name in files}
+    if len(packed) > 1:
+        raise ValueError(f"only some files of {what} end with .gz: pack all of them, or none")
+    records = tf.data.TFRecordDataset(list(files), "GZIP" if packed == {True} else "")
     try:
         first = next(iter(records.take(1).as_numpy_iterator()), None)
     except tf.errors.OpError as error:
@@ -153,23 +195,20 @@ def _records(files: Sequence[str], what: str) -> Stream:
             f"{what} holds no encoded images under one of the names {', '.join(_IMAGE_NAMES)}: its "
             f"features are {listing}"
         )
-    labels = [name for name in _LABEL_NAMES if kinds.get(name) == "int64_list"]
+    labels = [name for name in _LABEL_NAMES if kinds.get(name) == "int64_list" and with_labels]
     wanted = {images[0]: tf.io.FixedLenFeature((), tf.string)}
     if labels:
-        wanted[labels[0]] = tf.io.FixedLenFeature((), tf.int64)
+        wanted[labels[0]] = tf.io.FixedLenFeature((), tf.int64, default_value=-1)
 
     def parse(record):
         found = tf.io.parse_single_example(record, wanted)
-        return found[images[0]], found[labels[0]] if labels else tf.constant(0, tf.int64)
+        return found[images[0]], found[labels[0]] if labels else tf.constant(-1, tf.int64)
 
     examples = records.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-    try:
-        return _counted(examples, bool(labels), what)
-    except tf.errors.OpError as error:
-        raise ValueError(f"{what} is damaged: {error.message}") from None
+    return _counted(examples, with_labels, what)
 
 
-def _tars(files: Sequence[str], what: str) -> Stream:
+def _tars(files: Sequence[str], what: str, with_labels: bool) -> Stream:
     """Open WebDataset's tars: files of one name but for the suffix are an example."""
     import tensorflow as tf
 
@@ -181,12 +220,19 @@ def _tars(files: Sequence[str], what: str) -> Stream:
             "'ddim_keras[webdataset]'"
         ) from None
 
+    for name in files:
+        if not _ends_as_tar(name):
+            raise ValueError(
+                f"{name} is damaged: it does not end as a tar does, so perhaps it was not copied "
+                "whole"
+            )
+
     @ending.ended_before_python
     def next_of(samples: Iterator[dict[str, Any]]) -> tuple[bytes, int] | None:
         for sample in samples:
             image = next((sample[name] for name in _IMAGE_SUFFIXES if name in sample), None)
             if image is not None:
-                return image, int(sample["cls"]) if "cls" in sample else -1
+                return image, _class_of(sample) if with_labels else -1
         return None
 
     def examples() -> Iterator[tuple[bytes, int]]:
@@ -196,4 +242,28 @@ def _tars(files: Sequence[str], what: str) -> Stream:
 
     spec = (tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64))
     dataset = tf.data.Dataset.from_generator(examples, output_signature=spec)
-    return _counted(dataset, True, what)
+    return _counted(dataset, with_labels, what)
+
+
+def _ends_as_tar(name: str) -> bool:
+    """Whether a file ends with two blocks of zeros: readers take one that was cut off between two
+    of its members for a whole one. What is packed has checks of its own.
+    """
+    with open(name, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            return True
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1024))
+        return file.read() == bytes(1024)
+
+
+def _class_of(sample: dict[str, Any]) -> int:
+    """The number of an example's class, -1 if there is none."""
+    text = sample.get("cls", b"-1")
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"{image_checks.ERROR_START}the label {sample['__key__']}.cls must be the number of a "
+            f"class, got {bytes(text[:40])!r}{image_checks.ERROR_END}"
+        ) from None

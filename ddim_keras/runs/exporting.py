@@ -239,8 +239,10 @@ def _walk(model: DiffusionModel, sampling: dict[str, Any], told: Conditioning) -
 def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
     """Write metadata.json, or refuse a folder whose images were made otherwise."""
     path = folder / "metadata.json"
+    # Looked for first: another machine may write both meanwhile.
+    has_shards = next(folder.glob("shard_*"), None) is not None
     if not path.is_file():
-        if next(folder.glob("shard_*"), None) is not None:
+        if has_shards:
             raise ValueError(f"{folder} holds shards without metadata.json: choose another folder")
         with files.written_beside(path) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n")

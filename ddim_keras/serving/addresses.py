@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 import socket
 
+# By which programs of this machine call it.
+OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine itself reaches what is bound to `host`."""
@@ -14,6 +17,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def in_url(host: str) -> str:
+    """A host as an address of the web has it."""
+    return f"[{host}]" if ":" in host else host
+
+
+def names_at(host: str) -> tuple[str, ...] | None:
+    """Return the names by which a server at `host` may be asked for; None for any, as other
+    machines have names of their own for it.
+    """
+    return (*OWN_NAMES, in_url(host)) if is_loopback(host) else None
 
 
 def check_host(host: str, token: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,6 +22,8 @@ from ddim_keras.support.version import __version__
 
 try:
     import fastapi
+    import fastapi.exceptions
+    import fastapi.responses
     import pydantic
     import starlette.middleware.trustedhost
     import uvicorn
@@ -31,10 +33,13 @@ except ImportError as error:
         f"serving over HTTP needs FastAPI and uvicorn ({error}): pip install 'ddim_keras[serve]'"
     ) from error
 
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 # How often a waiting request looks whether who asked is still there.
 _LOOKING_SECONDS = 0.25
 _CONNECTIONS = 64
+# After so long in which nothing of an answer was read, the connection is closed.
+_READING_SECONDS = 60.0
+# Of what is wrong with a request as many parts are told, each in as many characters.
+_PROBLEMS, _WORDS = 10, 1000
 _STATUS = {Busy: 503, Stopped: 503, OutOfTime: 504}
 
 Messages = Callable[[], Awaitable[Any]]
@@ -43,7 +48,8 @@ Messages = Callable[[], Awaitable[Any]]
 class Parameters(pydantic.BaseModel):
     """What `POST /generate` takes; as for `DiffusionModel.generate`."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    # Strict: true is no number, and "2" none either.
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     num_images: Annotated[int, pydantic.Field(ge=1, description="How many images.")] = 1
     steps: Annotated[int | None, pydantic.Field(ge=1, description="Steps of the walk.")] = None
@@ -66,22 +72,31 @@ class Parameters(pydantic.BaseModel):
     ] = "png"
 
 
-def application(service: Service, token: str | None = None, any_host: bool = False) -> Any:
+def application(
+    service: Service,
+    token: str | None = None,
+    names: Sequence[str] | None = addresses.OWN_NAMES,
+) -> Any:
     """Return the ASGI application that serves a model.
 
     Args:
         service: the model and its limits.
         token: what requests must carry, but for those of /health; None for nothing.
-        any_host: whether it may be asked for by other names than those of this machine itself.
-            Otherwise pages of other sites, whose names lead here, are turned away.
+        names: the names by which it may be asked for; None for any. By default those of this
+            machine itself: pages of other sites, whose names lead here, are turned away.
     """
     app = fastapi.FastAPI(
         title="ddim_keras", version=__version__, description="Images by a diffusion model."
     )
+    app.add_exception_handler(fastapi.exceptions.RequestValidationError, _say_what_is_wrong)
 
     def allowed(authorization: Annotated[str, fastapi.Header()] = "") -> None:
-        given = authorization.removeprefix("Bearer ").encode()
-        if token is not None and not hmac.compare_digest(given, token.encode()):
+        scheme, _, given = authorization.partition(" ")
+        if token is None:
+            return
+        # Headers are bytes, which the server read as Latin-1.
+        told = given.strip().encode("latin-1")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(told, token.encode()):
             raise fastapi.HTTPException(
                 401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"}
             )
@@ -119,19 +134,44 @@ def application(service: Service, token: str | None = None, any_host: bool = Fal
         except tuple(_STATUS) as error:
             again = {"Retry-After": "1"} if isinstance(error, Busy) else None
             raise fastapi.HTTPException(_STATUS[type(error)], str(error), again) from error
-        except ValueError as error:
-            raise fastapi.HTTPException(422, str(error)) from error
+        except (ValueError, ArithmeticError) as error:
+            raise fastapi.HTTPException(422, _shown(str(error))) from error
         content, kind = await asyncio.to_thread(_packed, made, format)
         headers = {"x-seed": str(made.seed)}
         return fastapi.Response(content, media_type=kind, headers=headers)
 
     app.add_middleware(_Patience, limits=service.limits)
-    if not any_host:
+    if names is not None:
         app.add_middleware(
-            starlette.middleware.trustedhost.TrustedHostMiddleware,
-            allowed_hosts=[*_LOOPBACK],
+            starlette.middleware.trustedhost.TrustedHostMiddleware, allowed_hosts=[*names]
         )
     return app
+
+
+async def _say_what_is_wrong(request: fastapi.Request, error: Any) -> fastapi.Response:
+    """Answer with what is wrong, but without what was sent: that may be long, and may hold what
+    JSON does not, such as NaN.
+    """
+    problems = [
+        {
+            "type": problem["type"],
+            "loc": [part if isinstance(part, int) else _shown(part) for part in problem["loc"]],
+            "msg": _shown(": ".join([problem["msg"], *_reasons(problem)])),
+        }
+        for problem in error.errors()[:_PROBLEMS]
+    ]
+    return fastapi.responses.JSONResponse({"detail": problems}, 422)
+
+
+def _reasons(problem: dict[str, Any]) -> list[str]:
+    """Where a text is no JSON, at what it is not."""
+    return [str(problem["ctx"]["error"])] if problem["type"] == "json_invalid" else []
+
+
+def _shown(text: str) -> str:
+    """A text that can be sent: without halves of characters, and not at any length."""
+    text = text if len(text) <= _WORDS else f"{text[:_WORDS]} ..."
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 async def _result(job: Job, request: fastapi.Request) -> Made:
@@ -139,6 +179,7 @@ async def _result(job: Job, request: fastapi.Request) -> Made:
     future = asyncio.wrap_future(job.future)
     try:
         while not (await asyncio.wait({future}, timeout=_LOOKING_SECONDS))[0]:
+            job.check()  # a step or a compilation before it may take long
             if await request.is_disconnected():
                 raise Stopped("the client has disconnected")
         return future.result()
@@ -205,22 +246,29 @@ async def _refuse(send: Any, status: int, reason: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _protocol(patience: float) -> type[H11Protocol]:
+def _protocol(patience: float, reading: float = _READING_SECONDS) -> type[H11Protocol]:
     class Impatient(H11Protocol):
-        """Closes connections over which no whole request comes; uvicorn would wait for ever."""
+        """Closes connections over which no whole request comes, or whose answer nobody reads;
+        uvicorn would wait for ever.
+        """
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.seen = None
+            self.seen, self.unsent, self.moved = None, 0, self.loop.time()
             self.loop.call_later(patience, self.look)
 
         def look(self) -> None:
-            if self.transport.is_closing():
+            unsent = self.transport.get_write_buffer_size()
+            if not unsent or unsent != self.unsent:
+                self.unsent, self.moved = unsent, self.loop.time()
+            elif self.loop.time() - self.moved > reading:
+                self.transport.abort()
+                return
+            if self.transport.is_closing() and not unsent:
                 return
             is_idle = self.cycle is None or self.cycle.response_complete
             if is_idle and self.scope is self.seen:
-                self.transport.close()
-                return
+                self.transport.close()  # once all is sent
             self.seen = self.scope
             self.loop.call_later(patience, self.look)
 
@@ -249,7 +297,7 @@ def serve(
     """
     addresses.check_host(host, token)
     at = addresses.bound(host, port)
-    app = application(service, token, any_host=not addresses.is_loopback(host))
+    app = application(service, token, addresses.names_at(host))
     config = uvicorn.Config(
         app,
         http=_protocol(service.limits.patience),
@@ -259,9 +307,9 @@ def serve(
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
     )
-    name = f"[{host}]" if ":" in host else host
     try:
         service.warm_up()
+        name = addresses.in_url(host)
         tell(f"Serving at http://{name}:{at.getsockname()[1]}, described at /docs; Ctrl-C ends it")
         uvicorn.Server(config).run(sockets=[at])
     except KeyboardInterrupt:  # uvicorn has ended, and hands it on

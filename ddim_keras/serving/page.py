@@ -12,7 +12,7 @@ import numpy as np
 
 from ddim_keras.samplers import SAMPLERS
 from ddim_keras.serving.limits import TurnedAway
-from ddim_keras.serving.play import Playground, Settings
+from ddim_keras.serving.play import DAMAGES, Playground, Settings
 from ddim_keras.serving.service import Asked
 
 # Neither the page nor its parts come from elsewhere, and nothing is reported.
@@ -179,6 +179,13 @@ def _from_images(playground: Playground, shared: list[Any], seed: Any) -> None:
                     0.0, 1.0, 0.5, step=0.05, label="How far the variations go", elem_id="strength"
                 )
                 vary = gr.Button("Vary", variant="primary", elem_id="vary")
+                damage = gr.Radio(
+                    list(DAMAGES),
+                    value=next(iter(DAMAGES)),
+                    label="What is wrong with it",
+                    elem_id="damage",
+                )
+                mend = gr.Button("Restore", elem_id="restore")
             shown = _image("from-image")
 
     def reconstruct(source: str, label: str, guidance: float, steps: int, given: str) -> np.ndarray:
@@ -198,7 +205,20 @@ def _from_images(playground: Playground, shared: list[Any], seed: Any) -> None:
         number = min(8, playground.limits.images)
         return _told(lambda: playground.vary(source, given, strength, number, int(seed), settings))
 
+    def restore(
+        source: str,
+        label: str,
+        guidance: float,
+        steps: int,
+        seed: int,
+        given: str,
+        damage: str,
+    ) -> np.ndarray:
+        settings = _settings(playground, source, label, guidance, steps)
+        return _told(lambda: playground.restore(source, given, damage, int(seed), settings))
+
     again.click(reconstruct, [*shared, given], shown, **_IN_TURN)
+    mend.click(restore, [*shared, seed, given, damage], shown, **_IN_TURN)
     vary.click(variations, [*shared, seed, given, strength], shown, **_IN_TURN)
 
 

@@ -16,6 +16,7 @@ from ddim_keras import plotting
 from ddim_keras.data import read_images
 from ddim_keras.model import DiffusionModel
 from ddim_keras.sampling.interpolate import slerp
+from ddim_keras.sampling.operators import Blur, Colorize, Mask, Operator, SuperResolution
 from ddim_keras.serving.limits import Limits
 from ddim_keras.serving.service import Asked, Service
 from ddim_keras.serving.worker import Job, Worker
@@ -26,6 +27,16 @@ _KEPT = 3
 # The side of a picture on the page, in about so many pixels.
 _SHOWN = 480
 _LOOKING_SECONDS = 0.1
+
+
+# What an image may be restored from, as the page calls it: what is known of such images, and the
+# deviation of the noise in them, where images are in [0, 1].
+DAMAGES: dict[str, tuple[Callable[[Sequence[int]], Operator], float]] = {
+    "few pixels": (lambda shape: SuperResolution(_factor(shape)), 0.0),
+    "no colours": (lambda shape: Colorize(), 0.0),
+    "blurred": (lambda shape: Blur.gaussian(1.0), 0.02),
+    "noisy": (lambda shape: Mask(np.ones(shape[:2])), 0.1),
+}
 
 
 class Settings(NamedTuple):
@@ -155,6 +166,41 @@ class Playground:
 
         return self._made(number, settings, work)
 
+    def restore(
+        self, source: str, path: str, damage: str, seed: int, settings: Settings
+    ) -> np.ndarray:
+        """Return what is known of a damaged image, beside an image that the model makes of it.
+
+        Args:
+            source: the model's.
+            path: of the image.
+            damage: one of `DAMAGES`.
+            seed: fixes what is made up.
+            settings: what else is asked for.
+        """
+        model = self.service(source).model
+        if damage not in DAMAGES:
+            raise ValueError(f"damage must be one of {list(DAMAGES)}, got {damage!r}")
+        make, noise = DAMAGES[damage]
+        operator = make(model.image_shape)
+        operator.built(model.image_shape)  # refuses what does not fit
+        measured = operator(_read(model, path))
+
+        def work(job: Job) -> Images:
+            made = model.restore(
+                measured,
+                operator,
+                settings.steps,
+                noise_level=noise,
+                labels=settings.label,
+                guidance=settings.guidance,
+                seed=seed,
+                verbose=0,
+            )
+            return np.concatenate([_as_large_as(measured, made), made])
+
+        return self._made(1, settings, work)
+
     def inpaint(
         self, source: str, whole: Any, painted: np.ndarray, seed: int, settings: Settings
     ) -> np.ndarray:
@@ -210,6 +256,17 @@ def _read(model: DiffusionModel, path: str) -> ImageArray:
         raise ValueError("there is no image yet: drop one in")
     *size, channels = model.image_shape
     return np.asarray(read_images((pathlib.Path(path),), size, channels, fit="crop"))
+
+
+def _factor(shape: Sequence[int]) -> int:
+    return 4 if shape[0] % 4 == 0 and shape[1] % 4 == 0 else 2
+
+
+def _as_large_as(measured: Images, images: Images) -> Images:
+    """Measurements as images, to be seen beside others."""
+    factor = images.shape[1] // measured.shape[1]
+    shown = measured.repeat(factor, axis=1).repeat(factor, axis=2)
+    return np.clip(np.broadcast_to(shown, images.shape), 0.0, 1.0)
 
 
 def _cropped(painted: np.ndarray, size: Sequence[int]) -> np.ndarray:

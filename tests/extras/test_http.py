@@ -27,16 +27,27 @@ from ddim_keras.serving.service import Service  # noqa: E402
 
 pytestmark = pytest.mark.extras
 JSON = {"content-type": "application/json"}
-LIMITS = Limits(images=4, steps=8, waiting=2, seconds=20.0, body=10_000, patience=1.0)
+LIMITS = Limits(images=4, steps=8, waiting=2, seconds=300.0, body=10_000, patience=1.0)
 
 
 @contextlib.contextmanager
 def running(service, token=None):
     """Yield the address of a server in another thread."""
+    application = http.application(service, token)
+    try:
+        with running_application(application, service.limits.patience) as (address, _):
+            yield address
+    finally:
+        service.stop()
+
+
+@contextlib.contextmanager
+def running_application(application, patience, **reading):
+    """Yield the address of a server in another thread, and the server."""
     at = addresses.bound("127.0.0.1", 0)
     config = uvicorn.Config(
-        http.application(service, token),
-        http=http._protocol(service.limits.patience),
+        application,
+        http=http._protocol(patience, **reading),
         log_level="warning",
         limit_concurrency=64,
     )
@@ -46,11 +57,10 @@ def running(service, token=None):
     try:
         while not server.started:
             time.sleep(0.05)
-        yield at.getsockname()
+        yield at.getsockname(), server
     finally:
         server.should_exit = True
         thread.join(30)
-        service.stop()
         assert not thread.is_alive()
 
 
@@ -64,7 +74,7 @@ def address():
 
 @pytest.fixture
 def client(address):
-    with httpx.Client(base_url=f"http://{address[0]}:{address[1]}", timeout=60) as found:
+    with httpx.Client(base_url=f"http://{address[0]}:{address[1]}", timeout=300) as found:
         yield found
 
 
@@ -98,6 +108,33 @@ WRONG = {
     "an unknown label": ({"steps": 3, "labels": 7}, "labels"),
     "a seed out of range": ({"seed": -1}, "greater than or equal to 0"),
     "a word for a number": ({"steps": "many"}, "valid integer"),
+    "a number as a word": ({"steps": "3"}, "valid integer"),
+    "a truth for a number": ({"num_images": True}, "valid integer"),
+    "a truth for a label": ({"labels": [True]}, "valid integer"),
+    "no labels": ({"steps": 3, "labels": []}, "labels"),
+    "a negative label": ({"steps": 3, "labels": -1}, "labels"),
+    "guidance beyond all numbers": ({"steps": 3, "labels": 1, "guidance": 1e300}, "infinity"),
+}
+# What JSON's text may hold, but JSON's values, or UTF-8, do not.
+ODD = {
+    "NaN": b'{"eta": NaN}',
+    "NaN for a label": b'{"labels": NaN}',
+    "infinity": b'{"guidance": Infinity}',
+    "NaN under an unknown name": b'{"step": [NaN]}',
+    "half a character": b'{"steps": 3, "sampler": "\\ud800"}',
+    "half a character for a label": b'{"steps": 3, "labels": "\\ud800"}',
+    "half a character for a name": b'{"\\ud800": 1}',
+    "a list": b"[1]",
+    "nothing": b"",
+    "no JSON": b"{'steps': 3}",
+    "bytes": b'{"sampler": "\xff"}',
+    "too deep": b"[" * 4000 + b"]" * 4000,
+    "too large": b'{"labels": 1' + b"0" * 5000 + b"}",
+    "a long sampler": b'{"sampler": "' + b"z" * 9000 + b'"}',
+    "a long name": b'{"' + b"z" * 9000 + b'": 1}',
+    "a long label": b'{"steps": 3, "labels": "' + b"z" * 9000 + b'"}',
+    "many labels": b'{"steps": 3, "labels": [' + b'"x", ' * 1500 + b"1]}",
+    "many wrong labels": b'{"labels": [' + b"[], " * 2000 + b"[]]}",
 }
 
 
@@ -107,6 +144,20 @@ def test_what_is_wrong_is_refused_in_words(client, case):
     answer = client.post("/generate", json=settings)
     assert answer.status_code == 422
     assert message in answer.text
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_is_odd_is_refused_in_few_words(client, case):
+    answer = client.post("/generate", content=ODD[case], headers=JSON)
+    assert answer.status_code in (400, 422)
+    assert 0 < len(answer.json()["detail"])
+    assert len(answer.content) < 8000
+    assert client.post("/generate", json={"steps": 1}).status_code == 200
+
+
+def test_where_a_text_ceases_to_be_json_is_said(client):
+    answer = client.post("/generate", content=b'{"steps": 3,}', headers=JSON)
+    assert "JSON decode error: " in answer.json()["detail"][0]["msg"]
 
 
 def test_health_and_description(client):
@@ -132,6 +183,39 @@ def test_a_body_that_comes_too_slowly_is_refused(address):
             b"POST /generate HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 50\r\n\r\n{"
         )
         assert b"408" in connection.recv(1000)
+
+
+def test_a_connection_whose_answer_is_not_read_is_closed():
+    size = 200_000_000  # more than lies between the two
+
+    async def much(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    with running_application(much, patience=0.5, reading=2.0) as (address, server):
+        with socket.create_connection(address, timeout=60) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert connection.recv(100)
+            end = time.monotonic() + 120.0
+            while server.server_state.connections and time.monotonic() < end:
+                time.sleep(0.1)
+            assert not server.server_state.connections
+        assert len(httpx.get(f"http://{address[0]}:{address[1]}/", timeout=120).content) == size
+
+
+def test_what_takes_too_long_before_its_first_step_is_given_up(monkeypatch):
+    """As a compilation does, within which nothing is looked at."""
+    go = threading.Event()
+    limits = Limits(seconds=0.5)
+    service = Service(small_model(), limits)
+    monkeypatch.setattr(service.model.engine, "draw", lambda *arguments: go.wait(60))
+    with running(service) as (host, port):
+        try:
+            answer = httpx.post(f"http://{host}:{port}/generate", json={"steps": 1}, timeout=60)
+        finally:
+            go.set()
+        assert answer.status_code == 504
+        assert "not done within 0.5 seconds" in answer.text
 
 
 def test_a_connection_over_which_nothing_comes_is_closed(address):
@@ -160,9 +244,20 @@ def test_a_token_is_asked_for_where_there_is_one():
             assert client.get("/health").status_code == 200
             settings = {"steps": 1}
             assert client.post("/generate", json=settings).status_code == 401
-            wrong, right = ({"Authorization": f"Bearer {word}"} for word in ("secre", "secret"))
-            assert client.post("/generate", json=settings, headers=wrong).status_code == 401
-            assert client.post("/generate", json=settings, headers=right).status_code == 200
+            for value, expected in (
+                ("Bearer secre", 401),
+                ("Bearer secret2", 401),
+                ("Bearer", 401),
+                ("secret", 401),
+                ("Basic secret", 401),
+                ("Bearer \xff".encode("latin-1"), 401),
+                ("Bearer secret", 200),
+                ("bearer secret", 200),
+            ):
+                headers = {"Authorization": value}
+                answer = client.post("/generate", json=settings, headers=headers)
+                assert answer.status_code == expected, value
+            assert client.get("/model").status_code == 401
 
 
 def resident_megabytes(process) -> float:
@@ -187,6 +282,7 @@ def burden(base: str, address, seconds: float) -> dict[int, int]:
             b"{broken",
             b"x" * 2_000_000,
             b'{"steps": 2, "sampler": "euler"}',
+            *ODD.values(),
         ]
         with httpx.Client(base_url=base, headers=JSON, timeout=60) as client:
             while time.monotonic() < end:
@@ -197,6 +293,11 @@ def burden(base: str, address, seconds: float) -> dict[int, int]:
                             b"POST /generate HTTP/1.1\r\nhost: localhost\r\n"
                             b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
                         )
+                    continue
+                if index % 7 == 0:
+                    parameters = b'{"num_images": 2, "steps": 2}'
+                    answer = client.post("/generate", content=parameters)
+                    counts[answer.status_code] = counts.get(answer.status_code, 0) + 1
                     continue
                 if index % 13 == 0:  # never sent whole
                     with socket.create_connection(address) as connection:
@@ -234,7 +335,7 @@ def test_it_stands_a_load_of_all_kinds_without_leaks_and_ends_cleanly(tmp_path):
         assert counts[200] > 5
         assert counts[422] > 5
         assert counts[413] > 5
-        assert set(counts) <= {200, 408, 413, 422, 503}
+        assert set(counts) <= {200, 400, 408, 413, 422, 503}
         assert resident_megabytes(process) < before + 40.0
         assert open_files(process) <= files + 5
         assert httpx.get(f"{base}/health").json() == {"status": "ok", "unfinished": 0}

@@ -129,7 +129,7 @@ def test_dragging_between_two_latents_draws_anew(page):
     picture_in(page, "between", other_than=first)
 
 
-def test_an_image_is_reconstructed_and_varied(page, photo):
+def test_an_image_is_reconstructed_varied_and_restored(page, photo):
     page.get_by_role("tab", name="From an image").click()
     set_number(page, "steps", 5)
     page.locator("#given input[type=file]").set_input_files(photo)
@@ -137,7 +137,16 @@ def test_an_image_is_reconstructed_and_varied(page, photo):
     page.locator("#reconstruct").click()
     first = picture_in(page, "from-image")
     page.locator("#vary").click()
-    picture_in(page, "from-image", other_than=first)
+    second = picture_in(page, "from-image", other_than=first)
+    page.get_by_label("noisy").check()
+    page.locator("#restore").click()
+    third = picture_in(page, "from-image", other_than=second)
+    page.get_by_label("no colours").check()
+    page.locator("#restore").click()
+    page.get_by_text("there is nothing to colour").first.wait_for()
+    page.get_by_label("few pixels").check()
+    page.locator("#restore").click()
+    picture_in(page, "from-image", other_than=third)
 
 
 def test_what_is_painted_over_is_filled_in(page, photo):
