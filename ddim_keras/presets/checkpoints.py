@@ -152,11 +152,12 @@ def _settings(arrays: weight_files.Arrays, path: pathlib.Path, image_size: Any) 
     try:
         widths = [arrays[f"down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
         first, features = arrays["conv_in.weight"].shape, arrays["temb.dense.0.weight"].shape[0]
-    except (KeyError, IndexError) as error:  # IndexError: an array without axes
-        widths = []
-        missing = error
+    except KeyError as error:
+        widths, missing = [], f"no {error}"
+    except IndexError:
+        widths, missing = [], "single numbers for weights"
     if not widths or not depths or levels != list(range(len(levels))) or len(first) != 4:
-        what = f"no {missing}" if not widths and levels else "no levels down.0, down.1, ..."
+        what = missing if not widths and levels else "no levels down.0, down.1, ..."
         raise ValueError(
             f"{path} holds weights of another network than the DDIM paper's: {what} among "
             f"{sorted(arrays)[:6]}, ..."

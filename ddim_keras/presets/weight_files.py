@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 from typing import Any
 
@@ -78,13 +79,14 @@ def _read_torch(path: pathlib.Path) -> Any:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().split("\n")[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it names {named[1]}" if named else "it is no plain pickle of weights"
         raise ValueError(
             f"{path} is damaged, or holds more than weights, which might execute anything as it is "
             f"read ({reason}): get the weights as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = re.split(r"\.\s", str(error).strip())[0] or "it ends too soon"
         raise ValueError(f"{path} is damaged ({reason}): copy or download it again") from error
     try:
         return _as_arrays(found, torch)

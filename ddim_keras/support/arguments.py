@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,10 @@ def not_negative(name: str, value: Any) -> float:
 
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width), given that or the side of a square."""
-    sizes = (
-        (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
-    )
+    if is_number(image_size):
+        sizes: tuple = (image_size, image_size)
+    else:
+        sizes = tuple(image_size) if isinstance(image_size, Iterable) else ()
     if len(sizes) != 2:
         raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
     return positive_int("image_size", sizes[0]), positive_int("image_size", sizes[1])

@@ -133,6 +133,38 @@ def test_dpm_solver_under_leading_asks_at_their_times(pairs):
     agree(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda **own: diffusers.DPMSolverMultistepScheduler(thresholding=True, **own),
+        lambda **own: diffusers.UniPCMultistepScheduler(solver_order=3, **own),
+        lambda **own: diffusers.UniPCMultistepScheduler(thresholding=True, **own),
+    ],
+)
+def test_a_solver_of_theirs_is_read_as_what_leads_where_it_leads(pairs, made):
+    from ddim_keras.presets import diffusers_schedulers
+
+    network, model = pairs("epsilon")
+    scheduler = made(**BETAS)
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    own = diffusers_schedulers.scheduler_settings(config)["sampling_defaults"]
+    told = {"spacing": own.spacing, "clipping": own.clipping}
+    agree(walked_by_ours(model, sampler=own.sampler, **told), walked_by_theirs(network, scheduler))
+
+
+@pytest.mark.parametrize("kind", ["PNDMScheduler", "EulerDiscreteScheduler"])
+def test_their_pipeline_and_ours_sample_other_schedulers_alike(pairs, kind):
+    from ddim_keras.presets import diffusers_schedulers
+
+    network, model = pairs("epsilon")
+    scheduler = getattr(diffusers, kind)(timestep_spacing="leading", **BETAS)
+    config = {**scheduler.config, "_class_name": kind}
+    own = diffusers_schedulers.scheduler_settings(config)["sampling_defaults"]
+    theirs = diffusers.DDIMPipeline(network, scheduler).scheduler
+    told = {"spacing": own.spacing, "clipping": own.clipping}
+    agree(walked_by_ours(model, sampler=own.sampler, **told), walked_by_theirs(network, theirs))
+
+
 @pytest.mark.parametrize("offset", [0, 1])
 def test_their_walk_without_set_alpha_to_one_is_ours_to_the_first_noise_level(pairs, offset):
     from ddim_keras.presets import diffusers_schedulers
