@@ -625,7 +625,12 @@ def _published(
         )
     recompute = bool(changes.pop("recompute", False))
     settings = {**found.config["network"], "dtype": changes.get("dtype"), "recompute": recompute}
-    network = ddpm_unet(**settings)
+    try:
+        network = ddpm_unet(**settings)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the configuration of {found.source} makes no network: {error}. Nothing was loaded"
+        ) from error
     ddpm_names.assign(network, found.arrays, found.naming, found.source)
     return cls(**{**found.config, "network": network, **changes})
 

@@ -13,10 +13,14 @@ from conftest import random_images, slow_on_jax
 import ddim_keras
 from ddim_keras import DiffusionModel, networks, presets
 from ddim_keras.cli import main
-from ddim_keras.diffusion.schedules import CosineBetaSchedule
+from ddim_keras.diffusion.parameterizations import NoiseParameterization
+from ddim_keras.diffusion.schedules import CosineBetaSchedule, LinearBetaSchedule
+from ddim_keras.diffusion.spacings import LeadingSpacing
 from ddim_keras.networks import ddpm_layers
-from ddim_keras.presets import ddpm_names, diffusers_configs, safetensors
-from ddim_keras.sampling.clipping import ImageOnlyClipping
+from ddim_keras.presets import ddpm_names, diffusers_configs, diffusers_schedulers, safetensors
+from ddim_keras.samplers import DDIM, DPMSolverMultistep, UniPC
+from ddim_keras.sampling.clipping import ImageOnlyClipping, NoClipping, StaticClipping
+from ddim_keras.sampling.defaults import SamplingDefaults
 
 TINY = {"widths": [4, 8], "block_depth": 1, "attention_levels": [1], "groups": 4}
 CONFIG = {
@@ -221,6 +225,12 @@ def test_nothing_is_loaded_half(network, folder, tmp_path):
         ({"sample_size": None}, "no sample_size: give image_size"),
         ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel"),
         ({"block_out_channels": [4, 8, 8]}, "the same number, got 3, 2 and 2"),
+        ({"block_out_channels": 8}, "block_out_channels must be a list, got 8"),
+        ({"block_out_channels": [4, "8"]}, "block_out_channels must be an integer"),
+        ({"layers_per_block": [1, 2]}, r"layers_per_block must be an integer, .*: got \[1, 2\]"),
+        ({"norm_num_groups": None}, "norm_num_groups must be an integer, .*: got None"),
+        ({"norm_eps": "small"}, "norm_eps must be a number, got 'small'"),
+        ({"num_class_embeds": 0}, "num_class_embeds must be an integer, .*: got 0"),
     ],
 )
 def test_networks_that_cannot_be_read_are_named(changes, message):
@@ -235,11 +245,177 @@ def test_networks_that_cannot_be_read_are_named(changes, message):
         ({"beta_schedule": "laplace"}, "beta_schedule is 'laplace'"),
         ({"timestep_spacing": "random"}, "timestep_spacing is 'random'"),
         ({"variance_type": "learned_range"}, "predicts variances"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is a FlowMatch.* are of betas"),
+        ({"_class_name": "EDMEulerScheduler"}, "is a EDMEulerScheduler: only those"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"beta_end": "0.02"}, "beta_end must be a number, got '0.02'"),
+        ({"num_train_timesteps": 1000.5}, "num_train_timesteps must be an integer"),
+        ({"trained_betas": [0.1, 0.2]}, "2 trained_betas, but num_train_timesteps is 100"),
     ],
 )
 def test_schedulers_that_cannot_be_read_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        diffusers_configs.scheduler_settings({**SCHEDULER, **changes})
+        diffusers_schedulers.scheduler_settings({**SCHEDULER, **changes})
+
+
+def settings_of(**changes):
+    return diffusers_schedulers.scheduler_settings({"num_train_timesteps": 100, **changes})
+
+
+def defaults_of(kind, **changes):
+    return settings_of(_class_name=kind, **changes)["sampling_defaults"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNDMScheduler", "EulerDiscreteScheduler", "DDIMInverseScheduler"]
+)
+def test_other_schedulers_are_sampled_as_their_ddim_pipeline_does(kind):
+    """It takes what both have, and else what its own scheduler has where nothing is said."""
+    own = defaults_of(kind, set_alpha_to_one=False)
+    assert (own.sampler.last_noise_rate, own.clipping.limit) == (pytest.approx(0.01), 1.0)
+    assert repr(own.spacing) == "LeadingSpacing()"
+    assert isinstance(defaults_of(kind, clip_sample=False).clipping, NoClipping)
+
+
+def test_what_is_null_in_a_scheduler_is_not_said():
+    nulls = dict.fromkeys(["clip_sample_range", "trained_betas", "beta_end", "variance_type"])
+    assert repr(defaults_of("DDIMScheduler", **nulls)) == repr(defaults_of("DDIMScheduler"))
+
+
+def test_no_more_steps_than_there_are_times_are_a_default():
+    assert defaults_of("DDIMScheduler", num_train_timesteps=20).diffusion_steps == 20
+
+
+def test_the_first_versions_word_for_predicted_images_is_understood():
+    parameterization = settings_of(predict_epsilon=False)["parameterization"]
+    assert type(parameterization).__name__ == "ImageParameterization"
+
+
+def test_the_first_versions_names_of_blocks_are_understood():
+    former = {"down_block_types": [f"UNetRes{name}" for name in CONFIG["down_block_types"]]}
+    read = diffusers_configs.network_settings
+    assert read({**CONFIG, **former}) == read(CONFIG)
+
+
+def test_solvers_cut_off_images_and_go_on_from_the_noisy_image_itself():
+    own = defaults_of("DPMSolverMultistepScheduler", thresholding=True)
+    assert isinstance(own.clipping, StaticClipping)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"solver_order": 3}, {"use_karras_sigmas": True}, {"final_sigmas_type": "sigma_min"}],
+)
+def test_what_a_solver_here_has_not_is_said(changes):
+    (name,) = changes
+    with pytest.warns(UserWarning, match=f"has {name}=.* no counterpart here"):
+        defaults_of("DPMSolverMultistepScheduler", **changes)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "clipping"),
+    [
+        (UniPC(3), "none"),
+        (DPMSolverMultistep(stochastic=True), "static"),
+        (DPMSolverMultistep(), "none"),
+        (DDIM(), "image_only"),
+    ],
+)
+def test_a_sampler_goes_out_in_a_schedulers_configuration_and_comes_back(sampler, clipping):
+    is_solver = not isinstance(sampler, DDIM)
+    spacing = LeadingSpacing(1, with_first=not is_solver)
+    defaults = SamplingDefaults(50, sampler, spacing, clipping)
+    written = diffusers_schedulers.scheduler_config(
+        LinearBetaSchedule(), NoiseParameterization(), defaults
+    )
+    again = diffusers_schedulers.scheduler_settings(json.loads(json.dumps(written)))
+    assert repr(again["sampling_defaults"]) == repr(defaults)
+
+
+def test_the_large_variance_of_ancestral_sampling_goes_out():
+    written = diffusers_schedulers.scheduler_config(
+        LinearBetaSchedule(), NoiseParameterization(), SamplingDefaults(sampler="ddpm_large")
+    )
+    assert (written["_class_name"], written["variance_type"]) == ("DDPMScheduler", "fixed_large")
+
+
+def test_spacing_and_clipping_that_have_no_place_there_are_said():
+    for defaults, message in (
+        (SamplingDefaults(50, "unipc", "linspace"), "no spacing like LinspaceSpacing"),
+        (SamplingDefaults(50, "ddim", "leading", "dynamic"), "no clipping like DynamicClipping"),
+    ):
+        with pytest.warns(UserWarning, match=message):
+            diffusers_schedulers.scheduler_config(
+                LinearBetaSchedule(), NoiseParameterization(), defaults
+            )
+
+
+def test_a_part_of_a_pipeline_is_told_from_a_whole_one(folder, network, tmp_path):
+    copy = changed(folder, tmp_path / "copy")
+    (copy / "model_index.json").unlink()
+    assert weights_equal(DiffusionModel.from_diffusers(copy).network, network)
+    (copy / "scheduler" / "scheduler_config.json").unlink()
+    for part in (copy, copy / "unet"):
+        with pytest.raises(ValueError, match="a network, but not the noise levels"):
+            DiffusionModel.from_diffusers(part)
+    with pytest.raises(ValueError, match="is a file: give the folder"):
+        DiffusionModel.from_diffusers(copy / "unet" / "config.json")
+    with pytest.raises(ValueError, match="is a folder: give a file"):
+        DiffusionModel.from_checkpoint(copy)
+    with pytest.raises(ValueError, match='found .*; of weights .* give variant="fp16"'):
+        DiffusionModel.from_diffusers(folder, variant="ema")
+
+
+def test_errors_name_the_configuration_that_they_are_in(folder, network, tmp_path):
+    arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS)
+    write_folder(tmp_path, arrays, unet={**CONFIG, "sample_size": 8.5})
+    with pytest.raises(
+        ValueError, match=r"unet/config\.json cannot be read: .* Nothing was loaded"
+    ):
+        DiffusionModel.from_diffusers(tmp_path)
+    write_folder(tmp_path, arrays, scheduler={**SCHEDULER, "steps_offset": "one"})
+    with pytest.raises(ValueError, match=r"scheduler_config\.json cannot be read: .*offset"):
+        DiffusionModel.from_diffusers(tmp_path)
+    write_folder(tmp_path, arrays, unet={**CONFIG, "attention_head_dim": 3})
+    with pytest.raises(ValueError, match="makes no network: head_channels must divide"):
+        DiffusionModel.from_diffusers(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder, tmp_path):
+    bad = np.array([0.0, np.nan, np.inf], "float32")
+    with pytest.raises(ValueError, match="1 holding NaN or infinity: conv_out.bias. Nothing was"):
+        DiffusionModel.from_diffusers(changed(folder, tmp_path, **{"conv_out.bias": bad}))
+
+
+def test_what_git_keeps_in_place_of_a_large_file_is_told(folder, tmp_path):
+    copy = changed(folder, tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").write_text(pointer)
+    with pytest.raises(ValueError, match="run git lfs pull"):
+        DiffusionModel.from_diffusers(copy)
+
+
+def test_a_null_class_is_refused_where_none_can_be(folder, openai_arrays, tmp_path):
+    with pytest.raises(ValueError, match="takes no labels: leave null_class out"):
+        DiffusionModel.from_diffusers(folder, null_class=True)
+    with pytest.raises(ValueError, match="a single class, which cannot be the one"):
+        DiffusionModel.from_diffusers(with_classes(folder, tmp_path / "one", 1), null_class=True)
+    short = with_classes(folder, tmp_path / "short", 3)
+    (short / "unet" / "config.json").write_text(json.dumps({**CONFIG, "num_class_embeds": 4}))
+    with pytest.raises(ValueError, match=r"class_embedding.weight is \(3, 16\) for 4 classes"):
+        DiffusionModel.from_diffusers(short)
+    path = tmp_path / "model.safetensors"
+    safetensors.write(path, without(openai_arrays[1], "label_emb"))
+    with pytest.raises(ValueError, match="takes no labels: leave null_class out"):
+        DiffusionModel.from_checkpoint(path, heads=2, null_class=True)
+
+
+def test_a_pipeline_of_another_kind_is_not_overwritten(model, tmp_path):
+    index = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="a pipeline of another kind, which would be lost"):
+        model.save_to_diffusers(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text()) == index
 
 
 def test_damaged_files_are_refused_in_words(folder, tmp_path):
@@ -375,6 +551,21 @@ def without(arrays, *beginnings):
         (lambda arrays: without(arrays, "output_blocks"), {"heads": 2}, "half of a U-Net"),
         (lambda arrays: without(arrays, "input_blocks.2"), {"heads": 2}, r"input_blocks \[2\]"),
         (lambda arrays: without(arrays, "out.2.bias"), {"heads": 2}, "lacks out.2.bias"),
+        (
+            lambda arrays: {**arrays, "input_blocks.0.0.weight": np.zeros(3, "f")},
+            {"heads": 2},
+            "not for images",
+        ),
+        (
+            lambda arrays: {**arrays, "label_emb.weight": np.array(3.0, "f")},
+            {"heads": 2},
+            "label_emb.weight .* is a single number",
+        ),
+        (
+            lambda arrays: {"down.0.block.0.conv1.weight": np.array(3.0, "f")},
+            {},
+            "another network than the DDIM paper's",
+        ),
         (lambda arrays: without(arrays, "time_embed.0"), {"heads": 2}, "lacks time_embed.0.weight"),
         (
             lambda arrays: without(arrays, "middle_block.1.qkv.weight"),
@@ -496,6 +687,7 @@ def test_the_command_line_converts_in_and_out(folder, network, tmp_path):
             [str(tmp_path / "model.keras"), "x", "--null-class"],
             "--null-class says nothing of a model",
         ),
+        (["weights/none.ckpt", str(tmp_path / "x")], "no file at weights/none.ckpt"),
     ):
         result = CliRunner().invoke(main, ["convert", *wrong])
         assert result.exit_code == 2

@@ -208,7 +208,7 @@ def convert(
     ddim-keras convert cifar10.keras cifar10-folder --to diffusers
     """
     from ddim_keras.model import DiffusionModel
-    from ddim_keras.presets import checkpoints
+    from ddim_keras.presets import checkpoints, weight_files
 
     kind = kind or ("keras" if out.suffix == ".keras" else "preset")
     if (kind == "keras") != (out.suffix == ".keras") or out.suffix not in ("", ".keras"):
@@ -217,6 +217,8 @@ def convert(
             param_hint="OUT",
         )
     path = pathlib.Path(source)
+    if path.suffix in (".safetensors", *weight_files.TORCH_SUFFIXES) and not path.exists():
+        raise click.BadParameter(f"no file at {source}", param_hint="SOURCE")
     size = (image_size[0], image_size[1]) if isinstance(image_size, list) else image_size
     if path.is_file() and path.suffix != ".keras":
         _refuse_others(
@@ -226,7 +228,7 @@ def convert(
         model = DiffusionModel.from_checkpoint(
             path, image_size=size, schedule=schedule, null_class=null_class, **told
         )
-    elif (path / "model_index.json").is_file() or _may_be_on_the_hub(source):
+    elif _may_be_of_diffusers(path) or _may_be_on_the_hub(source):
         _refuse_others({"image_size", "null_class", "variant"}, "what diffusers wrote")
         model = DiffusionModel.from_diffusers(
             source, image_size=size, null_class=null_class or None, variant=variant
@@ -256,11 +258,20 @@ def _refuse_others(allowed: set[str], what: str) -> None:
             )
 
 
+def _may_be_of_diffusers(path: pathlib.Path) -> bool:
+    """Whether a folder holds a pipeline, or a part of one."""
+    parts = ("model_index.json", "unet", "config.json")
+    return path.is_dir() and any((path / part).exists() for part in parts)
+
+
 def _may_be_on_the_hub(source: str) -> bool:
     from ddim_keras import presets
+    from ddim_keras.presets import weight_files
 
+    suffixes = (".keras", ".safetensors", *weight_files.TORCH_SUFFIXES)
     return (
         source.count("/") == 1
+        and not source.endswith(suffixes)
         and not pathlib.Path(source).exists()
         and (source not in presets.names())
     )

@@ -78,6 +78,11 @@ def read(
         ImportError: PyTorch is needed and missing.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder: give a file of it; what diffusers wrote is read by "
+            "DiffusionModel.from_diffusers"
+        )
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
     given = resolve(schedule, Schedule, SCHEDULES)
@@ -148,10 +153,11 @@ def _settings(arrays: weight_files.Arrays, path: pathlib.Path, image_size: Any) 
         widths = [arrays[f"down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
         first, features = arrays["conv_in.weight"].shape, arrays["temb.dense.0.weight"].shape[0]
     except KeyError as error:
-        widths = []
-        missing = error
+        widths, missing = [], f"no {error}"
+    except IndexError:
+        widths, missing = [], "single numbers for weights"
     if not widths or not depths or levels != list(range(len(levels))) or len(first) != 4:
-        what = f"no {missing}" if not widths and levels else "no levels down.0, down.1, ..."
+        what = missing if not widths and levels else "no levels down.0, down.1, ..."
         raise ValueError(
             f"{path} holds weights of another network than the DDIM paper's: {what} among "
             f"{sorted(arrays)[:6]}, ..."

@@ -213,7 +213,7 @@ def assign(network: DDPMUNet, arrays: Arrays, naming: Naming, source: Any) -> No
         source: where they come from, for the message.
 
     Raises:
-        ValueError: weights are missing, too many or of another shape; names them.
+        ValueError: weights are missing, too many, of another shape, or hold no numbers; names them.
     """
     links = _links(network, naming)
     expected = {name: shape for link in links for name, shape in zip(link.names, link.shapes)}
@@ -224,6 +224,9 @@ def assign(network: DDPMUNet, arrays: Arrays, naming: Naming, source: Any) -> No
             f"{name} {arrays[name].shape} instead of {shape}"
             for name, shape in sorted(expected.items())
             if name in arrays and arrays[name].shape != shape
+        ],
+        "holding NaN or infinity": [
+            name for name in sorted(set(expected) & set(arrays)) if not _is_finite(arrays[name])
         ],
     }
     if any(wrong.values()):
@@ -239,6 +242,10 @@ def assign(network: DDPMUNet, arrays: Arrays, naming: Naming, source: Any) -> No
     values = [link.ours(*(arrays[name] for name in link.names)) for link in links]
     for link, value in zip(links, values):
         link.variable.assign(value.astype("float32"))
+
+
+def _is_finite(array: npt.NDArray[Any]) -> bool:
+    return bool(np.isfinite(array).all())
 
 
 def arrays_of(network: DDPMUNet, naming: Naming) -> dict[str, npt.NDArray[np.float32]]:

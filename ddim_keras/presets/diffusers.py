@@ -8,17 +8,25 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ddim_keras.networks.ddpm_unet import DDPMUNet
-from ddim_keras.presets import ddpm_names, diffusers_configs, safetensors, weight_files
+from ddim_keras.presets import (
+    ddpm_names,
+    diffusers_configs,
+    diffusers_schedulers,
+    safetensors,
+    weight_files,
+)
 from ddim_keras.support import files
 from ddim_keras.support.types import Config
 
 _INDEX, _OWN = "model_index.json", "ddim_keras.json"
+_SCHEDULER = "scheduler_config.json"
 _WEIGHTS = "diffusion_pytorch_model"
 _FORMAT = 1
 _LABELS = "class_embedding.weight"
@@ -63,29 +71,37 @@ def read(
         ImportError: the Hub is asked, but huggingface_hub is not installed.
     """
     folder = pathlib.Path(source)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file: give the folder that diffusers wrote; a checkpoint is read by "
+            "DiffusionModel.from_checkpoint"
+        )
     if not folder.is_dir():
         folder = _from_hub(source, revision)
     _check_pipeline(folder)
-    unet, scheduler = (_part(folder, name) for name in ("unet", "scheduler"))
-    network_config = _json(unet / "config.json")
+    unet = _part(folder, "unet")
     own = _json(folder / _OWN) if (folder / _OWN).is_file() else {}
     if own and own.get("format") != _FORMAT:
         raise ValueError(
             f"{folder / _OWN} has format {own.get('format')}, this version of ddim_keras reads "
             f"{_FORMAT}: update ddim_keras"
         )
+    network = _settings(
+        unet / "config.json",
+        lambda config: diffusers_configs.network_settings(config, image_size),
+    )
+    config = _settings(
+        _part(folder, "scheduler") / _SCHEDULER,
+        diffusers_schedulers.scheduler_settings,
+    )
     arrays = dict(_weights(unet, variant))
-    network = diffusers_configs.network_settings(network_config, image_size)
-    config = diffusers_configs.scheduler_settings(_json(scheduler / "scheduler_config.json"))
+    has_null = own.get("null_class", False) if null_class is None else null_class
     if network["num_classes"] is not None:
-        has_null = own.get("null_class", False) if null_class is None else null_class
-        if has_null:
-            network["num_classes"] -= 1
-        elif _LABELS in arrays:
-            table = arrays[_LABELS]
-            arrays[_LABELS] = np.concatenate([table, np.zeros_like(table[:1])])
+        _bring_labels(arrays, network, has_null, folder)
         config["num_classes"] = network["num_classes"]
         config["class_names"] = own.get("class_names")
+    elif null_class:
+        raise ValueError(f"the network of {folder} takes no labels: leave null_class out")
     config["image_size"] = network["image_shape"][:2]
     config["channels"] = network["image_shape"][2]
     config["network"] = network
@@ -116,6 +132,10 @@ def write(
         raise ValueError(
             f"{path} exists and is no folder of diffusers': choose another, or remove it"
         )
+    if (path / _INDEX).is_file() and _network_of(_json(path / _INDEX)) != "UNet2DModel":
+        raise ValueError(
+            f"{path} holds a pipeline of another kind, which would be lost: choose another folder"
+        )
     arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS)
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError(
@@ -124,7 +144,7 @@ def write(
     has_null = has_null and _LABELS in arrays and bool(np.any(arrays[_LABELS][-1]))
     if _LABELS in arrays and not has_null:
         arrays[_LABELS] = arrays[_LABELS][:-1]
-    scheduler = diffusers_configs.scheduler_config(
+    scheduler = diffusers_schedulers.scheduler_config(
         model["schedule"], model["parameterization"], model["sampling_defaults"]
     )
     index = {
@@ -141,9 +161,40 @@ def write(
         _write_json(temporary / _INDEX, index)
         _write_json(temporary / _OWN, own)
         _write_json(temporary / "unet" / "config.json", unet)
-        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
+        _write_json(temporary / "scheduler" / _SCHEDULER, scheduler)
         safetensors.write(temporary / "unet" / f"{_WEIGHTS}.safetensors", arrays)
         files.keep_others(path, temporary)
+
+
+def _settings(path: pathlib.Path, read: Callable[[Config], Config]) -> Config:
+    """What a configuration says, as `read` understands it; errors name the file."""
+    config = _json(path)
+    try:
+        return read(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Nothing was loaded") from error
+
+
+def _bring_labels(
+    arrays: dict[str, npt.NDArray[Any]], network: Config, has_null: bool, folder: pathlib.Path
+) -> None:
+    """Let the last of the class embeddings be the null class's; zeros, where it has none."""
+    classes = network["num_classes"]
+    if has_null:
+        if classes == 1:
+            raise ValueError(
+                f"the network of {folder} has a single class, which cannot be the one that says "
+                "nothing: leave null_class out"
+            )
+        network["num_classes"] -= 1
+    elif _LABELS in arrays:
+        table = arrays[_LABELS]
+        if table.ndim != 2 or len(table) != classes:
+            raise ValueError(
+                f"the weights of {folder} do not fit its configuration: {_LABELS} is {table.shape} "
+                f"for {classes} classes. Nothing was loaded"
+            )
+        arrays[_LABELS] = np.concatenate([table, np.zeros_like(table[:1])])
 
 
 def _from_hub(source: str | os.PathLike, revision: str | None) -> pathlib.Path:
@@ -175,17 +226,27 @@ def _from_hub(source: str | os.PathLike, revision: str | None) -> pathlib.Path:
 
 def _check_pipeline(folder: pathlib.Path) -> None:
     if not (folder / _INDEX).is_file():
-        if (folder / "config.json").is_file():  # of a lone network
-            return
-        raise ValueError(f"{folder} has no {_INDEX}: expected a folder that diffusers wrote")
+        if not (_part(folder, "unet") / "config.json").is_file():
+            raise ValueError(f"{folder} has no {_INDEX}: expected a folder that diffusers wrote")
+        if not (_part(folder, "scheduler") / _SCHEDULER).is_file():
+            raise ValueError(
+                f"{folder} holds a network, but not the noise levels that it was trained on: write "
+                f"them to {folder / 'scheduler' / _SCHEDULER}, by diffusers' "
+                "DDPMScheduler(...).save_pretrained, or give the folder of the whole pipeline"
+            )
+        return
     index = _json(folder / _INDEX)
-    found = index.get("unet")
-    kind = found[1] if isinstance(found, list) and len(found) == 2 else None
+    kind = _network_of(index)
     if kind != "UNet2DModel":
         raise ValueError(
             f"{folder / _INDEX} describes a {index.get('_class_name')} with the network {kind}: "
             "only unconditional and class-conditional pipelines with a UNet2DModel can be read"
         )
+
+
+def _network_of(index: Config) -> Any:
+    found = index.get("unet")
+    return found[1] if isinstance(found, list) and len(found) == 2 else None
 
 
 def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -206,7 +267,8 @@ def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
         return found
     raise ValueError(
         f"no weights in {folder}: expected {_WEIGHTS}{ending}.safetensors or .bin, found "
-        f"{sorted(path.name for path in folder.glob('*'))}"
+        f"{sorted(path.name for path in folder.glob('*'))}; of weights such as "
+        f'{_WEIGHTS}.fp16.safetensors, give variant="fp16"'
     )
 
 

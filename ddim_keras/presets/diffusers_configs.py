@@ -1,44 +1,12 @@
-"""Configurations of diffusers' `UNet2DModel` and schedulers in this library's terms, and back."""
+"""Configurations of diffusers' `UNet2DModel` in this library's terms, and back."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from ddim_keras.diffusion.parameterizations import (
-    ImageParameterization,
-    NoiseParameterization,
-    Parameterization,
-    VelocityParameterization,
-)
-from ddim_keras.diffusion.schedules import (
-    CosineBetaSchedule,
-    GivenBetaSchedule,
-    LinearBetaSchedule,
-    ScaledLinearBetaSchedule,
-    Schedule,
-    ZeroTerminalSNRSchedule,
-)
-from ddim_keras.diffusion.spacings import (
-    LeadingSpacing,
-    LinearSpacing,
-    LinspaceSpacing,
-    Spacing,
-    TrailingSpacing,
-)
 from ddim_keras.networks.ddpm_unet import attended_widths
-from ddim_keras.samplers import DDIM, DDPM, DPMSolverMultistep
-from ddim_keras.sampling.clipping import (
-    Clipping,
-    DynamicClipping,
-    ImageOnlyClipping,
-    NoClipping,
-)
-from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.support.arguments import height_and_width
+from ddim_keras.support.arguments import height_and_width, is_number, positive_int
 from ddim_keras.support.types import Config
 
 # The version whose format is written.
@@ -75,6 +43,14 @@ _NETWORK: Mapping[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
+# What these are, where a configuration says them.
+_WHOLE = (
+    *("in_channels", "out_channels", "layers_per_block", "norm_num_groups"),
+    *("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_class_embeds"),
+)
+_OPTIONAL = _WHOLE[4:]
+_NUMBERS = ("freq_shift", "mid_block_scale_factor", "dropout", "norm_eps")
+_LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 # Block -> (has attention, is halved or doubled by a residual block; None as its setting says).
 _BLOCKS: Mapping[str, tuple[bool, bool | None]] = {
     "DownBlock2D": (False, False),
@@ -84,12 +60,6 @@ _BLOCKS: Mapping[str, tuple[bool, bool | None]] = {
     "AttnUpBlock2D": (True, None),
     "ResnetUpsampleBlock2D": (False, True),
 }
-_PREDICTIONS: Mapping[str, type[Parameterization]] = {
-    "epsilon": NoiseParameterization,
-    "sample": ImageParameterization,
-    "v_prediction": VelocityParameterization,
-}
-_STEPS = 50  # as in DDIMPipeline
 
 
 def network_settings(config: Config, image_size: Any = None) -> Config:
@@ -109,6 +79,7 @@ def network_settings(config: Config, image_size: Any = None) -> Config:
     if unknown:
         raise ValueError(f"the network has settings that are not known here: {sorted(unknown)}")
     said = {**_NETWORK, **given}
+    _refuse_kinds(said)
     _refuse_others(said)
     size = said["sample_size"] if image_size is None else image_size
     if size is None:
@@ -243,84 +214,19 @@ def _head_channels(settings: Config) -> int | None:
     return widths[0] // heads
 
 
-def scheduler_settings(config: Config) -> Config:
-    """Return the arguments of `DiffusionModel` for the configuration of a scheduler.
-
-    Raises:
-        ValueError: the noise levels or the prediction have no counterpart.
-    """
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
-        raise ValueError(
-            f"the scheduler's prediction_type is {prediction!r}: expected one of "
-            f"{sorted(_PREDICTIONS)}"
-        )
-    if str(config.get("variance_type") or "").startswith("learned"):
-        raise ValueError("the network also predicts variances, which cannot be read")
-    kind, schedule = config.get("_class_name", "DDPMScheduler"), _schedule(config)
-    is_solver = kind == "DPMSolverMultistepScheduler"
-    if is_solver and config.get("algorithm_type", "dpmsolver++") == "sde-dpmsolver++":
-        sampler: Any = DPMSolverMultistep(stochastic=True)
-    elif kind == "DDIMScheduler" and not config.get("set_alpha_to_one", True):
-        sampler = DDIM(last_noise_rate=_first_noise_rate(schedule))
-    else:
-        sampler = {
-            "DPMSolverMultistepScheduler": "dpm_solver_2m",
-            "UniPCMultistepScheduler": "unipc",
-        }
-        sampler = sampler.get(kind, "ddim")
-    defaults = SamplingDefaults(
-        _STEPS, sampler, _spacing(config, kind, is_solver), _clipping(config, kind)
-    )
-    return {
-        "schedule": schedule,
-        "parameterization": _PREDICTIONS[prediction](),
-        "sampling_defaults": defaults,
-        "pixels": "symmetric",
-    }
-
-
-def scheduler_config(
-    schedule: Schedule, parameterization: Parameterization, defaults: SamplingDefaults
-) -> Config:
-    """Return the configuration of a scheduler for what a model was trained with.
-
-    Raises:
-        ValueError: diffusers has none for it.
-    """
-    prediction = [name for name, kind in _PREDICTIONS.items() if type(parameterization) is kind]
-    if not prediction:
-        raise ValueError(f"diffusers has no scheduler for {parameterization!r}")
-    clipping, limit = defaults.clipping, 1.0
-    if isinstance(clipping, ImageOnlyClipping):
-        limit = clipping.limit
-    kind = "DDPMScheduler" if isinstance(defaults.sampler, DDPM) else "DDIMScheduler"
-    solver = isinstance(defaults.sampler, DPMSolverMultistep)
-    if solver:
-        kind = "DPMSolverMultistepScheduler"
-    config: Config = {
-        "_class_name": kind,
-        "_diffusers_version": VERSION,
-        **_betas(schedule),
-        "prediction_type": prediction[0],
-        **_spacing_config(defaults.spacing),
-    }
-    if not solver:
-        config["clip_sample"] = not isinstance(clipping, (NoClipping, type(None), DynamicClipping))
-        config["clip_sample_range"] = limit
-    if kind == "DDIMScheduler":
-        last = getattr(defaults.sampler, "last_noise_rate", 0.0)
-        if last and not np.isclose(last, _first_noise_rate(schedule), rtol=1e-6):
-            raise ValueError(
-                "diffusers' walks end in the clean image or at the first of the noise rates, "
-                f"{_first_noise_rate(schedule):.4g}, not at last_noise_rate={last:.4g}"
-            )
-        config["set_alpha_to_one"] = not last
-    return config
-
-
-def _first_noise_rate(schedule: Schedule) -> float:
-    return float(schedule(np.array(schedule.first_time))[1])
+def _refuse_kinds(said: Config) -> None:
+    """Raise ValueError for a value of another kind than the setting has."""
+    for name in _WHOLE:
+        if said[name] is not None or name not in _OPTIONAL:
+            positive_int(f"the network's {name}", said[name])
+    for name in _NUMBERS:
+        if not is_number(said[name]):
+            raise ValueError(f"the network's {name} must be a number, got {said[name]!r}")
+    for name in _LISTS:
+        if not isinstance(said[name], (list, tuple)) or not said[name]:
+            raise ValueError(f"the network's {name} must be a list, got {said[name]!r}")
+    for width in said["block_out_channels"]:
+        positive_int("each of the network's block_out_channels", width)
 
 
 def _refuse_others(said: Config) -> None:
@@ -350,6 +256,8 @@ def _refuse_others(said: Config) -> None:
 def _attended(types: Sequence[str], resizing: str, way: str) -> list[tuple[bool, bool]]:
     """Of each block, whether it has attention and is resized by a residual block."""
     known = sorted(name for name in _BLOCKS if way in name)
+    # The first versions of diffusers put this before the names.
+    types = [str(name).removeprefix("UNetRes") for name in types]
     for name in types:
         if name not in known:
             raise ValueError(f"the network has a block {name!r}: only {known} can be read")
@@ -375,103 +283,3 @@ def _blocks(
         else:
             types.append(f"Resnet{way}sampleBlock2D" if level in residual else f"{way}Block2D")
     return types, "resnet" if True in resized else "conv"
-
-
-def _schedule(config: Config) -> Schedule:
-    number = config.get("num_train_timesteps", 1000)
-    kind = config.get("beta_schedule", "linear")
-    first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    schedule: Any
-    if config.get("trained_betas") is not None:
-        schedule = GivenBetaSchedule(config["trained_betas"])
-    elif kind == "linear":
-        schedule = LinearBetaSchedule(number, first, last)
-    elif kind == "scaled_linear":
-        schedule = ScaledLinearBetaSchedule(number, first, last)
-    elif kind == "squaredcos_cap_v2":
-        schedule = CosineBetaSchedule(number)
-    elif kind == "sigmoid":
-        rising = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, number)))
-        schedule = GivenBetaSchedule(rising * (last - first) + first)
-    else:
-        raise ValueError(
-            f"the scheduler's beta_schedule is {kind!r}: only linear, scaled_linear, "
-            "squaredcos_cap_v2, sigmoid and trained_betas can be read"
-        )
-    return ZeroTerminalSNRSchedule(schedule) if config.get("rescale_betas_zero_snr") else schedule
-
-
-def _betas(schedule: Schedule) -> Config:
-    if isinstance(schedule, ZeroTerminalSNRSchedule):
-        return {**_betas(schedule.schedule), "rescale_betas_zero_snr": True}
-    named: dict[type[Schedule], str] = {
-        LinearBetaSchedule: "linear",
-        ScaledLinearBetaSchedule: "scaled_linear",
-    }
-    if name := named.get(type(schedule)):
-        given = schedule.get_config()
-        return {
-            "num_train_timesteps": given["num_times"],
-            "beta_schedule": name,
-            "beta_start": given["min_beta"],
-            "beta_end": given["max_beta"],
-        }
-    if isinstance(schedule, CosineBetaSchedule):
-        standard = CosineBetaSchedule(schedule.num_times)
-        if schedule.get_config() == standard.get_config():
-            return {
-                "num_train_timesteps": schedule.num_times,
-                "beta_schedule": "squaredcos_cap_v2",
-            }
-    if isinstance(schedule, GivenBetaSchedule):
-        return {"num_train_timesteps": schedule.num_times, "trained_betas": schedule.betas}
-    raise ValueError(
-        f"diffusers has no betas for {schedule!r}: only models trained on a schedule of T times, "
-        'such as "linear_beta", can be written'
-    )
-
-
-def _spacing(config: Config, kind: str, is_solver: bool) -> Spacing:
-    """What a scheduler of that kind makes of timestep_spacing."""
-    own = {"DPMSolverMultistepScheduler": "linspace", "UniPCMultistepScheduler": "linspace"}
-    name = config.get("timestep_spacing", own.get(kind, "leading"))
-    if name == "trailing":
-        return TrailingSpacing()
-    if name == "linspace":
-        return LinspaceSpacing(with_first=kind not in own)
-    if name == "leading":
-        return LeadingSpacing(config.get("steps_offset", 0), with_first=kind not in own)
-    raise ValueError(
-        f"the scheduler's timestep_spacing is {name!r}: expected leading, trailing or linspace"
-    )
-
-
-def _spacing_config(spacing: Spacing | None) -> Config:
-    if isinstance(spacing, LeadingSpacing):
-        return {"timestep_spacing": "leading", "steps_offset": spacing.offset}
-    if isinstance(spacing, LinspaceSpacing):
-        return {"timestep_spacing": "linspace"}
-    if type(spacing) in (TrailingSpacing, LinearSpacing, type(None)):
-        # Even steps, which end at the last time.
-        return {"timestep_spacing": "trailing"}
-    warnings.warn(
-        f"diffusers has no spacing like {spacing!r}: its place is taken by trailing",
-        stacklevel=4,
-    )
-    return {"timestep_spacing": "trailing"}
-
-
-def _clipping(config: Config, kind: str) -> Clipping:
-    """What a scheduler of that kind makes of clip_sample and thresholding."""
-    if config.get("thresholding", False):
-        if config.get("sample_max_value", 1.0) == 1.0:  # the largest quantile, and the smallest
-            return ImageOnlyClipping(1.0)
-        warnings.warn(
-            "the scheduler thresholds to a largest value, and leaves the noises: dynamic clipping "
-            "without either takes its place",
-            stacklevel=4,
-        )
-        return DynamicClipping(config.get("dynamic_thresholding_ratio", 0.995))
-    if kind in ("DDIMScheduler", "DDPMScheduler") and config.get("clip_sample", True):
-        return ImageOnlyClipping(config.get("clip_sample_range", 1.0))
-    return NoClipping()

@@ -78,9 +78,12 @@ def read(
     if arrays["out.2.weight"].shape[0] == 2 * channels:  # noises first, then learned variances
         own |= {name: own[name][:channels] for name in ("out.2.weight", "out.2.bias")}
     if _LABELS in own:
+        _shape(own, _LABELS, source)
         if not told.null_class:
             own[_LABELS] = np.concatenate([own[_LABELS], np.zeros_like(own[_LABELS][:1])])
         settings["num_classes"] = len(own[_LABELS]) - 1
+    elif told.null_class:
+        raise ValueError(f"the network of {source} takes no labels: leave null_class out")
     return settings, own, ddpm_names.openai(settings, not told.new_attention_order)
 
 
@@ -96,9 +99,13 @@ def _refuse_others(arrays: weight_files.Arrays, source: Any) -> None:
     lacking += [name for name in ("out.2.weight", "out.2.bias") if name not in arrays]
     if lacking:
         raise ValueError(f"{source} lacks {', '.join(lacking)}. Nothing was loaded")
-    given, made = arrays["input_blocks.0.0.weight"].shape[1], arrays["out.2.weight"].shape[0]
-    if arrays["input_blocks.0.0.weight"].ndim != 4:
+    first, last, times = (
+        _shape(arrays, name, source)
+        for name in ("input_blocks.0.0.weight", "out.2.weight", "time_embed.0.weight")
+    )
+    if (len(first), len(last), len(times)) != (4, 4, 2):
         raise ValueError(f"{source} holds a network that is not for images: it cannot be read")
+    given, made = first[1], last[0]
     if made not in (given, 2 * given) or (given, made) == (6, 6):
         raise ValueError(
             f"the network of {source} takes {given} channels and returns {made}, as one that "
@@ -175,6 +182,8 @@ def _levels(arrays: weight_files.Arrays, source: Any) -> Config:
 def _shape(arrays: weight_files.Arrays, name: str, source: Any) -> tuple[int, ...]:
     if name not in arrays:
         raise ValueError(f"{source} lacks {name}. Nothing was loaded")
+    if not arrays[name].shape:
+        raise ValueError(f"{name} of {source} is a single number. Nothing was loaded")
     return arrays[name].shape
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from ddim_keras.presets import safetensors
 
 Arrays = dict[str, npt.NDArray[Any]]
+_POINTER = b"version https://git-lfs.github.com"
 TORCH_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -28,6 +30,13 @@ def read(path: str | os.PathLike) -> Any:
         ImportError: the file is PyTorch's, and PyTorch is not installed.
     """
     path = pathlib.Path(path)
+    with open(path, "rb") as file:
+        is_pointer = file.read(len(_POINTER)) == _POINTER
+    if is_pointer:
+        raise ValueError(
+            f"{path} is no file of weights yet, but what Git keeps in place of a large one: run "
+            "git lfs pull in its folder, or download it"
+        )
     if path.suffix == ".safetensors":
         return safetensors.read(path)
     if path.suffix in TORCH_SUFFIXES:
@@ -70,22 +79,31 @@ def _read_torch(path: pathlib.Path) -> Any:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().split("\n")[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it names {named[1]}" if named else "it is no plain pickle of weights"
         raise ValueError(
             f"{path} is damaged, or holds more than weights, which might execute anything as it is "
             f"read ({reason}): get the weights as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = re.split(r"\.\s", str(error).strip())[0] or "it ends too soon"
         raise ValueError(f"{path} is damaged ({reason}): copy or download it again") from error
-    return _as_arrays(found, torch)
+    try:
+        return _as_arrays(found, torch)
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path} holds weights that are no plain arrays, quantized or sparse ones say "
+            f"({reason}): get them in 16 or 32 bits"
+        ) from error
 
 
 def _as_arrays(found: Any, torch: Any) -> Any:
     """A structure with arrays for tensors, float32 for what NumPy does not know."""
     if isinstance(found, torch.Tensor):
         tensor = found.detach()
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        is_known = tensor.dtype in (torch.float16, torch.float32, torch.float64)
+        return (tensor if is_known or not tensor.is_floating_point() else tensor.float()).numpy()
     if isinstance(found, dict):
         return {name: _as_arrays(part, torch) for name, part in found.items()}
     if isinstance(found, (list, tuple)):

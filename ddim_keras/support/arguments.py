@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,10 @@ def not_negative(name: str, value: Any) -> float:
 
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width), given that or the side of a square."""
-    given: Any = image_size
-    is_pair = np.iterable(given) and not isinstance(given, (str, bytes))
-    sizes = tuple(given) if is_pair else (given, given)
+    if isinstance(image_size, Iterable) and not isinstance(image_size, (str, bytes)):
+        sizes: tuple = tuple(image_size)
+    else:
+        sizes = (image_size, image_size)
     if len(sizes) != 2:
         raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
     return positive_int("image_size", sizes[0]), positive_int("image_size", sizes[1])

@@ -180,8 +180,31 @@ def test_what_a_file_of_pytorchs_would_execute_is_refused(tmp_path):
             return (print, ("executed",))
 
     torch.save({"conv_in.weight": Harmful()}, tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match=r"model\.ckpt is damaged, or holds more than weights"):
+    reason = r"model\.ckpt is damaged, or holds more than weights.*it names print"
+    with pytest.raises(ValueError, match=reason):
         DiffusionModel.from_checkpoint(tmp_path / "model.ckpt")
+
+
+def test_files_of_pytorchs_that_are_damaged_or_hold_no_plain_arrays_are_refused(tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"conv_in.weight": torch.zeros(64)}, path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:1], whole[:100], whole[:-20], b"<html>not found</html>"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.ckpt is damaged"):
+            DiffusionModel.from_checkpoint(path)
+    torch.save({"conv_in.weight": torch.ones(4).to_sparse()}, path)
+    with pytest.raises(ValueError, match="no plain arrays"):
+        DiffusionModel.from_checkpoint(path)
+
+
+def test_weights_in_eight_bits_are_read(tmp_path):
+    from ddim_keras.presets import weight_files
+
+    weights = {"a": torch.tensor([0.5, -2.0])}
+    for kind in (torch.bfloat16, torch.float8_e4m3fn):
+        torch.save({name: part.to(kind) for name, part in weights.items()}, tmp_path / "x.bin")
+        assert weight_files.read(tmp_path / "x.bin")["a"].tolist() == [0.5, -2.0]
 
 
 def test_our_safetensors_are_those_of_the_library(tmp_path):

@@ -120,7 +120,7 @@ def test_dpm_solver_leads_where_theirs_leads(pairs, prediction, spacing):
 
 
 def test_dpm_solver_under_leading_asks_at_their_times(pairs):
-    from ddim_keras.presets import diffusers_configs
+    from ddim_keras.presets import diffusers_schedulers
 
     network, model = pairs("epsilon")
     scheduler = diffusers.DPMSolverMultistepScheduler(
@@ -128,26 +128,58 @@ def test_dpm_solver_under_leading_asks_at_their_times(pairs):
     )
     theirs = walked_by_theirs(network, scheduler)
     config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-    own = diffusers_configs.scheduler_settings(config)["sampling_defaults"]
+    own = diffusers_schedulers.scheduler_settings(config)["sampling_defaults"]
     ours = walked_by_ours(model, sampler=own.sampler, spacing=own.spacing, clipping="none")
     agree(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda **own: diffusers.DPMSolverMultistepScheduler(thresholding=True, **own),
+        lambda **own: diffusers.UniPCMultistepScheduler(solver_order=3, **own),
+        lambda **own: diffusers.UniPCMultistepScheduler(thresholding=True, **own),
+    ],
+)
+def test_a_solver_of_theirs_is_read_as_what_leads_where_it_leads(pairs, made):
+    from ddim_keras.presets import diffusers_schedulers
+
+    network, model = pairs("epsilon")
+    scheduler = made(**BETAS)
+    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    own = diffusers_schedulers.scheduler_settings(config)["sampling_defaults"]
+    told = {"spacing": own.spacing, "clipping": own.clipping}
+    agree(walked_by_ours(model, sampler=own.sampler, **told), walked_by_theirs(network, scheduler))
+
+
+@pytest.mark.parametrize("kind", ["PNDMScheduler", "EulerDiscreteScheduler"])
+def test_their_pipeline_and_ours_sample_other_schedulers_alike(pairs, kind):
+    from ddim_keras.presets import diffusers_schedulers
+
+    network, model = pairs("epsilon")
+    scheduler = getattr(diffusers, kind)(timestep_spacing="leading", **BETAS)
+    config = {**scheduler.config, "_class_name": kind}
+    own = diffusers_schedulers.scheduler_settings(config)["sampling_defaults"]
+    theirs = diffusers.DDIMPipeline(network, scheduler).scheduler
+    told = {"spacing": own.spacing, "clipping": own.clipping}
+    agree(walked_by_ours(model, sampler=own.sampler, **told), walked_by_theirs(network, theirs))
+
+
 @pytest.mark.parametrize("offset", [0, 1])
 def test_their_walk_without_set_alpha_to_one_is_ours_to_the_first_noise_level(pairs, offset):
-    from ddim_keras.presets import diffusers_configs
+    from ddim_keras.presets import diffusers_schedulers
 
     network, model = pairs("epsilon")
     scheduler = diffusers.DDIMScheduler(set_alpha_to_one=False, steps_offset=offset, **BETAS)
     theirs = walked_by_theirs(network, scheduler)
     config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-    read = diffusers_configs.scheduler_settings(config)
+    read = diffusers_schedulers.scheduler_settings(config)
     own = read["sampling_defaults"]
     told = {"spacing": own.spacing, "clipping": own.clipping}
     agree(walked_by_ours(model, sampler=own.sampler, **told), theirs)
     to_the_end = walked_by_ours(model, sampler="ddim", **told)
     assert np.abs(to_the_end - theirs).max() / 2 > 5e-3
-    written = diffusers_configs.scheduler_config(read["schedule"], read["parameterization"], own)
+    written = diffusers_schedulers.scheduler_config(read["schedule"], read["parameterization"], own)
     assert written["set_alpha_to_one"] is False
 
 
@@ -196,11 +228,11 @@ def test_their_pipeline_draws_our_images_from_our_folder(pairs, tmp_path):
     ],
 )
 def test_their_betas_are_our_schedules(made, tmp_path):
-    from ddim_keras.presets import diffusers_configs
+    from ddim_keras.presets import diffusers_schedulers
 
     scheduler = made()
     config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-    schedule = diffusers_configs.scheduler_settings(config)["schedule"]
+    schedule = diffusers_schedulers.scheduler_settings(config)["schedule"]
     count = len(scheduler.betas)
     signal_rates, _ = schedule(np.arange(1, count + 1) / count)
     theirs = scheduler.alphas_cumprod.numpy()
