@@ -2,8 +2,8 @@
 make of what the user says.
 
 - `generate`, `score`: what was fitted to the model for the number of steps; else UniPC over
-  Karras's levels, which measure best from three steps on, in five steps of the third order. In two
-  DDIM over even times: Karras's levels leap from one end to the other there (docs/samplers.md).
+  Karras's levels, which measure best from three steps on. In two DDIM over even times: Karras's
+  levels leap from one end to the other there (docs/samplers.md).
 - `variations`: UniPC over Karras's levels.
 - `encode`, `decode`, `reconstruct`, `interpolate`: deterministic DDIM over even times. Encoding is
   DDIM's ODE walked backwards, and only the same steps walked forwards lead back.
@@ -37,7 +37,6 @@ EVEN_TIMES = "linear"
 INPAINTING_ETA = 1.0
 _BEST_IN_FEW_STEPS: Mapping[int, tuple[Sampler, str]] = {
     2: (DDIM(), EVEN_TIMES),
-    5: (UniPC(3), "karras"),
 }
 
 
