@@ -24,7 +24,8 @@ from ddim_keras.metrics.scoring import score
 from ddim_keras.runs.finding import load
 
 EVALUATIONS = (5, 20, 50)
-GUIDANCES = (1.0, 1.5, 2.0, 4.0)
+GUIDANCES = (1.0, 2.0, 3.0, 4.0)
+MIDDLE = 3.0  # of the picture by label, and of the figures by class
 STEPS = 20  # of the rows with guidance, each of which asks the network twice
 COLUMNS = 10
 
@@ -70,7 +71,7 @@ def figures(model: DiffusionModel, real: Any, features: str, number: int) -> Non
         by_class[guidance] = found["per_class"], seen
     print("\n| class |", " | ".join(f"agreement at {guidance:g}" for guidance in by_class), end="")
     print(" | precision | recall | coverage |\n|---|" + "---|" * (len(by_class) + 3))
-    middle = by_class[2.0][0]
+    middle = by_class[MIDDLE][0]
     for label, name in enumerate(names):
         agreements = [
             f"{100 * (seen == labels)[labels == label].mean():.0f} %"
@@ -78,13 +79,13 @@ def figures(model: DiffusionModel, real: Any, features: str, number: int) -> Non
         ]
         others = [f"{middle[name][what]:.2f}" for what in ("precision", "recall", "coverage")]
         print(f"| {name} | " + " | ".join(agreements + others) + " |")
-    print("\nPrecision, recall and coverage by class: at guidance 2.")
+    print(f"\nPrecision, recall and coverage by class: at guidance {MIDDLE:g}.")
 
 
 def pictures(model: DiffusionModel, names: tuple[str, ...], stem: pathlib.Path) -> None:
-    """Draw a row a class at guidance 2, and one a guidance."""
+    """Draw a row a class, and a row a guidance."""
     shown = np.repeat(np.arange(len(names)), COLUMNS)
-    drawn = model.generate(len(shown), 50, labels=shown, guidance=2.0, seed=0, verbose=0)
+    drawn = model.generate(len(shown), 50, labels=shown, guidance=MIDDLE, seed=0, verbose=0)
     rows = drawn.reshape(len(names), COLUMNS, *model.image_shape)
     plotting.save_figure(stem.with_name(f"{stem.name}_labels.png"), plotting.plot_rows(rows, names))
     labels = np.arange(2 * len(names)) % len(names)
