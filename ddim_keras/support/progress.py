@@ -15,6 +15,22 @@ class Progress(Protocol):
     def update(self, current: int, values: Any = None, finalize: bool | None = None) -> None: ...
 
 
+class _Pace:
+    """How long each of what is counted takes, from the first one that is seen on: what was done
+    before a training was resumed took none of this time, and the first may have compiled.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def seconds_each(self, current: int, now: float) -> float:
+        """Return the seconds, or 0 as long as they are not known."""
+        if self._first is None:
+            self._first = current, now
+        number, begun = self._first
+        return (now - begun) / (current - number) if current > number else 0.0
+
+
 class ProgressLines:
     """Prints a line at most every half a minute, and one at the end.
 
@@ -25,10 +41,12 @@ class ProgressLines:
 
     def __init__(self, target: int | None, unit_name: str):
         self.target, self.unit_name = target, unit_name
-        self._begun = self._printed = time.monotonic()
+        self._printed = time.monotonic()
+        self._pace = _Pace()
 
     def update(self, current: int, values: Any = None, finalize: bool | None = None) -> None:
         now = time.monotonic()
+        each = self._pace.seconds_each(current, now)
         at_end = finalize or current == self.target
         if not at_end and now - self._printed < SECONDS_BETWEEN_LINES:
             return
@@ -38,10 +56,8 @@ class ProgressLines:
             + (f" of {self.target}" if self.target is not None else "")
             + f" {self.unit_name}"
         ]
-        if self.target is not None and not at_end and current:
-            parts.append(
-                f"about {_duration((now - self._begun) * (self.target - current) / current)} left"
-            )
+        if self.target is not None and not at_end and each:
+            parts.append(f"about {_duration(each * (self.target - current))} left")
         parts += [f"{name} {float(value):.4g}" for name, value in values or []]
         print(", ".join(parts), flush=True)
 
@@ -57,7 +73,13 @@ def progress(target: int | None, unit_name: str, **options: Any) -> Progress:
     if is_watched():
         import keras
 
-        return keras.utils.Progbar(target, unit_name=unit_name.removesuffix("s"), **options)
+        class Bar(keras.utils.Progbar):
+            pace = _Pace()
+
+            def _estimate_step_duration(self, current: int, now: float) -> float:
+                return self.pace.seconds_each(current, now)
+
+        return Bar(target, unit_name=unit_name.removesuffix("s"), **options)
     return ProgressLines(target, unit_name)
 
 
