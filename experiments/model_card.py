@@ -23,7 +23,7 @@ from ddim_keras import DiffusionModel, data, metrics, plotting
 from ddim_keras.metrics.scoring import score
 from ddim_keras.runs.finding import load
 
-EVALUATIONS = (5, 20, 50)
+EVALUATIONS = (5, 20)
 GUIDANCES = (1.0, 2.0, 3.0, 4.0)
 MIDDLE = 3.0  # of the picture by label, and of the figures by class
 STEPS = 20  # of the rows with guidance, each of which asks the network twice

@@ -349,6 +349,22 @@ def test_averages_that_are_not_finite_are_not_written(followed, tmp_path):
 
 
 @slow_on_jax
+def test_a_preset_of_a_run_keeps_its_recipe(whole_run, tmp_path):
+    from click.testing import CliRunner
+
+    from ddim_keras import presets
+    from ddim_keras.cli import main
+
+    run, out = whole_run[0], tmp_path / "preset"
+    expected = RunConfig.read(run / "config.yaml").recipe()
+    assert expected != presets.Training()
+    for source, into in ((run, out), (out, tmp_path / "again")):
+        result = CliRunner().invoke(main, ["export", "-m", str(source), str(into)])
+        assert result.exit_code == 0, result.output
+        assert presets.training(into) == expected
+
+
+@slow_on_jax
 def test_the_command_line_exports_an_average_of_a_length(whole_run, tmp_path):
     from click.testing import CliRunner
 

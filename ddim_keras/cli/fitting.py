@@ -7,9 +7,9 @@ import pathlib
 import click
 
 from ddim_keras.cli.group import main
-from ddim_keras.cli.models import load
 from ddim_keras.cli.options import model_option
 from ddim_keras.cli.startup import divide_batches
+from ddim_keras.runs.finding import load, recipe
 
 
 @main.command("fit-sampler")
@@ -84,5 +84,5 @@ def fit_sampler(
     if out.suffix == ".keras":
         model.save(out)
     else:
-        model.save_to_preset(out)
+        model.save_to_preset(out, training=recipe(source))
     click.echo(f"Written to {out}")
