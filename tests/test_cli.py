@@ -229,6 +229,15 @@ def test_unknown_models_name_what_there_is(tmp_path):
     assert "has no model yet" in run("info", "-m", tmp_path / "run", code=1)
 
 
+def test_an_error_that_nobody_foresaw_says_where_to_see_more(model_path, monkeypatch):
+    def fail(source: str):
+        raise TypeError("an odd thing")
+
+    monkeypatch.setattr("ddim_keras.cli.models.load", fail)
+    output = run("info", "-m", model_path, code=1)
+    assert "TypeError: an odd thing (ddim-keras --debug" in output
+
+
 def test_bad_flags_are_refused(tmp_path, model_path):
     assert "expected I/N" in run(
         "generate", "-m", model_path, "-o", tmp_path / "a", "--shard", "3", code=2
@@ -238,7 +247,7 @@ def test_bad_flags_are_refused(tmp_path, model_path):
     )
     train = ["train", "-o", tmp_path / "a", "-d", "embedded"]
     assert "bogus" in run(*train, "--set", "bogus=3", code=1)
-    assert "--debug" in run(*train, "--set", "widths=3", code=1)
+    assert "widths must be a list of integers" in run(*train, "--set", "widths=3", code=1)
     assert "no run in" in run(
         "train", "-o", tmp_path / "a", code=2
     )  # a misspelt folder must not train the clothes

@@ -24,9 +24,10 @@ def test_the_shipped_model_draws_clothes_in_one_line():
 
 def test_the_shipped_weights_stay_small():
     folder = pathlib.Path(presets.__file__).parent / "pretrained"
-    assert (folder / "fashion_mnist_32" / "weights.npz").is_file()
-    assert sum(path.stat().st_size for path in folder.rglob("*.npz")) < 8e6
+    largest = {"cifar10_32": 16e6, "fashion_mnist_32": 2e6, "fashion_mnist_32_few_steps": 2e6}
+    assert {path.parent.name for path in folder.rglob("weights.npz")} == set(largest)
     for weights in folder.rglob("weights.npz"):
+        assert weights.stat().st_size < largest[weights.parent.name]
         assert (weights.parent / "README.md").is_file(), "a model that ships has its card"
 
 
@@ -138,7 +139,7 @@ def test_untrained_models_and_foreign_networks_are_no_presets(tmp_path):
 def test_unknown_and_damaged_presets_are_refused(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"unknown preset 'mnist': expected one of \['ddpm_cifar10', 'fashion_mnist_32', ",
+        match=r"unknown preset 'mnist': expected one of \['cifar10_32', 'ddpm_cifar10', 'fashion",
     ):
         DiffusionModel.from_preset("mnist")
     make_trained_model().save_to_preset(tmp_path / "mine")
