@@ -1,5 +1,7 @@
 """Whole walks from the same noise lead where diffusers' schedulers lead."""
 
+import json
+
 import numpy as np
 import pytest
 from parity_tools import NEEDED, SMALL, random_network, saved
@@ -153,12 +155,14 @@ def test_a_solver_of_theirs_is_read_as_what_leads_where_it_leads(pairs, made):
 
 
 @pytest.mark.parametrize("kind", ["PNDMScheduler", "EulerDiscreteScheduler"])
-def test_their_pipeline_and_ours_sample_other_schedulers_alike(pairs, kind):
+def test_their_pipeline_and_ours_sample_other_schedulers_alike(pairs, kind, tmp_path):
     from ddim_keras.presets import diffusers_schedulers
 
     network, model = pairs("epsilon")
-    scheduler = getattr(diffusers, kind)(timestep_spacing="leading", **BETAS)
-    config = {**scheduler.config, "_class_name": kind}
+    # By a file, which tells all settings: DDIMPipeline chooses what a scheduler was not told.
+    getattr(diffusers, kind)(timestep_spacing="leading", **BETAS).save_pretrained(tmp_path)
+    scheduler = getattr(diffusers, kind).from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "scheduler_config.json").read_text())
     own = diffusers_schedulers.scheduler_settings(config)["sampling_defaults"]
     theirs = diffusers.DDIMPipeline(network, scheduler).scheduler
     told = {"spacing": own.spacing, "clipping": own.clipping}
