@@ -273,6 +273,7 @@ def test_names_come_from_the_data_set_and_stay(tmp_path):
         model.class_names = ["a", "b"]
 
 
+@slow_on_jax
 def test_accents_may_be_apart_from_their_letters():
     together, apart = "ros\u00e9", "rose\u0301"
     model = make_small_model(class_names=["rose", apart], channels=3)
@@ -441,6 +442,7 @@ def upscaler():
     return model
 
 
+@slow_on_jax
 @pytest.mark.filterwarnings("ignore:the data have labels")
 @pytest.mark.parametrize("form", first_quick(PAIR_FORMS, 2))
 def test_pairs_come_in_every_form(upscaler, form):

@@ -350,6 +350,7 @@ def test_spacing_and_clipping_that_have_no_place_there_are_said():
             )
 
 
+@slow_on_jax
 def test_a_part_of_a_pipeline_is_told_from_a_whole_one(folder, network, tmp_path):
     copy = changed(folder, tmp_path / "copy")
     (copy / "model_index.json").unlink()
@@ -366,6 +367,7 @@ def test_a_part_of_a_pipeline_is_told_from_a_whole_one(folder, network, tmp_path
         DiffusionModel.from_diffusers(folder, variant="ema")
 
 
+@slow_on_jax
 def test_errors_name_the_configuration_that_they_are_in(folder, network, tmp_path):
     arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS)
     write_folder(tmp_path, arrays, unet={**CONFIG, "sample_size": 8.5})
@@ -381,12 +383,14 @@ def test_errors_name_the_configuration_that_they_are_in(folder, network, tmp_pat
         DiffusionModel.from_diffusers(tmp_path)
 
 
+@slow_on_jax
 def test_weights_that_are_no_numbers_are_refused(folder, tmp_path):
     bad = np.array([0.0, np.nan, np.inf], "float32")
     with pytest.raises(ValueError, match="1 holding NaN or infinity: conv_out.bias. Nothing was"):
         DiffusionModel.from_diffusers(changed(folder, tmp_path, **{"conv_out.bias": bad}))
 
 
+@slow_on_jax
 def test_what_git_keeps_in_place_of_a_large_file_is_told(folder, tmp_path):
     copy = changed(folder, tmp_path)
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -395,6 +399,7 @@ def test_what_git_keeps_in_place_of_a_large_file_is_told(folder, tmp_path):
         DiffusionModel.from_diffusers(copy)
 
 
+@slow_on_jax
 def test_a_null_class_is_refused_where_none_can_be(folder, openai_arrays, tmp_path):
     with pytest.raises(ValueError, match="takes no labels: leave null_class out"):
         DiffusionModel.from_diffusers(folder, null_class=True)
@@ -410,6 +415,7 @@ def test_a_null_class_is_refused_where_none_can_be(folder, openai_arrays, tmp_pa
         DiffusionModel.from_checkpoint(path, heads=2, null_class=True)
 
 
+@slow_on_jax
 def test_a_pipeline_of_another_kind_is_not_overwritten(model, tmp_path):
     index = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
@@ -627,6 +633,7 @@ def test_heads_of_one_size_go_out_to_diffusers_and_of_several_do_not(tmp_path):
             diffusers_configs.network_config(network.settings, True)
 
 
+@slow_on_jax
 def test_a_checkpoint_is_converted_by_the_command_line(openai_arrays, tmp_path):
     safetensors.write(tmp_path / "model.safetensors", openai_arrays[1])
     arguments = ["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "model.keras")]
