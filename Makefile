@@ -56,16 +56,16 @@ test-all: test test-slow
 	touch .venv/parity
 
 test-parity: .venv/parity
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) tests/parity
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) tests/parity tests/test_inputs.py::test_a_loader_of_pytorch_itself_is_taken
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) tests/parity -k "walks or cifar10 or script"
 
-# So are the runtimes of exported programs, and what serves images.
+# So are the runtimes of exported programs, what serves images, and other libraries' data sets.
 .venv/extras: .venv/ready
-	$(BIN)/python -m pip install --quiet -e '.[jax,test,test_extras,onnx,openvino,litert,serve,demo]'
+	$(BIN)/python -m pip install --quiet -e '.[jax,test,test_extras,onnx,openvino,litert,serve,demo,datasets,webdataset]'
 	touch .venv/extras
 
 test-extras: .venv/extras
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/extras
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest tests/extras tests/test_large_data.py
 	KERAS_BACKEND=jax $(BIN)/python -m pytest tests/extras -k "walk or denoiser"
 
 bench: setup
