@@ -9,7 +9,8 @@ import click
 from ddim_keras.cli.group import main
 from ddim_keras.cli.options import model_option
 from ddim_keras.cli.startup import divide_batches
-from ddim_keras.runs.finding import load, recipe
+from ddim_keras.runs.config import recipe_of
+from ddim_keras.runs.finding import load
 
 
 @main.command("fit-sampler")
@@ -84,5 +85,5 @@ def fit_sampler(
     if out.suffix == ".keras":
         model.save(out)
     else:
-        model.save_to_preset(out, training=recipe(source))
+        model.save_to_preset(out, training=recipe_of(source))
     click.echo(f"Written to {out}")

@@ -17,7 +17,8 @@ from ddim_keras.cli.options import (
     sampling_options,
 )
 from ddim_keras.cli.options import guidance as options_guidance
-from ddim_keras.runs.finding import load, recipe
+from ddim_keras.runs.config import recipe_of
+from ddim_keras.runs.finding import load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +123,7 @@ def export(
     elif format_ == "keras":
         model.save(out)
     else:
-        model.save_to_preset(out, half=not full, training=recipe(source))
+        model.save_to_preset(out, half=not full, training=recipe_of(source))
     click.echo(f"Written to {out}")
 
 
@@ -239,7 +240,7 @@ def convert(
     if kind == "keras":
         model.save(out)
     elif kind == "preset":
-        model.save_to_preset(out, half=False, training=recipe(source))
+        model.save_to_preset(out, half=False, training=recipe_of(source))
     else:
         model.save_to_diffusers(out)
     click.echo(f"Written to {out}")

@@ -99,9 +99,10 @@ def run(
         )
     if given.get("kid") == "none":
         given["kid"] = None
-    for name in ("data", "data_dir", "preset"):  # found again from any folder
-        if given.get(name) and pathlib.Path(given[name]).expanduser().is_dir():
-            given[name] = str(pathlib.Path(given[name]).expanduser().resolve())
+    for name in ("data", "data_dir", "preset", "init_from"):  # found again from any folder
+        place = pathlib.Path(given.get(name) or "").expanduser()
+        if given.get(name) and (place.is_dir() or (name == "init_from" and place.is_file())):
+            given[name] = str(place.resolve())
     if config is None and (out / "config.yaml").is_file():
         config = out / "config.yaml"
     if config is None and "data" not in given:

@@ -114,12 +114,21 @@ def read(
                 "leave that out, or "
                 "give load_weights=False and train"
             )
-    if arrays is None:
-        config = _without_fits(config)
-    config = {**config, **changes}
+    return Preset(changed(config, changes, keep_fits=arrays is not None), arrays, found)
+
+
+def changed(config: Config, changes: Mapping[str, Any], keep_fits: bool = False) -> Config:
+    """Return the configuration of a `DiffusionModel` with changes; its network follows them.
+
+    Args:
+        config: the configuration.
+        changes: arguments of `DiffusionModel`.
+        keep_fits: whether the samplers that were fitted to the model's weights stay.
+    """
+    config = {**(config if keep_fits else _without_fits(config)), **changes}
     if isinstance(config.get("network"), dict):
         config = _with_fitting_network(config, changes)
-    return Preset(config, arrays, found)
+    return config
 
 
 def _without_fits(config: Config) -> Config:

@@ -79,6 +79,9 @@ class RunConfig:
             free, else for files or reading anew, as `load_dataset` says.
         preset: whose network and recipe to take; auto for what `presets.recommend` says of the
             images and the minutes.
+        init_from: a trained model to start from: a preset, a run's folder, a .keras file or a
+            folder of diffusers'. Its network is taken with its averaged weights, and its recipe,
+            where it says one and `preset` does not. The run keeps it in its folder.
         model: arguments of `DiffusionModel` that differ from the preset's.
         training: settings of `presets.Training` that differ from the preset's, or from those of a
             distillation.
@@ -128,6 +131,7 @@ class RunConfig:
     data_dir: str | None = None
     cache: bool | str = "auto"
     preset: str = AUTO
+    init_from: str | None = None
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     distill: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -180,6 +184,7 @@ class RunConfig:
             raise ValueError(
                 f"distill must hold a model and some of {sorted(_DISTILL)}, got {self.distill!r}"
             )
+        self._check_init_from()
         for name in ("data", "preset", "precision"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
@@ -205,6 +210,23 @@ class RunConfig:
         if self.kid not in (None, "auto", *FEATURES):
             raise ValueError(f"kid must be one of {['auto', *FEATURES]}, or None, got {self.kid!r}")
 
+    def _check_init_from(self) -> None:
+        if self.init_from is None:
+            return
+        if not isinstance(self.init_from, str) or not self.init_from.strip():
+            raise ValueError(f"init_from must be a name, file or folder, got {self.init_from!r}")
+        if self.distill:
+            raise ValueError(
+                "a distillation starts from its teacher: leave init_from out, or give it as the "
+                "teacher"
+            )
+        if unfit := sorted(set(self.model) - presets.FIT_ANY_WEIGHTS):
+            raise ValueError(
+                f"the weights of {self.init_from} do not fit a model with another "
+                f"{', '.join(unfit)}: leave that out, or leave init_from out and train from the "
+                "beginning"
+            )
+
     def recipe(self) -> presets.Training:
         """Return the preset's training with this run's changes.
 
@@ -219,6 +241,8 @@ class RunConfig:
         base = presets.training(presets.RECOMMENDED if self.preset == AUTO else self.preset)
         if self.distill:
             base = presets.DISTILLING
+        elif self.init_from and self.preset == AUTO:
+            base = recipe_of(self.init_from) or base
         return dataclasses.replace(base, **self.training)
 
     def recommended(
@@ -235,7 +259,11 @@ class RunConfig:
         return changed, list(found.reasons.values())
 
     def normalization(self) -> str:
-        """Return how the network is normalised, "batch" or "group"."""
+        """Return how the network is normalised, "batch" or "group"; "batch" where only the model's
+        file would say it.
+        """
+        if self.init_from:
+            return _normalization_of(self.init_from)
         preset = presets.RECOMMENDED if self.preset == AUTO else self.preset
         found = presets.read(preset, load_weights=False, changes=self.model)
         return str(found.config.get("normalization", "batch"))
@@ -274,6 +302,28 @@ class RunConfig:
             return cls(**_of_this_version(values))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def recipe_of(source: str) -> presets.Training | None:
+    """How the model of a run or a preset was trained; None for others, which do not say it."""
+    path = pathlib.Path(source)
+    if (path / "config.yaml").is_file():
+        return RunConfig.read(path / "config.yaml").recipe()
+    return presets.training(source) if _is_preset(source) else None
+
+
+def _normalization_of(source: str) -> str:
+    path = pathlib.Path(source)
+    if (path / "config.yaml").is_file():
+        return RunConfig.read(path / "config.yaml").normalization()
+    if _is_preset(source):
+        config = presets.read(source, load_weights=False).config
+        return str(config.get("normalization", "batch"))
+    return "group" if path.is_dir() else "batch"  # diffusers' networks have groups
+
+
+def _is_preset(source: str) -> bool:
+    return source in presets.names() or (pathlib.Path(source) / "preset.json").is_file()
 
 
 def check_model_settings(settings: dict[str, Any], parameters: set[str]) -> None:

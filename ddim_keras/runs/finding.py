@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ddim_keras.model import DiffusionModel
-    from ddim_keras.presets import Training
 
 
 def load(source: str, compile: bool = False) -> DiffusionModel:
@@ -35,16 +34,3 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
             f"or a preset: {presets.names()}"
         )
     return DiffusionModel.from_preset(source)
-
-
-def recipe(source: str) -> Training | None:
-    """How the model of a run or a preset was trained; None for others, which do not say it."""
-    from ddim_keras import presets
-    from ddim_keras.runs.config import RunConfig
-
-    path = pathlib.Path(source)
-    if (path / "config.yaml").is_file():
-        return RunConfig.read(path / "config.yaml").recipe()
-    if (path / "preset.json").is_file() or source in presets.names():
-        return presets.training(source)
-    return None

@@ -25,7 +25,8 @@ class RunFolder:
         path: of the folder; it need not exist yet.
 
     Attributes:
-        config, checkpoints, ema, samples, log, tensorboard, best, model, teacher: what lies in it.
+        config, checkpoints, ema, samples, log, tensorboard, best, model, teacher, initial: what lies
+            in it.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -39,6 +40,7 @@ class RunFolder:
         self.best = path / "best.keras"
         self.model = path / "model.keras"
         self.teacher = path / "teacher.keras"
+        self.initial = path / "initial.keras"
         self._fingerprint = path / "data.json"
         self._moved_from: str | None = None
 
@@ -79,6 +81,8 @@ class RunFolder:
         found = RunConfig.read(self.config)
         if config.kid == "auto":  # as it was found out then
             config = dataclasses.replace(config, kid=found.kid)
+        if config.init_from and config.init_from == found.init_from:  # and so is its recipe
+            config = dataclasses.replace(config, training={**found.training, **config.training})
         if config.preset == AUTO:  # and so are network and recipe, but for what is said of them now
             config = dataclasses.replace(
                 config, preset=found.preset, model={**found.model, **config.model}

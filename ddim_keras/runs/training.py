@@ -15,13 +15,12 @@ import numpy as np
 
 from ddim_keras import data, metrics, presets
 from ddim_keras.data.batches import taken_apart
-from ddim_keras.distilling import student
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs import callbacks, copying, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import AUTO, RunConfig, check_model_settings
-from ddim_keras.runs.finding import load
 from ddim_keras.runs.folder import RunFolder
+from ddim_keras.runs.making import keep_source, make_model
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
@@ -29,7 +28,6 @@ from ddim_keras.runs.workers import lost_workers_told
 from ddim_keras.support import backend, files, progress
 from ddim_keras.support import devices as on_devices
 from ddim_keras.support.types import Data, Dataset
-from ddim_keras.training import averages
 
 Tell = Callable[[str], None]
 
@@ -205,7 +203,9 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell, fitted: bool) -> _
     if config.task:
         training_data = validating.for_task(training_data, config.task, config.factor)
         validation = validation and validating.for_task(validation, config.task, config.factor)
-    if config.preset == AUTO and not config.distill:
+    if config.init_from:  # said once, as where it came from may change or go
+        config = dataclasses.replace(config, training=dataclasses.asdict(recipe))
+    elif config.preset == AUTO and not config.distill:
         config = _with_recommended(config, training_data, tell)
     validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
@@ -214,10 +214,9 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell, fitted: bool) -> _
         config = _fitted_into_minutes(config, recipe, training_data, place, tell)
         # Afresh, as when it is resumed: trying steps has drawn random numbers.
         return _prepare(config, place, tell, fitted=True)
-    model = _make_model(config, recipe, training_data, place)
+    model = make_model(config, recipe, training_data, place)
     place.write(config)
-    if config.distill and not place.teacher.is_file():
-        load(config.distill["model"]).save(place.teacher)
+    keep_source(config, place)
     return _Training(config, recipe, place, model, training_data, validation, tell)
 
 
@@ -239,7 +238,7 @@ def _fitted_into_minutes(
     tell: Tell,
 ) -> RunConfig:
     minutes = float(config.minutes or 0.0)
-    model = _make_model(config, recipe, training_data, place)
+    model = make_model(config, recipe, training_data, place)
     model.normalizer.adapt(training_data.take(10))
     part = backend.process()
     steps = steps_within(minutes, model, training_data.from_step(0, part=part))
@@ -348,76 +347,6 @@ def _features_for(validation: Dataset, tell: Tell) -> str | None:
             tell(f"The validation's KID is a rough one, by the features of cifar10: {error}")
             return "cifar10"
     return "fashion_mnist"
-
-
-def _make_model(
-    config: RunConfig, recipe: presets.Training, training_data: Dataset, place: RunFolder
-) -> DiffusionModel:
-    make = _student if config.distill else _untrained
-    precision = backend.fastest_precision() if config.precision == "auto" else config.precision
-    try:
-        keras.dtype_policies.get(precision)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"unknown precision {precision!r}: expected auto, or a policy of Keras, such as "
-            "float32, mixed_bfloat16 or mixed_float16"
-        ) from error
-    model = make(config, training_data, precision, place)
-    own_metrics = []
-    if (
-        config.kid
-    ):  # of all images at once: subsets would only add a standard deviation, which is not logged
-        capacity = (config.validation_images or 10_000) + recipe.batch_size
-        own_metrics.append(metrics.KID(config.kid, subsets=0, capacity=capacity))
-    model.compile(
-        **recipe.compile_arguments(config.steps),
-        metrics=own_metrics,
-        gradient_norm=True,
-        ema_lengths=averages.LENGTHS if config.ema_snapshots else (),
-        jit_compile=config.jit,
-    )
-    if model.distillation is not None:
-        model.metric_diffusion_steps = model.distillation.steps
-    return model
-
-
-def _untrained(
-    config: RunConfig, training_data: Dataset, precision: str, _: RunFolder
-) -> DiffusionModel:
-    """The model that the configuration describes, for such data."""
-    spec = taken_apart(training_data.element_spec)
-    shape = spec.images.shape
-    settings = {
-        "image_size": tuple(shape[1:3]),
-        "channels": shape[3],
-        "dtype": precision,
-        "seed": config.seed,
-    }
-    if config.labels:
-        settings["class_names"] = training_data.class_names
-    if spec.condition is not None:
-        settings["condition_shape"] = tuple(spec.condition.shape[1:])
-    return DiffusionModel.from_preset(
-        config.preset, load_weights=False, **{**settings, **config.model}
-    )
-
-
-def _student(
-    config: RunConfig, training_data: Dataset, precision: str, place: RunFolder
-) -> DiffusionModel:
-    """A model that starts from the weights of its teacher, which the folder keeps: the run resumes
-    wherever that came from.
-    """
-    options = dict(config.distill)
-    source = options.pop("model")
-    teacher = load(str(place.teacher if place.teacher.is_file() else source))
-    shape = tuple(taken_apart(training_data.element_spec).images.shape[1:])
-    if shape != teacher.image_shape:
-        raise ValueError(
-            f"the images in {config.data} are of shape {shape}, those of the teacher in {source} "
-            f"of {teacher.image_shape}: give image_size and channels as the teacher has them"
-        )
-    return student(teacher, seed=config.seed, dtype=precision, **options, **config.model)
 
 
 def _copies_are_looked_for(training: _Training) -> bool:

@@ -1,0 +1,179 @@
+"""The model of a run: of a preset, of another model's weights, or of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from ddim_keras import metrics, presets
+from ddim_keras.data.batches import taken_apart
+from ddim_keras.distilling import student
+from ddim_keras.model import DiffusionModel
+from ddim_keras.networks.copying import take_weights
+from ddim_keras.runs.config import RunConfig
+from ddim_keras.runs.finding import load
+from ddim_keras.runs.folder import RunFolder
+from ddim_keras.support import backend
+from ddim_keras.support.types import Dataset
+from ddim_keras.training import averages
+
+
+def make_model(
+    config: RunConfig, recipe: presets.Training, training_data: Dataset, place: RunFolder
+) -> DiffusionModel:
+    """Return the model that a run trains, compiled.
+
+    Args:
+        config: of the run.
+        recipe: how it is trained.
+        training_data: what it is to make.
+        place: the run's folder, where the model that it starts from may be kept already.
+
+    Raises:
+        ValueError: an unknown precision, or a model to start from that does not fit the data.
+    """
+    make = _student if config.distill else _started if config.init_from else _untrained
+    precision = backend.fastest_precision() if config.precision == "auto" else config.precision
+    try:
+        keras.dtype_policies.get(precision)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"unknown precision {precision!r}: expected auto, or a policy of Keras, such as "
+            "float32, mixed_bfloat16 or mixed_float16"
+        ) from error
+    model = make(config, training_data, precision, place)
+    own_metrics = []
+    if (
+        config.kid
+    ):  # of all images at once: subsets would only add a standard deviation, which is not logged
+        capacity = (config.validation_images or 10_000) + recipe.batch_size
+        own_metrics.append(metrics.KID(config.kid, subsets=0, capacity=capacity))
+    model.compile(
+        **recipe.compile_arguments(config.steps),
+        metrics=own_metrics,
+        gradient_norm=True,
+        ema_lengths=averages.LENGTHS if config.ema_snapshots else (),
+        jit_compile=config.jit,
+    )
+    if model.distillation is not None:
+        model.metric_diffusion_steps = model.distillation.steps
+    return model
+
+
+def _untrained(
+    config: RunConfig, training_data: Dataset, precision: str, _: RunFolder
+) -> DiffusionModel:
+    """The model that the configuration describes, for such data."""
+    settings = _settings(config, training_data, precision)
+    return DiffusionModel.from_preset(config.preset, load_weights=False, **settings)
+
+
+def _settings(config: RunConfig, training_data: Dataset, precision: str) -> dict[str, Any]:
+    """What the data and the run say of a model."""
+    spec = taken_apart(training_data.element_spec)
+    shape = spec.images.shape
+    settings = {
+        "image_size": tuple(shape[1:3]),
+        "channels": shape[3],
+        "dtype": precision,
+        "seed": config.seed,
+    }
+    if config.labels:
+        settings["class_names"] = training_data.class_names
+    if spec.condition is not None:
+        settings["condition_shape"] = tuple(spec.condition.shape[1:])
+    return {**settings, **config.model}
+
+
+def _started(
+    config: RunConfig, training_data: Dataset, precision: str, place: RunFolder
+) -> DiffusionModel:
+    """A model that starts from another's averaged weights, which the folder keeps.
+
+    Its images may have another size and its classes other names: those of the same name start from
+    what was learned of them.
+    """
+    name = config.init_from
+    source = load(str(place.initial if place.initial.is_file() else name))
+    settings = _settings(config, training_data, precision)
+    _check_fits(source, settings, str(name))
+    classes: Sequence[int | None] = ()
+    names = settings.get("class_names")
+    if names is not None:
+        known = list(source.class_names or ())
+        if source.num_classes == len(names) and not known:
+            classes = range(len(names))  # numbers alone say which is which
+        else:
+            classes = [known.index(each) if each in known else None for each in names]
+        settings["num_classes"] = len(names)
+    configuration = presets.changed({**source.get_config(), "name": None}, settings)
+    model: DiffusionModel = type(source).from_config(configuration)
+    model.normalizer.set_weights(source.normalizer.get_weights())
+    try:
+        take_weights(model.network, source.ema_network, classes)
+    except ValueError as error:
+        raise ValueError(
+            f"the weights of {name} do not fit this run: {error}. Leave init_from out, or give "
+            "data that it can make"
+        ) from error
+    model.ema_network.set_weights(model.network.get_weights())
+    return model
+
+
+def _check_fits(source: DiffusionModel, settings: dict[str, Any], name: str) -> None:
+    """Raise ValueError unless a model can go on with images and labels as a run has them."""
+    if not source.normalizer.adapted:
+        raise ValueError(f"{name} was never trained: there is nothing to start from")
+    if source.distillation is not None:
+        raise ValueError(
+            f"{name} draws in {source.distillation.steps} steps what another model draws in more: "
+            "train that one, and distill it again"
+        )
+    channels = source.image_shape[-1]
+    if settings["channels"] != channels:
+        raise ValueError(
+            f"{name} makes images of {channels} channels, and the run's have "
+            f"{settings['channels']}: give --channels {channels}"
+        )
+    if source.num_classes is not None and "class_names" not in settings:
+        raise ValueError(f"{name} takes labels, and the run has none: give --labels")
+    shapes = source.condition_shape, settings.get("condition_shape")
+    if (shapes[0] and len(shapes[0])) != (shapes[1] and len(shapes[1])):
+        raise ValueError(
+            f"{name} makes images from {_told(shapes[0])}, and the run from {_told(shapes[1])}: "
+            "give the task that it was trained for"
+        )
+
+
+def _told(condition_shape: Sequence[int] | None) -> str:
+    return f"conditions of shape {tuple(condition_shape)}" if condition_shape else "noise alone"
+
+
+def keep_source(config: RunConfig, place: RunFolder) -> None:
+    """Keep the model that a run starts from in its folder, so that it resumes wherever that came
+    from.
+    """
+    if config.distill and not place.teacher.is_file():
+        load(config.distill["model"]).save(place.teacher)
+    if config.init_from and not place.initial.is_file():
+        load(config.init_from).save(place.initial)
+
+
+def _student(
+    config: RunConfig, training_data: Dataset, precision: str, place: RunFolder
+) -> DiffusionModel:
+    """A model that starts from the weights of its teacher, which the folder keeps: the run resumes
+    wherever that came from.
+    """
+    options = dict(config.distill)
+    source = options.pop("model")
+    teacher = load(str(place.teacher if place.teacher.is_file() else source))
+    shape = tuple(taken_apart(training_data.element_spec).images.shape[1:])
+    if shape != teacher.image_shape:
+        raise ValueError(
+            f"the images in {config.data} are of shape {shape}, those of the teacher in {source} "
+            f"of {teacher.image_shape}: give image_size and channels as the teacher has them"
+        )
+    return student(teacher, seed=config.seed, dtype=precision, **options, **config.model)
