@@ -25,8 +25,8 @@ class RunFolder:
         path: of the folder; it need not exist yet.
 
     Attributes:
-        config, checkpoints, ema, samples, log, tensorboard, best, model, teacher, initial: what lies
-            in it.
+        config, checkpoints, ema, samples, log, tensorboard, best, model, teacher, initial: what
+            lies in it.
     """
 
     def __init__(self, path: pathlib.Path):
