@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -66,8 +68,7 @@ def main(context: click.Context, debug: bool) -> None:
     """
     if debug:
         return
-    context.with_resource(warnings.catch_warnings())
-    warnings.showwarning = _show_warning  # until the command ends
+    context.with_resource(_warnings_for_users())
 
 
 def _is_for_users(error: Exception) -> bool:
@@ -79,11 +80,18 @@ def _is_for_users(error: Exception) -> bool:
     return inversion is not None and isinstance(error, inversion.ConvergenceError)
 
 
-def _show_warning(
-    message: Warning | str, category: type[Warning], *place: Any, **more: Any
-) -> None:
-    """Show a warning to who uses the program: without the line of code that gave it; those for
-    programmers not at all.
+@contextlib.contextmanager
+def _warnings_for_users() -> Iterator[None]:
+    """Write warnings without the line of code that gave them, and those for programmers not at
+    all.
     """
-    if issubclass(category, UserWarning):
-        click.echo(f"Warning: {message}", err=True)
+
+    def for_users(message: Warning | str, category: type[Warning], *place: Any) -> str:
+        return f"Warning: {message}\n" if issubclass(category, UserWarning) else ""
+
+    before = warnings.formatwarning
+    warnings.formatwarning = for_users  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
