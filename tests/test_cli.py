@@ -757,6 +757,23 @@ def test_generate_by_label_is_generate_by_label(tmp_path, labelled_path):
     )
 
 
+def test_images_are_edited_by_label_and_guidance(tmp_path, labelled_path, pictures):
+    model = ddim_keras.load_model(labelled_path)
+    told = ("--label", "tulip", "--guidance", 2, "-s", 3, "-m", labelled_path)
+    images = ddim_keras.data.read_images(pictures[:1], (8, 8), 1)
+    wanted = {"labels": "tulip", "guidance": ClassifierFreeGuidance(2.0)}
+
+    run("encode", pictures[0], *told, "--out", tmp_path / "latents.npy")
+    latents = model.encode(images, 3, **wanted)
+    np.testing.assert_allclose(np.load(tmp_path / "latents.npy"), latents, atol=1e-5)
+    run("restore", pictures[0], *told, "--task", "blur", "--out", tmp_path / "restored.png")
+    assert "--guidance-interval says where" in run(
+        *("reconstruct", pictures[0], "-m", labelled_path, "--out", tmp_path / "again.png"),
+        *("--guidance-interval", "0.2,1"),
+        code=2,
+    )
+
+
 @pytest.mark.slow
 def test_info_lists_the_labels(labelled_path, model_path):
     assert "labels:     rose, tulip, 3" in run("info", "-m", labelled_path)

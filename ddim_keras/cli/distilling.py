@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ddim_keras.cli.group import main
-from ddim_keras.cli.options import devices_option, options_of
+from ddim_keras.cli.options import devices_option, options_of, out_option
 from ddim_keras.cli.training import run
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
@@ -18,9 +18,7 @@ _NOT_OPTIONS = ("model", "training", "distill", "image_size", "channels", "label
 
 
 @main.command()
-@click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The run's folder."
-)
+@out_option("The run's folder.")
 @click.option(
     "--model",
     "-m",

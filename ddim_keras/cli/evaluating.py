@@ -11,12 +11,12 @@ from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
 from ddim_keras.cli.options import (
     field_option,
+    guidance_of,
     guidance_options,
     model_option,
     sampling,
     sampling_options,
 )
-from ddim_keras.cli.options import guidance as options_guidance
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.runs import RunConfig
 from ddim_keras.support.types import Split
@@ -99,7 +99,7 @@ def evaluate(
     if labels and model.num_classes is None:
         raise click.UsageError("--labels needs a model with labels: train it with --labels")
     validation = validating.held_out_images(model.image_shape, source, labels=labels, **chosen_data)
-    told: dict[str, Any] = {"guidance": options_guidance(guidance, guidance_interval)}
+    told: dict[str, Any] = {"guidance": guidance_of(guidance, guidance_interval)}
     if labels:
         told["labels"] = True
     if model.condition_shape is not None:

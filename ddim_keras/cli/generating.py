@@ -12,13 +12,14 @@ from ddim_keras.cli.models import load
 from ddim_keras.cli.options import (
     IMAGE_FILE,
     devices_option,
+    guidance_of,
     guidance_options,
-    label,
+    label_of,
     model_option,
+    out_option,
     sampling,
     sampling_options,
 )
-from ddim_keras.cli.options import guidance as options_guidance
 from ddim_keras.cli.startup import divide_batches
 
 if TYPE_CHECKING:
@@ -30,13 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--num-images", "-n", default=16, show_default=True, help="How many, over all machines."
 )
-@click.option(
-    "--out",
-    "-o",
-    required=True,
-    type=click.Path(path_type=pathlib.Path),
-    help="The images' folder.",
-)
+@out_option("The images' folder.")
 @click.option(
     "--format",
     "format_",
@@ -114,7 +109,7 @@ def generate(
     with on_devices.used(devices):
         model = load(source)
         told = _told(model, num_images, labels, each_label, conditions)
-        strength = options_guidance(guidance, guidance_interval)
+        strength = guidance_of(guidance, guidance_interval)
         if strength is not None:
             told["guidance"] = strength
         made = exporting.export_images(
@@ -149,7 +144,7 @@ def _told(
             raise click.UsageError("--each-label needs a model with labels")
         told["labels"] = [index % model.num_classes for index in range(number)]
     elif labels:
-        named = [label(text, model) for text in labels]
+        named = [label_of(text, model) for text in labels]
         told["labels"] = [named[index % len(named)] for index in range(number)]
     if conditions:
         shape = model.condition_shape or ()

@@ -13,22 +13,17 @@ from ddim_keras.cli.options import (
     IMAGE_FILE,
     fit_option,
     images_argument,
-    label_option,
+    label_options,
     model_option,
+    out_option,
+    told,
 )
-from ddim_keras.cli.options import label as label_of
 
 
 @main.command()
 @model_option
 @images_argument
-@click.option(
-    "--out",
-    "-o",
-    required=True,
-    type=click.Path(path_type=pathlib.Path),
-    help="A .npy file of latents; with --algebra .npz.",
-)
+@out_option("A .npy file of latents; with --algebra .npz.")
 @click.option("--steps", "-s", default=100, show_default=True, help="Steps; decode with as many.")
 @click.option(
     "--exact",
@@ -43,7 +38,7 @@ from ddim_keras.cli.options import label as label_of
     help="Walk by a two-step rule: each latent is a pair of states, and decoding gives just these "
     "images, whatever the model and the steps.",
 )
-@label_option
+@label_options
 @fit_option
 def encode(
     source: str,
@@ -52,8 +47,8 @@ def encode(
     steps: int,
     exact: bool,
     algebra: bool,
-    label: str | None,
     fit: str,
+    **options: Any,
 ) -> None:
     """Find the noises that images come from.
 
@@ -75,9 +70,8 @@ def encode(
     if out.suffix != suffix:
         raise click.BadParameter(f"must end in {suffix}, got {str(out)!r}", param_hint="--out")
     model = load(source)
-    told = label_of(label, model)
     way = "algebra" if algebra else exact
-    latents = model.encode(read(model, images, fit), steps, exact=way, labels=told)
+    latents = model.encode(read(model, images, fit), steps, exact=way, **told(model, **options))
     if algebra:
         latents.save(out)
     else:
@@ -89,23 +83,17 @@ def encode(
 @main.command()
 @model_option
 @images_argument
-@click.option(
-    "--out",
-    "-o",
-    required=True,
-    type=click.Path(path_type=pathlib.Path),
-    help="A PNG of both rows.",
-)
+@out_option("A PNG of both rows.")
 @click.option("--steps", "-s", default=100, show_default=True)
-@label_option
+@label_options
 @fit_option
 def reconstruct(
     source: str,
     images: tuple[pathlib.Path, ...],
     out: pathlib.Path,
     steps: int,
-    label: str | None,
     fit: str,
+    **options: Any,
 ) -> None:
     """Encode images and decode them again.
 
@@ -120,7 +108,7 @@ def reconstruct(
 
     model = load(source)
     before = read(model, images, fit)
-    after = model.reconstruct(before, steps, labels=label_of(label, model))
+    after = model.reconstruct(before, steps, **told(model, **options))
     plotting.save_images(out, np.concatenate([before, after]), columns=len(before), scale=4)
     click.echo(
         f"Mean squared error of a pixel: {np.mean((before - after) ** 2):.6f}. Written to {out}"
@@ -131,13 +119,7 @@ def reconstruct(
 @model_option
 @click.argument("start", type=IMAGE_FILE, required=False)
 @click.argument("end", type=IMAGE_FILE, required=False)
-@click.option(
-    "--out",
-    "-o",
-    required=True,
-    type=click.Path(path_type=pathlib.Path),
-    help="A PNG, or an animated GIF or WebP.",
-)
+@out_option("A PNG, or an animated GIF or WebP.")
 @click.option(
     "--num-images",
     "-n",
@@ -150,7 +132,7 @@ def reconstruct(
     "--seed", default=0, show_default=True, help="Of the two noises, if no images are given."
 )
 @click.option("--steps", "-s", default=50, show_default=True)
-@label_option
+@label_options
 @fit_option
 def interpolate(
     source: str,
@@ -160,8 +142,8 @@ def interpolate(
     num_images: int,
     seed: int,
     steps: int,
-    label: str | None,
     fit: str,
+    **options: Any,
 ) -> None:
     """Draw images between two images, or between two noises.
 
@@ -191,7 +173,7 @@ def interpolate(
         num_images=num_images,
         diffusion_steps=steps,
         from_images=start is not None,
-        labels=label_of(label, model),
+        **told(model, **options),
     )
     if animated:
         plotting.save_animation(out, list(path), scale=4)
@@ -204,13 +186,7 @@ def interpolate(
 @model_option
 @click.argument("image", type=IMAGE_FILE)
 @click.argument("mask", type=IMAGE_FILE)
-@click.option(
-    "--out",
-    "-o",
-    required=True,
-    type=click.Path(path_type=pathlib.Path),
-    help="A PNG of the fillings.",
-)
+@out_option("A PNG of the fillings.")
 @click.option(
     "--num-images",
     "-n",
@@ -221,7 +197,7 @@ def interpolate(
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", "-s", default=50, show_default=True)
-@label_option
+@label_options
 @fit_option
 def inpaint(
     source: str,
@@ -231,8 +207,8 @@ def inpaint(
     num_images: int,
     seed: int,
     steps: int,
-    label: str | None,
     fit: str,
+    **options: Any,
 ) -> None:
     """Fill in a part of an image.
 
@@ -257,7 +233,7 @@ def inpaint(
         )
     images = np.repeat(read(model, (image,), fit), num_images, axis=0)
     masks = np.repeat(known, num_images, axis=0)
-    filled = model.inpaint(images, masks, steps, seed=seed, labels=label_of(label, model))
+    filled = model.inpaint(images, masks, steps, seed=seed, **told(model, **options))
     plotting.save_images(out, filled, columns=num_images, scale=4)
     click.echo(f"{num_images} fillings written to {out}")
 
@@ -272,13 +248,7 @@ def inpaint(
     type=click.Choice(["super-resolution", "blur", "colorize", "mask"]),
     help="What the images lack: they are small, blurred, grey, or known in a part.",
 )
-@click.option(
-    "--out",
-    "-o",
-    required=True,
-    type=click.Path(path_type=pathlib.Path),
-    help="A PNG of what was measured, in the first row, and of the restored images.",
-)
+@out_option("A PNG of what was measured, in the first row, and of the restored images.")
 @click.option("--factor", default=4, show_default=True, help="How many times larger.")
 @click.option(
     "--blur-width",
@@ -303,7 +273,7 @@ def inpaint(
 )
 @click.option("--method", type=click.Choice(["ddnm", "diffpir"]), default="ddnm", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@label_option
+@label_options
 @fit_option
 def restore(
     source: str,
@@ -314,6 +284,8 @@ def restore(
     blur_width: float,
     mask: pathlib.Path | None,
     label: str | None,
+    guidance: float | None,
+    guidance_interval: tuple[float, float] | None,
     fit: str,
     steps: int,
     **options: Any,
@@ -355,8 +327,8 @@ def restore(
     measured = np.asarray(read_images(images, size, channels, fit=fit), "float32")
     if mask is not None:
         measured = operator(measured)
-    told = label_of(label, model)
-    restored = model.restore(measured, operator, steps, labels=told, **options)
+    options |= told(model, label, guidance, guidance_interval)
+    restored = model.restore(measured, operator, steps, **options)
     # In the first row pixels as large as they are, in as many channels as the restored images.
     shown = measured.repeat(restored.shape[1] // measured.shape[1], axis=1)
     shown = shown.repeat(restored.shape[2] // measured.shape[2], axis=2)

@@ -11,12 +11,12 @@ from ddim_keras.cli.group import main
 from ddim_keras.cli.options import (
     EMA_LENGTH,
     SIZE,
+    guidance_of,
     guidance_options,
     model_option,
     sampling,
     sampling_options,
 )
-from ddim_keras.cli.options import guidance as options_guidance
 from ddim_keras.runs.config import recipe_of
 from ddim_keras.runs.finding import load
 
@@ -102,7 +102,7 @@ def export(
             f"must {wanted} for the format {format_}, got {str(out)!r}", param_hint="OUT"
         )
     chosen = sampling(**options)
-    strength = options_guidance(guidance, guidance_interval)
+    strength = guidance_of(guidance, guidance_interval)
     if strength is not None:
         chosen["guidance"] = strength
     is_program = format_ not in ("preset", "keras")

@@ -160,6 +160,12 @@ def model_option(command: Callable) -> Callable:
     return click.option("--model", "-m", "source", default="fashion_mnist_32", help=about)(command)
 
 
+def out_option(about: str) -> Callable:
+    """Return the decorator for where a command writes: `about` is its help."""
+    kind = click.Path(path_type=pathlib.Path)
+    return click.option("--out", "-o", required=True, type=kind, help=about)
+
+
 def fit_option(command: Callable) -> Callable:
     about = "How images are brought to the model's size; their colours become its channels."
     return click.option(
@@ -212,12 +218,13 @@ def devices_option(command: Callable) -> Callable:
     return click.option("--devices", default="1", show_default=True, help=about)(command)
 
 
-def label_option(command: Callable) -> Callable:
+def label_options(command: Callable) -> Callable:
+    """A label and its guidance: `told` makes of them what verbs take."""
     about = (
         "What the images show: a class of the model's (ddim-keras info lists them), by name or "
         "number.  [default: no label]"
     )
-    return click.option("--label", default=None, help=about)(command)
+    return click.option("--label", default=None, help=about)(guidance_options(command))
 
 
 def guidance_options(command: Callable) -> Callable:
@@ -242,7 +249,7 @@ def guidance_options(command: Callable) -> Callable:
     return command
 
 
-def guidance(guidance: float | None, guidance_interval: tuple[float, float] | None) -> Any:
+def guidance_of(guidance: float | None, guidance_interval: tuple[float, float] | None) -> Any:
     """What verbs take for the options of `guidance_options`."""
     if guidance is None:
         if guidance_interval is not None:
@@ -253,7 +260,7 @@ def guidance(guidance: float | None, guidance_interval: tuple[float, float] | No
     return ClassifierFreeGuidance(guidance, guidance_interval)
 
 
-def label(text: str | None, model: Any) -> str | int | None:
+def label_of(text: str | None, model: Any) -> str | int | None:
     """The label that a word on the command line stands for: a class by name, or else by number."""
     if text is None or text in (model.class_names or ()):
         return text
@@ -264,3 +271,14 @@ def sampling(steps: int | None, **options: Any) -> dict[str, Any]:
     """What `generate` takes for the options of `sampling_options`."""
     given = {"diffusion_steps": steps, **options}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def told(
+    model: Any,
+    label: str | None,
+    guidance: float | None,
+    guidance_interval: tuple[float, float] | None,
+) -> dict[str, Any]:
+    """What verbs take for the options of `label_options`."""
+    strength = guidance_of(guidance, guidance_interval)
+    return {"labels": label_of(label, model), "guidance": strength}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim_keras.cli.group import INTERRUPTED, main
-from ddim_keras.cli.options import devices_option, options_of
+from ddim_keras.cli.options import devices_option, options_of, out_option
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The run's folder."
-)
+@out_option("The run's folder.")
 @click.option(
     "--config",
     "-c",
