@@ -35,7 +35,7 @@ import quality
 import tensorflow as tf
 
 import ddim_keras
-from ddim_keras import metrics, plotting, presets
+from ddim_keras import plotting, presets
 from ddim_keras.data import pairs
 from ddim_keras.guidance import Autoguidance, ClassifierFreeGuidance
 from ddim_keras.metrics.scoring import score
@@ -99,24 +99,14 @@ def train(name: str, images: Any, steps: int, out: pathlib.Path, **changes: Any)
     return path
 
 
-def agreement(images: np.ndarray, labels: np.ndarray) -> float:
-    """Return how often the classifier sees the label that was asked for."""
-    extractor = metrics.get_extractor("fashion_mnist")
-    seen = [
-        np.asarray(extractor.probabilities(images[start : start + 500])).argmax(axis=1)
-        for start in range(0, len(images), 500)
-    ]
-    return float((np.concatenate(seen) == labels).mean())
-
-
 def scores_of(
     model: ddim_keras.DiffusionModel, test: np.ndarray, num_images: int, **sampling: Any
 ) -> dict[str, float]:
     """Return FID, precision and recall of a way to sample, and with labels their agreement."""
-    images = model.generate(num_images, network_evaluations=EVALUATIONS, seed=1, **sampling)
-    found: dict[str, float] = score([images], test, ["fid", "precision_recall"], "fashion_mnist")
-    if sampling.get("labels") is not None:
-        found["agreement"] = agreement(images, np.asarray(sampling["labels"]))
+    asked = [] if sampling.get("labels") is None else ["agreement"]
+    options = {"network_evaluations": EVALUATIONS, "seed": 1, **sampling}
+    wanted = ["fid", "precision_recall", *asked]
+    found = model.score(test, num_images, metrics=wanted, extractor="fashion_mnist", **options)
     return {name: round(float(value), 4) for name, value in found.items()}
 
 

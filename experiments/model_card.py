@@ -20,7 +20,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 from ddim_keras import DiffusionModel, data, metrics, plotting
-from ddim_keras.metrics.scoring import score
 from ddim_keras.runs.finding import load
 
 EVALUATIONS = (5, 20)
@@ -28,21 +27,7 @@ GUIDANCES = (1.0, 2.0, 3.0, 4.0)
 MIDDLE = 3.0  # of the picture by label, and of the figures by class
 STEPS = 20  # of the rows with guidance, each of which asks the network twice
 COLUMNS = 10
-
-
-def seen_classes(extractor: metrics.Extractor, images: np.ndarray) -> np.ndarray:
-    """Return the class that the classifier takes each image for."""
-    batches = np.array_split(images, max(1, len(images) // 500))
-    return np.concatenate([np.asarray(extractor.probabilities(b)).argmax(axis=1) for b in batches])
-
-
-def scored(
-    model: DiffusionModel, real: Any, extractor: metrics.Extractor, number: int, **sampling: Any
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the scores of a way to sample, and its images."""
-    images = model.generate(number, seed=1, **sampling)
-    wanted = ["fid", "kid", "precision_recall"]
-    return score([images], real, wanted, extractor, True, real.class_names), images
+METRICS = ("fid", "kid", "precision_recall")
 
 
 def row(way: str, steps: str, found: dict[str, Any], agreement: float | None = None) -> str:
@@ -53,31 +38,27 @@ def row(way: str, steps: str, found: dict[str, Any], agreement: float | None = N
 
 def figures(model: DiffusionModel, real: Any, features: str, number: int) -> None:
     """Print the tables."""
-    extractor = metrics.get_extractor(features)
-    names = real.class_names
-    labels = np.arange(number) % len(names)
+    same = {"extractor": metrics.get_extractor(features), "seed": 1}
+    labels = np.arange(number) % len(real.class_names)
     print("| labels | steps | FID | KID | precision | recall | agreement |")
     print("|---|---|---|---|---|---|---|")
     for steps in EVALUATIONS:
-        found, _ = scored(model, real, extractor, number, diffusion_steps=steps)
+        found = model.score(real, number, steps, metrics=METRICS, **same)
         print(row("none asked for", str(steps), found), flush=True)
     by_class = {}
     for guidance in GUIDANCES:
-        told = {"labels": labels, "guidance": guidance, "diffusion_steps": STEPS}
-        found, images = scored(model, real, extractor, number, **told)
-        seen = seen_classes(extractor, images)
+        told = {"labels": labels, "guidance": guidance, "per_class": True}
+        wanted = [*METRICS, "agreement"]
+        found = model.score(real, number, STEPS, metrics=wanted, **told, **same)
         way = f"each class in turn, guidance {guidance:g}"
-        print(row(way, str(STEPS), found, float((seen == labels).mean())), flush=True)
-        by_class[guidance] = found["per_class"], seen
+        print(row(way, str(STEPS), found, found["agreement"]), flush=True)
+        by_class[guidance] = found["per_class"]
     print("\n| class |", " | ".join(f"agreement at {guidance:g}" for guidance in by_class), end="")
     print(" | precision | recall | coverage |\n|---|" + "---|" * (len(by_class) + 3))
-    middle = by_class[MIDDLE][0]
-    for label, name in enumerate(names):
-        agreements = [
-            f"{100 * (seen == labels)[labels == label].mean():.0f} %"
-            for _, seen in by_class.values()
-        ]
-        others = [f"{middle[name][what]:.2f}" for what in ("precision", "recall", "coverage")]
+    for name in real.class_names:
+        agreements = [f"{100 * each[name]['agreement']:.0f} %" for each in by_class.values()]
+        middle = by_class[MIDDLE][name]
+        others = [f"{middle[what]:.2f}" for what in ("precision", "recall", "coverage")]
         print(f"| {name} | " + " | ".join(agreements + others) + " |")
     print(f"\nPrecision, recall and coverage by class: at guidance {MIDDLE:g}.")
 

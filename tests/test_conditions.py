@@ -361,6 +361,39 @@ def test_scores_take_the_labels_of_the_data_set():
 
 
 @slow_on_jax
+def test_agreement_is_how_often_a_classifier_sees_the_label_asked_for():
+    images = random_images(10, (8, 8, 1))
+    model = DiffusionModel(8, [8], 1, channels=1, class_names=["dark", "bright"], seed=1)
+    model.normalizer.adapt(images)
+    labels = [0, 1, None, 1, 1, 0]
+    brightness = model.generate(6, 2, labels=labels, seed=3, verbose=0).mean(axis=(1, 2, 3))
+    middle = np.sort(brightness)[2:4].mean()
+    bright = brightness > middle
+
+    class Brightness(ddim_keras.metrics.Extractor):
+        feature_dims = 1
+
+        def features(self, images):
+            return keras.ops.mean(images, axis=(1, 2))
+
+        def probabilities(self, images):
+            return keras.ops.concatenate(
+                [0.0 * self.features(images) + middle, self.features(images)], axis=1
+            )
+
+    told = {"metrics": ["agreement"], "diffusion_steps": 2, "seed": 3, "batch_size": 4}
+    found = model.score(
+        (images, np.arange(10) % 2), 6, labels=labels, extractor=Brightness(), **told
+    )
+    asked = [0, 1, 3, 4, 5]
+    assert found == {"agreement": np.mean([bright[each] == labels[each] for each in asked])}
+    with pytest.raises(ValueError, match="give labels, or True"):
+        model.score(images, 6, extractor=Brightness(), **told)
+    with pytest.raises(ValueError, match="tells 10 classes apart, and the model has 2"):
+        model.score(images, 6, labels=0, extractor="fashion_mnist", **told)
+
+
+@slow_on_jax
 def test_samples_have_a_row_for_each_class(tmp_path, labelled):
     callback = callbacks.SampleImages(tmp_path, num_images=8, diffusion_steps=3, scale=1)
     callback.set_model(labelled)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     "metrics",
     multiple=True,
     help="fid, kid, precision_recall, bits_per_dim, memorization (copies of training "
-    "images), ...  [default: the first three]",
+    "images), agreement (with --labels), ...  [default: the first three]",
 )
 @click.option(
     "--pairs",

@@ -49,13 +49,15 @@ class Extractor(Configurable, abc.ABC):
         """Return feature vectors, float32 (batch, feature_dims)."""
 
     def probabilities(self, images: Images) -> Features:
-        """Return class probabilities, float32 (batch, num_classes), for the Inception Score.
+        """Return class probabilities, float32 (batch, num_classes), for the Inception Score and
+        the agreement with labels.
 
         Raises:
             ValueError: this extractor classifies nothing.
         """
         raise ValueError(
-            f"{self!r} gives no class probabilities: use another extractor for the Inception Score"
+            f"{self!r} gives no class probabilities, which the Inception Score and the agreement "
+            "with labels need: use another extractor"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from ddim_keras.data import inputs
+from ddim_keras.metrics.agreement import Agreement
 from ddim_keras.metrics.base import ImageMetric, checked_batches, require
 from ddim_keras.metrics.extractors import Extractor, get_extractor
 from ddim_keras.metrics.fid import FID
@@ -39,6 +40,7 @@ METRICS: dict[str, Callable[..., ImageMetric]] = {
     "density_coverage": DensityCoverage,
 }
 MEMORIZATION = "memorization"
+AGREEMENT = "agreement"
 _BITS = "bits_per_dim"
 _BATCH = 256
 _NEIGHBOURS = 5
@@ -183,12 +185,14 @@ def score_generated(
         metrics: names, "fid", "kid", "inception_score", "precision_recall" and "density_coverage",
             or `ddim_keras.metrics.ImageMetric` objects. "memorization" is the share of the first
             1,000 generated images that are copies of `training_images`, by their pixels
-            (`metrics.nearest_training_images`); "bits_per_dim" is `log_likelihood`'s, of the first
-            `num_images` of the real images themselves.
+            (`metrics.nearest_training_images`); "agreement" the share of images that show, to a
+            classifier, the `labels` that were asked for; "bits_per_dim" is `log_likelihood`'s, of
+            the first `num_images` of the real images themselves.
         extractor: features of the metrics given by name: "inception_v3", "cifar10",
             "fashion_mnist", "inception_2015" (comparable with papers), an `Extractor` or a Keras
             model. None takes
-            "fashion_mnist" for images of one channel, and otherwise "inception_v3".
+            "fashion_mnist" for images of one channel, and otherwise "inception_v3". For "agreement"
+            it must give class probabilities, of the model's classes in their order.
         per_class: also score each class; `dataset` must then hold (images, labels), or be a pair of
             such arrays.
         training_images: what the model was trained on, for "memorization".
@@ -201,7 +205,7 @@ def score_generated(
     Returns:
         Figures by name: "fid", "kid" and "kid_standard_deviation", "precision", "recall", ...; with
         `per_class` also "per_class", for each class its share of the real and of the generated
-        images, precision, recall and coverage.
+        images, precision, recall and coverage, and its "agreement" where that is asked for.
 
     Raises:
         ValueError: an argument out of its range, or images of a wrong shape or range.
@@ -241,15 +245,27 @@ def score_generated(
     wanted = [name for name, value in told.items() if value is True]
     if wanted:
         told |= _told_by(dataset, engine, num_images, wanted)
+    if AGREEMENT in metrics and told["labels"] is None:
+        raise ValueError(
+            f"the metric {AGREEMENT!r} asks whether images show their labels: give labels, or True "
+            "for those of the data set"
+        )
     checked = conditioning(engine, num_images, **told, guidance=sampling.get("guidance"))
     generated = _generated_in_batches(engine, num_images, batch_size, checked, **options)
     names = getattr(dataset, "class_names", None)
     real = inputs.checked(dataset, engine.image_shape)
     first: list[np.ndarray] = []
-    others = [metric for metric in metrics if metric != MEMORIZATION]
-    if len(others) < len(metrics):
+    if MEMORIZATION in metrics:
         generated = _keeping_first(generated, first)
+    agreement = None
+    if AGREEMENT in metrics:
+        classes = engine.spec.num_classes
+        agreement = Agreement(get_extractor(extractor), checked.labels, classes)  # type: ignore
+        generated = agreement.counted(generated)
+    others = [metric for metric in metrics if metric not in (MEMORIZATION, AGREEMENT)]
     scores = score(generated, real, others, extractor, per_class, names)
+    if agreement is not None:
+        agreement.add_to(scores, names)
     if first:
         training = inputs.checked(training_images, engine.image_shape)
         compared = np.concatenate(first)[:_COMPARED]
