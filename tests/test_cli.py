@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
+import click
 import numpy as np
 import PIL.Image
 import pytest
@@ -699,23 +701,26 @@ def test_masks_of_every_kind_fill_the_same_part(tmp_path, model_path, pictures, 
 
 
 def test_evaluate_prints_the_figures(model_path, photos):
-    said = run(
-        *(
-            "evaluate",
-            "-m",
-            model_path,
-            "-d",
-            photos,
-            "--split",
-            "0.5",
-            "--features",
-            "fashion_mnist",
-        ),
-        *("-n", 8, "--metric", "kid", "-s", 2),
-    )
-    assert "\nWarning: KID of 6 images in subsets of 1000" in "\n" + said  # a line of its own
-    assert "\nkid: " in "\n" + said
-    assert "kid_standard_deviation: " in said
+    flags = ("-n", 8, "--metric", "kid", "-s", 2, "--features", "fashion_mnist")
+    with pytest.warns(UserWarning, match="KID of 6 images in subsets of 1000"):
+        said = run("evaluate", "-m", model_path, "-d", photos, "--split", "0.5", *flags)
+    assert said.startswith("kid: ") and "\nkid_standard_deviation: " in said
+
+
+def test_warnings_are_a_line_without_the_code_that_gave_them(monkeypatch):
+    words = []
+
+    @click.command(name="warn")
+    def warn():
+        for category in (UserWarning, DeprecationWarning):
+            words.append(warnings.formatwarning("left out", category, "a.py", 1))
+
+    monkeypatch.setitem(main.commands, "warn", warn)
+    before = warnings.formatwarning
+    run("warn")
+    assert words == ["Warning: left out\n", ""] and warnings.formatwarning is before
+    run("--debug", "warn")
+    assert "a.py:1: UserWarning: left out" in words[2]
 
 
 @pytest.fixture(scope="module")
