@@ -116,7 +116,7 @@ def is_told_otherwise(scheduler, config):
     return past or (config.get("rescale_betas_zero_snr") and prediction == "epsilon")
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_whatever_a_scheduler_is_told_the_walks_agree_or_a_warning_says_why_not(tmp_path):
     compared = 0
     for seed in range(80):
