@@ -17,8 +17,14 @@ from ddim_keras.diffusion.parameterizations import NoiseParameterization
 from ddim_keras.diffusion.schedules import CosineBetaSchedule, LinearBetaSchedule
 from ddim_keras.diffusion.spacings import LeadingSpacing
 from ddim_keras.networks import ddpm_layers
-from ddim_keras.presets import ddpm_names, diffusers_configs, diffusers_schedulers, safetensors
-from ddim_keras.samplers import DDIM, DPMSolverMultistep, UniPC
+from ddim_keras.presets import (
+    ddpm_names,
+    diffusers,
+    diffusers_configs,
+    diffusers_schedulers,
+    safetensors,
+)
+from ddim_keras.samplers import DDIM, DDPM, DPMSolverMultistep, Heun, UniPC
 from ddim_keras.sampling.clipping import ImageOnlyClipping, NoClipping, StaticClipping
 from ddim_keras.sampling.defaults import SamplingDefaults
 
@@ -339,15 +345,32 @@ def test_the_large_variance_of_ancestral_sampling_goes_out():
     assert (written["_class_name"], written["variance_type"]) == ("DDPMScheduler", "fixed_large")
 
 
-def test_spacing_and_clipping_that_have_no_place_there_are_said():
-    for defaults, message in (
-        (SamplingDefaults(50, "unipc", "linspace"), "no spacing like LinspaceSpacing"),
-        (SamplingDefaults(50, "ddim", "leading", "dynamic"), "no clipping like DynamicClipping"),
-    ):
-        with pytest.warns(UserWarning, match=message):
-            diffusers_schedulers.scheduler_config(
-                LinearBetaSchedule(), NoiseParameterization(), defaults
-            )
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        (("unipc", "linspace"), "no spacing like LinspaceSpacing"),
+        (("ddim", "leading", "dynamic"), "no clipping like DynamicClipping.*: it is left out"),
+        (("ddim", "leading", "static"), "no clipping like StaticClipping.* noises stay as they"),
+        ((DDPM(), "leading", "image_only"), "no clipping like ImageOnly.* noises are made to fit"),
+        (("unipc", "trailing", "image_only"), "no clipping like ImageOnly.* noises are made to fi"),
+        ((UniPC(), "trailing", ImageOnlyClipping(2.0)), "no clipping like .*: it is left out"),
+        ((Heun(), "leading"), r"no scheduler like Heun\(\): its place is taken by DDIM"),
+        ((DDIM(0.5), "leading"), "keeps no eta: give DDIMPipeline eta=0.5"),
+        ((DDIM(1.0, "large"), "leading"), "no scheduler like DDIM.*: its place is taken by DDIM"),
+    ],
+)
+def test_what_has_no_place_in_a_schedulers_configuration_is_said(defaults, message):
+    with pytest.warns(UserWarning, match=message) as said:
+        diffusers_schedulers.scheduler_config(
+            LinearBetaSchedule(), NoiseParameterization(), SamplingDefaults(50, *defaults)
+        )
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_the_trace_of_an_image_that_solvers_leave_at_the_noise_end_is_said(kind):
+    with pytest.warns(UserWarning, match=f"{kind} leaves a trace of the image at the noise end"):
+        defaults_of(kind, rescale_betas_zero_snr=True, prediction_type="v_prediction")
 
 
 @slow_on_jax
@@ -390,6 +413,13 @@ def test_weights_that_are_no_numbers_are_refused(folder, tmp_path):
         DiffusionModel.from_diffusers(changed(folder, tmp_path, **{"conv_out.bias": bad}))
 
 
+@pytest.mark.parametrize("bad", [np.full(3, 1e200), np.full(3, 1j, "complex64")])
+def test_weights_that_float32_has_not_are_refused(network, bad):
+    arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS) | {"conv_out.bias": bad}
+    with pytest.raises(ValueError, match=r"1 holding complex .* for float32: conv_out.bias. Noth"):
+        ddpm_names.assign(network, arrays, ddpm_names.DIFFUSERS, "a folder")
+
+
 @slow_on_jax
 def test_what_git_keeps_in_place_of_a_large_file_is_told(folder, tmp_path):
     copy = changed(folder, tmp_path)
@@ -415,9 +445,29 @@ def test_a_null_class_is_refused_where_none_can_be(folder, openai_arrays, tmp_pa
         DiffusionModel.from_checkpoint(path, heads=2, null_class=True)
 
 
+OF_TEXT = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+# The network is a UNet2DModel, but of what an autoencoder makes of images.
+OF_LATENTS = {
+    "_class_name": "LDMPipeline",
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "unet": ["diffusers", "UNet2DModel"],
+    "vqvae": ["diffusers", "VQModel"],
+}
+
+
+def test_a_pipeline_of_latents_is_refused_though_its_network_is_known(folder, tmp_path):
+    copy = changed(folder, tmp_path)
+    (copy / "model_index.json").write_text(json.dumps(OF_LATENTS))
+    with pytest.raises(ValueError, match="a LDMPipeline, which also has a vqvae: only"):
+        DiffusionModel.from_diffusers(copy)
+    lacking = {**OF_LATENTS, "vqvae": [None, None]}
+    (copy / "model_index.json").write_text(json.dumps(lacking))
+    assert diffusers.read(copy).config["image_size"] == [8, 8]
+
+
 @slow_on_jax
-def test_a_pipeline_of_another_kind_is_not_overwritten(model, tmp_path):
-    index = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+@pytest.mark.parametrize("index", [OF_TEXT, OF_LATENTS], ids=["of text", "of latents"])
+def test_a_pipeline_of_another_kind_is_not_overwritten(model, tmp_path, index):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="a pipeline of another kind, which would be lost"):
         model.save_to_diffusers(tmp_path)
@@ -602,6 +652,11 @@ def without(arrays, *beginnings):
             lambda arrays: {"model.map_layer0.weight": np.zeros(2, "f")},
             {},
             "of EDM, which has other noise levels",
+        ),
+        (
+            lambda arrays: {"down_blocks.0.resnets.0.conv1.bias": np.zeros(2, "f")},
+            {},
+            "of a network of diffusers', without its configuration: give the folder",
         ),
         (lambda arrays: {"all_modules.0.weight": np.zeros(2, "f")}, {}, "of score_sde, which has"),
         (

@@ -117,6 +117,11 @@ _ONLY_OPENAI = ("heads", "head_channels", "new_attention_order", "null_class")
 
 def _refuse_others(arrays: weight_files.Arrays, path: pathlib.Path) -> None:
     """Raise ValueError for the weights of networks that are known, but not to `ddpm_unet`."""
+    if any(name.startswith("down_blocks.") for name in arrays):
+        raise ValueError(
+            f"{path} holds the weights of a network of diffusers', without its configuration: give "
+            "the folder of the pipeline instead of the file (DiffusionModel.from_diffusers)"
+        )
     for pattern, whose, reason in _OTHERS:
         if any(re.match(pattern, name) for name in arrays):
             raise ValueError(

@@ -228,6 +228,9 @@ def assign(network: DDPMUNet, arrays: Arrays, naming: Naming, source: Any) -> No
         "holding NaN or infinity": [
             name for name in sorted(set(expected) & set(arrays)) if not _is_finite(arrays[name])
         ],
+        "holding complex numbers, or ones too large for float32": [
+            name for name in sorted(set(expected) & set(arrays)) if not _fits(arrays[name])
+        ],
     }
     if any(wrong.values()):
         said = "; ".join(
@@ -246,6 +249,13 @@ def assign(network: DDPMUNet, arrays: Arrays, naming: Naming, source: Any) -> No
 
 def _is_finite(array: npt.NDArray[Any]) -> bool:
     return bool(np.isfinite(array).all())
+
+
+def _fits(array: npt.NDArray[Any]) -> bool:
+    """Whether the finite numbers of an array are real, and finite in float32."""
+    is_real = not np.iscomplexobj(array)
+    largest = np.finfo("float32").max
+    return is_real and not bool((np.isfinite(array) & (np.abs(array) > largest)).any())
 
 
 def arrays_of(network: DDPMUNet, naming: Naming) -> dict[str, npt.NDArray[np.float32]]:

@@ -132,7 +132,7 @@ def write(
         raise ValueError(
             f"{path} exists and is no folder of diffusers': choose another, or remove it"
         )
-    if (path / _INDEX).is_file() and _network_of(_json(path / _INDEX)) != "UNet2DModel":
+    if (path / _INDEX).is_file() and not _is_known(_json(path / _INDEX)):
         raise ValueError(
             f"{path} holds a pipeline of another kind, which would be lost: choose another folder"
         )
@@ -242,6 +242,25 @@ def _check_pipeline(folder: pathlib.Path) -> None:
             f"{folder / _INDEX} describes a {index.get('_class_name')} with the network {kind}: "
             "only unconditional and class-conditional pipelines with a UNet2DModel can be read"
         )
+    if others := _others_of(index):
+        raise ValueError(
+            f"{folder / _INDEX} describes a {index.get('_class_name')}, which also has a "
+            f"{' and a '.join(others)}: only pipelines that are a network of images and a "
+            "scheduler can be read, none of latents or of spectrograms"
+        )
+
+
+def _is_known(index: Config) -> bool:
+    return _network_of(index) == "UNet2DModel" and not _others_of(index)
+
+
+def _others_of(index: Config) -> list[str]:
+    """The parts of a pipeline besides the network and the scheduler; null are those it lacks."""
+    return [
+        name
+        for name, part in sorted(index.items())
+        if isinstance(part, list) and any(part) and name not in ("unet", "scheduler")
+    ]
 
 
 def _network_of(index: Config) -> Any:

@@ -144,6 +144,7 @@ def scheduler_config(
         kind = _DPM
     elif isinstance(sampler, UniPC):
         kind = _UNIPC
+    _warn_of_sampler(sampler)
     config: Config = {
         "_class_name": kind,
         "_diffusers_version": VERSION,
@@ -168,6 +169,19 @@ def scheduler_config(
             )
         config["set_alpha_to_one"] = not last
     return config
+
+
+def _warn_of_sampler(sampler: Sampler | None) -> None:
+    """Warn of a sampler of the model's own that no scheduler's configuration says."""
+    if sampler is None or isinstance(sampler, (DDPM, DPMSolverMultistep, UniPC)):
+        return
+    if not isinstance(sampler, DDIM) or sampler.variance != "posterior":
+        message = f"diffusers has no scheduler like {sampler!r}: its place is taken by DDIM"
+    elif sampler.eta:
+        message = f"diffusers' DDIMScheduler keeps no eta: give DDIMPipeline eta={sampler.eta}"
+    else:
+        return
+    warnings.warn(message, stacklevel=5)
 
 
 def _former_prediction(said: Config) -> str:
@@ -259,6 +273,13 @@ def _warn_of_solvers(said: Config, kind: str) -> None:
     """Warn of what a solver is told that changes where its walks lead, and has no counterpart."""
     if kind not in _OF_SOLVERS:
         return
+    if said.get("rescale_betas_zero_snr"):
+        warnings.warn(
+            f"diffusers' {kind} leaves a trace of the image at the noise end of "
+            "rescale_betas_zero_snr, where none is left here: images of few steps differ from "
+            "diffusers'",
+            stacklevel=6,
+        )
     known = {**_OF_SOLVERS[kind], **_OF_BOTH}
     if said.get("algorithm_type") == "sde-dpmsolver++":
         known["solver_order"] = [2]
@@ -268,7 +289,7 @@ def _warn_of_solvers(said: Config, kind: str) -> None:
         warnings.warn(
             f"the {kind} has {told}, which has no counterpart here: the model's own sampler does "
             "without, so its images differ from diffusers'",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
@@ -311,7 +332,7 @@ def _spacing_config(spacing: Spacing | None, kind: str) -> Config:
             return {"timestep_spacing": "linspace"}
     warnings.warn(
         f"diffusers' {kind} has no spacing like {spacing!r}: its place is taken by trailing",
-        stacklevel=4,
+        stacklevel=5,
     )
     return {"timestep_spacing": "trailing"}
 
@@ -327,7 +348,7 @@ def _clipping(said: Config, kind: str) -> Clipping:
             "the scheduler thresholds to a largest value"
             + (": " if is_solver else ", and leaves the noises: ")
             + "dynamic clipping without takes its place",
-            stacklevel=5,
+            stacklevel=6,
         )
         return DynamicClipping(_number(said, "dynamic_thresholding_ratio"))
     if not is_solver and said.get("clip_sample", True):
@@ -336,13 +357,19 @@ def _clipping(said: Config, kind: str) -> Clipping:
 
 
 def _clipping_config(clipping: Clipping | None, kind: str) -> Config:
+    """What says a clipping to a scheduler of that kind, or one like it."""
+    is_solver, is_ddim = kind in _OF_SOLVERS, kind == "DDIMScheduler"
     limit = clipping.limit if isinstance(clipping, ImageOnlyClipping) else 1.0
     clips = not isinstance(clipping, (NoClipping, DynamicClipping, type(None)))
-    if isinstance(clipping, DynamicClipping) or (kind in _OF_SOLVERS and clips and limit != 1.0):
+    clips = clips and not (is_solver and limit != 1.0)
+    # Only DDIMScheduler leaves the predicted noises as they were.
+    same = ImageOnlyClipping if is_ddim else StaticClipping
+    if not isinstance(clipping, (same, NoClipping, type(None))):
+        noises = "stay as they were" if is_ddim else "are made to fit the images"
+        instead = f"the predicted noises {noises} there" if clips else "it is left out"
         warnings.warn(
-            f"diffusers' {kind} has no clipping like {clipping!r}: it is left out", stacklevel=4
+            f"diffusers' {kind} has no clipping like {clipping!r}: {instead}", stacklevel=5
         )
-        clips = False
-    if kind in _OF_SOLVERS:
+    if is_solver:
         return {"thresholding": clips, "sample_max_value": 1.0}
     return {"clip_sample": clips, "clip_sample_range": limit}
