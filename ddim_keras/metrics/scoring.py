@@ -227,29 +227,15 @@ def score_generated(
         if not metrics:
             return found
     options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
-    for name in ("initial_noise", "return_trajectory", "first_image", "verbose"):
-        if name in options:
-            raise ValueError(
-                f"score cannot take {name}: it generates in batches, from noise that the seed fixes"
-            )
+    _check_asked(options, metrics, training_images, labels)
     if extractor is None:
         extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
-    if MEMORIZATION in metrics and training_images is None:
-        raise ValueError(
-            f"the metric {MEMORIZATION!r} compares with what the model was trained on: give "
-            "training_images"
-        )
     if broken := engine.broken_weights():  # not after a pass over the real images
         raise FloatingPointError(broken)
     told: dict[str, Any] = {"labels": labels, "condition": condition}
     wanted = [name for name, value in told.items() if value is True]
     if wanted:
         told |= _told_by(dataset, engine, num_images, wanted)
-    if AGREEMENT in metrics and told["labels"] is None:
-        raise ValueError(
-            f"the metric {AGREEMENT!r} asks whether images show their labels: give labels, or True "
-            "for those of the data set"
-        )
     checked = conditioning(engine, num_images, **told, guidance=sampling.get("guidance"))
     generated = _generated_in_batches(engine, num_images, batch_size, checked, **options)
     names = getattr(dataset, "class_names", None)
@@ -271,6 +257,27 @@ def score_generated(
         compared = np.concatenate(first)[:_COMPARED]
         scores[MEMORIZATION] = nearest_training_images(compared, training, mirrored=True).share
     return scores | found
+
+
+def _check_asked(
+    options: dict[str, Any], metrics: Sequence[Any], training_images: Data, labels: Labels
+) -> None:
+    """Raise ValueError for options that scoring has no use for, and metrics that lack something."""
+    for name in ("initial_noise", "return_trajectory", "first_image", "verbose"):
+        if name in options:
+            raise ValueError(
+                f"score cannot take {name}: it generates in batches, from noise that the seed fixes"
+            )
+    if MEMORIZATION in metrics and training_images is None:
+        raise ValueError(
+            f"the metric {MEMORIZATION!r} compares with what the model was trained on: give "
+            "training_images"
+        )
+    if AGREEMENT in metrics and labels is None:
+        raise ValueError(
+            f"the metric {AGREEMENT!r} asks whether images show their labels: give labels, or True "
+            "for those of the data set"
+        )
 
 
 def _keeping_first(batches: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterable[np.ndarray]:
