@@ -24,7 +24,7 @@ from ddim_keras.presets import (
     diffusers_schedulers,
     safetensors,
 )
-from ddim_keras.samplers import DDIM, DDPM, DPMSolverMultistep, Heun, UniPC
+from ddim_keras.samplers import DDIM, DDPM, DPMSolverMultistep, FittedSampler, Heun, UniPC
 from ddim_keras.sampling.clipping import ImageOnlyClipping, NoClipping, StaticClipping
 from ddim_keras.sampling.defaults import SamplingDefaults
 
@@ -357,6 +357,7 @@ def test_the_large_variance_of_ancestral_sampling_goes_out():
         ((Heun(), "leading"), r"no scheduler like Heun\(\): its place is taken by DDIM"),
         ((DDIM(0.5), "leading"), "keeps no eta: give DDIMPipeline eta=0.5"),
         ((DDIM(1.0, "large"), "leading"), "no scheduler like DDIM.*: its place is taken by DDIM"),
+        (("ddim", "leading", None, [FittedSampler([1.0], [[1, 1]])]), "has no fitted samplers"),
     ],
 )
 def test_what_has_no_place_in_a_schedulers_configuration_is_said(defaults, message):

@@ -145,6 +145,10 @@ def scheduler_config(
     elif isinstance(sampler, UniPC):
         kind = _UNIPC
     _warn_of_sampler(sampler)
+    if defaults.samplers:
+        warnings.warn(
+            "diffusers has no fitted samplers: those of the model are left out", stacklevel=4
+        )
     config: Config = {
         "_class_name": kind,
         "_diffusers_version": VERSION,
