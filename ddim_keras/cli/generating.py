@@ -11,6 +11,7 @@ from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
 from ddim_keras.cli.options import (
     IMAGE_FILE,
+    PLACE,
     devices_option,
     guidance_options,
     label,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     "--out",
     "-o",
     required=True,
-    type=click.Path(path_type=pathlib.Path),
+    type=PLACE,
     help="The images' folder.",
 )
 @click.option(

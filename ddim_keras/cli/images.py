@@ -11,12 +11,16 @@ from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load, read
 from ddim_keras.cli.options import (
     IMAGE_FILE,
+    PLACE,
+    PNG,
+    PNG_OR_ANIMATION,
     fit_option,
     images_argument,
     label_option,
     model_option,
 )
 from ddim_keras.cli.options import label as label_of
+from ddim_keras.support.arguments import integer
 
 
 @main.command()
@@ -26,7 +30,7 @@ from ddim_keras.cli.options import label as label_of
     "--out",
     "-o",
     required=True,
-    type=click.Path(path_type=pathlib.Path),
+    type=PLACE,
     help="A .npy file of latents; with --algebra .npz.",
 )
 @click.option("--steps", "-s", default=100, show_default=True, help="Steps; decode with as many.")
@@ -74,6 +78,7 @@ def encode(
         raise click.UsageError("--exact and --algebra are two ways: give one")
     if out.suffix != suffix:
         raise click.BadParameter(f"must end in {suffix}, got {str(out)!r}", param_hint="--out")
+    files.check_file(out)
     model = load(source)
     told = label_of(label, model)
     way = "algebra" if algebra else exact
@@ -93,7 +98,7 @@ def encode(
     "--out",
     "-o",
     required=True,
-    type=click.Path(path_type=pathlib.Path),
+    type=PNG,
     help="A PNG of both rows.",
 )
 @click.option("--steps", "-s", default=100, show_default=True)
@@ -135,7 +140,7 @@ def reconstruct(
     "--out",
     "-o",
     required=True,
-    type=click.Path(path_type=pathlib.Path),
+    type=PNG_OR_ANIMATION,
     help="A PNG, or an animated GIF or WebP.",
 )
 @click.option(
@@ -173,15 +178,12 @@ def interpolate(
 
     from ddim_keras import plotting
 
-    animated = out.suffix.lower() in (".gif", ".webp")
-    if not animated and out.suffix.lower() != ".png":
-        raise click.BadParameter(
-            f"must end in .png, .gif or .webp, got {str(out)!r}", param_hint="--out"
-        )
+    animated = out.suffix.lower() != ".png"
     if (start is None) != (end is None):
         raise click.UsageError("give two images, or none for two noises")
     model = load(source)
     if start is None or end is None:
+        seed = integer("seed", seed, minimum=0)
         ends = np.random.default_rng(seed).normal(size=(2, *model.image_shape)).astype("float32")
     else:
         ends = read(model, (start, end), fit)
@@ -208,7 +210,7 @@ def interpolate(
     "--out",
     "-o",
     required=True,
-    type=click.Path(path_type=pathlib.Path),
+    type=PNG,
     help="A PNG of the fillings.",
 )
 @click.option(
@@ -276,7 +278,7 @@ def inpaint(
     "--out",
     "-o",
     required=True,
-    type=click.Path(path_type=pathlib.Path),
+    type=PNG,
     help="A PNG of what was measured, in the first row, and of the restored images.",
 )
 @click.option("--factor", default=4, show_default=True, help="How many times larger.")

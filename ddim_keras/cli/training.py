@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim_keras.cli.group import INTERRUPTED, main
-from ddim_keras.cli.options import devices_option, options_of
+from ddim_keras.cli.options import PLACE, devices_option, options_of
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=pathlib.Path), help="The run's folder."
-)
+@click.option("--out", "-o", required=True, type=PLACE, help="The run's folder.")
 @click.option(
     "--config",
     "-c",
@@ -110,6 +108,9 @@ def run(
             f"there is no run in {out} to resume: give --data, or --config, to start one"
         )
     start = dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
+    named = os.path.abspath(os.path.expanduser(given.get("init_from") or ""))
+    if named == start["init_from"]:  # which may be gone: the run has kept it
+        given["init_from"] = named
     if "steps" in given and "minutes" not in given:
         start["minutes"] = None
     training = {
