@@ -18,6 +18,7 @@ from ddim_keras.data import image_checks
 from ddim_keras.data.batches import (
     Batch,
     as_array,
+    by_number,
     handed_by_keras,
     packed,
     prepared,
@@ -109,6 +110,7 @@ def iterate_batches(data: Data, batch_size: int) -> tuple[Iterator[Batch], int |
         starts = range(0, len(whole.images), batch_size)
         slices = (slice(start, start + batch_size) for start in starts)
         return map(whole.selected, slices), len(starts)
+    _require_batches(data)
     number = number_of_batches(data)
     batches: Iterable = data
     if isinstance(data, keras.utils.PyDataset):
@@ -174,7 +176,8 @@ def for_keras(
     Raises:
         ValueError: the data are empty, or their structure, shape, type or values are wrong.
     """
-    checks = _Checks(image_shape, class_weight, multiple, spec, labels_needed)
+    weights = by_number(class_weight, spec)
+    checks = _Checks(image_shape, weights, multiple, spec, labels_needed)
     if is_one_piece(x):
         whole = _in_one_piece(x, spec)
         y = told_of(whole) if y is None else y
@@ -255,16 +258,7 @@ def _checked(data: Data, checks: _Checks) -> Data:
         return tf_inputs.checked(data, *checks)
     if isinstance(data, keras.utils.PyDataset):
         return _CheckedPyDataset(data, checks)
-    if not hasattr(data, "__iter__"):
-        raise ValueError(
-            f"images must be an array, a data set of batches or a generator, got {data!r} of type "
-            f"{type(data).__name__}"
-            + (
-                ": make batches of it, with PyTorch by DataLoader(dataset, batch_size=32)"
-                if hasattr(data, "__getitem__")
-                else ""
-            )
-        )
+    _require_batches(data)
     if iter(data) is data:
         return _checked_generator(data, checks)
     if number_of_batches(data) is None:
@@ -274,6 +268,21 @@ def _checked(data: Data, checks: _Checks) -> Data:
             "steps_per_epoch, a keras.utils.PyDataset or a tf.data.Dataset"
         )
     return _CheckedIterable(data, checks)
+
+
+def _require_batches(data: Data) -> None:
+    """Raise ValueError for what cannot be gone through."""
+    if isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__"):
+        return
+    advice = ""
+    if hasattr(data, "__getitem__"):
+        advice = ": make batches of it, with PyTorch by DataLoader(dataset, batch_size=32)"
+    elif callable(data):
+        advice = ": call it, if it makes a generator"
+    raise ValueError(
+        f"images must be an array, a data set of batches or a generator, got {data!r} of type "
+        f"{type(data).__name__}{advice}"
+    )
 
 
 def brings_its_own_order(data: Data) -> bool:
