@@ -721,6 +721,7 @@ def test_what_is_frozen_is_said_and_the_average_is_never_trained():
     assert len(model.trainable_variables) == number
     assert np.isfinite(model.fit(random_images(8), verbose=0).history["loss"][0])
     few = make_small_model()
+    few.normalizer.adapt(random_images(8))
     few.network.layers[-1].trainable = False
     few.compile()
     few.network.layers[-1].trainable = True

@@ -357,7 +357,19 @@ def split(
 
 
 def _in_one_piece(data: Data, spec: ConditionSpec | None = None) -> Batch:
-    """Arrays in whatever structure, as one batch of NumPy arrays."""
+    """Arrays in whatever structure, as one batch of NumPy arrays.
+
+    Raises:
+        ValueError: there are several data sets in it.
+    """
+    parts = data.values() if isinstance(data, Mapping) else data
+    if isinstance(data, (Mapping, tuple, list)) and any(map(_is_data_set, parts)):
+        names = f" {list(data)}" if isinstance(data, Mapping) else ""
+        raise ValueError(
+            f"expected one data set, got a {type(data).__name__} with a data set in it{names}, as "
+            "of tfds.load with several splits or its information: give one split alone, in "
+            "batches, and another as validation_data"
+        )
     is_pair = isinstance(data, tuple) and spec is not None and spec.takes_images
     if isinstance(data, (tuple, list)) and not is_pair:
         shapes = {tuple(getattr(part, "shape", ()))[1:] for part in data}
@@ -365,6 +377,10 @@ def _in_one_piece(data: Data, spec: ConditionSpec | None = None) -> Batch:
             # Images alone: labels never have four axes.
             return Batch(np.concatenate([as_array(part) for part in data]))
     return _as_arrays(taken_apart(data))
+
+
+def _is_data_set(part: object) -> bool:
+    return is_tf_dataset(part) or isinstance(part, keras.utils.PyDataset)
 
 
 def _as_arrays(batch: Batch) -> Batch:
