@@ -885,3 +885,53 @@ def test_a_file_that_is_no_image_is_named(tmp_path, model_path):
         "reconstruct", "-m", model_path, tmp_path / "text.png", "-o", tmp_path / "a.png", code=1
     )
     assert "text.png cannot be read as an image" in said
+
+
+def test_nothing_is_written_over_a_folder_and_no_work_is_done_in_vain(
+    tmp_path, model_path, pictures
+):
+    for name in ("photos", "photos.png", "photos.keras"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dear.txt").write_text("kept")
+    model, one, folder = ["-m", model_path], pictures[0], tmp_path / "photos.png"
+    blur, few = ["--task", "blur"], ["--steps", 2]
+    drawing = (
+        ["restore", *model, one, *blur, *few],
+        ["reconstruct", *model, one, *few],
+        ["inpaint", *model, one, one, *few],
+        ["interpolate", *model, *few],
+    )
+    for command in drawing:
+        assert "a folder stands there" in run(*command, "-o", folder, code=1)
+        assert "must end in .png" in run(*command, "-o", tmp_path / "photos", code=2)
+        assert "must end in .png" in run(*command, "-o", tmp_path / "s.jpg", code=2)
+        assert "is a file, not a folder" in run(*command, "-o", one / "s.png", code=1)
+        assert "nowhere to write to" in run(*command, "-o", "", code=2)
+    writing = (
+        ["fit-sampler", *model],
+        ["export", *model],
+        ["convert", model_path],
+    )
+    for command in writing:
+        assert "a folder stands there" in run(*command, tmp_path / "photos.keras", code=1)
+        assert "exists and is no preset" in run(*command, tmp_path / "photos", code=1)
+        assert "nowhere to write to" in run(*command, "", code=2)
+    for command in (["train", "-d", "embedded"], ["distill", *model], ["generate", *model]):
+        assert "nowhere to write to" in run(*command, "-o", " ", code=2)
+    pairs_to = ["evaluate", *model, "--pairs"]
+    assert "a folder stands there" in run(*pairs_to, folder, code=1)
+    assert "seed must be an integer" in run(*drawing[3], "--seed", -1, "-o", "s.png", code=1)
+    for name in ("photos", "photos.png", "photos.keras"):
+        assert os.listdir(tmp_path / name) == ["dear.txt"]
+
+
+@pytest.mark.slow
+def test_another_teacher_is_refused_and_a_moved_one_is_not(tmp_path, model_path, photos):
+    (tmp_path / "moved.keras").write_bytes(model_path.read_bytes())
+    make_trained_model(parameterization="velocity", seed=2, widths=[4]).save(tmp_path / "o.keras")
+    flags = ["-d", photos, "--steps", 1, "--split", 0, "--batch-size", 4, "--samples", 0]
+    flags += ["--no-tensorboard", "--memorization", 0, "--ema-snapshots", 0]
+    run("distill", "-m", model_path, "-o", tmp_path / "few", *flags)
+    again = ["distill", "-o", tmp_path / "few", "-m"]
+    assert "is another one: choose another folder" in run(*again, tmp_path / "o.keras", code=1)
+    assert "Nothing is left to do" in run(*again, tmp_path / "moved.keras")

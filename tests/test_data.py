@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import first_quick, slow_on_jax
+from conftest import first_quick, make_small_model, random_images, slow_on_jax
 
 from ddim_keras.data import load_dataset
 
@@ -330,3 +330,21 @@ def test_a_model_trains_on_what_load_dataset_gives():
     model.compile(keras.optimizers.AdamW(1e-3))
     history = model.fit(train, validation_data=validation, verbose=0).history
     assert history["val_n_loss"][0] > 0
+
+
+def test_what_tfds_gives_besides_batches_is_refused_with_what_to_give():
+    import tensorflow as tf
+
+    images = random_images(4)
+    split = tf.data.Dataset.from_tensor_slices({"image": images, "label": np.arange(4)})
+    for given in (split, {"train": split}, (split, split), images, None, 3):
+        with pytest.raises(ValueError, match="load_dataset takes a folder, a name, .*, got a "):
+            load_dataset(given, 8, 2)
+    model = make_small_model()
+    model.compile()
+    for given in ({"train": split, "test": split}, (split, split), [split, split], (split, "info")):
+        for use in (model.fit, model.normalizer.adapt):
+            with pytest.raises(ValueError, match="expected one data set, got a .*one split alone"):
+                use(given)
+    history = model.fit(split.batch(2), verbose=0)  # of dictionaries, as they come
+    assert np.isfinite(history.history["loss"][0])

@@ -232,3 +232,22 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(photos, tmp_pat
         config_of(photos, "cifar10_32", distill={"model": "cifar10_32"})
     with pytest.raises(ValueError, match="init_from must be a name"):
         config_of(photos, " ")
+
+
+def test_a_preset_of_few_steps_is_no_start_for_a_run_of_many(photos, tmp_path):
+    student(trained(), 2).save_to_preset(tmp_path / "few")
+    with pytest.raises(ValueError, match="draws in 2 steps what another model draws in more"):
+        started(photos, tmp_path / "few", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_same_command_resumes_where_what_it_started_from_is_gone(photos, tmp_path, monkeypatch):
+    trained().save(tmp_path / "source.keras")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--split", "0", "--image-size", "8", "--samples", "0", "--batch-size", "4"]
+    flags += ["--no-tensorboard", "--memorization", "0", "--channels", "1", "--steps"]
+    told = ["train", "--data", str(photos), "--init-from", "source.keras", "--out", "run", *flags]
+    for steps in ("1", "2"):
+        result = CliRunner().invoke(main, [*told, steps])
+        assert result.exit_code == 0, result.output
+        (tmp_path / "source.keras").unlink(missing_ok=True)

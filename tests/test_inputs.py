@@ -5,6 +5,7 @@ from conftest import make_small_model, random_images, slow_on_jax
 
 import ddim_keras
 from ddim_keras.data import inputs
+from ddim_keras.metrics import nearest_training_images
 
 
 def wrong(kind):
@@ -658,3 +659,50 @@ def test_a_loader_of_pytorch_itself_is_taken(model):
     loader = torch.utils.data.DataLoader(pairs, batch_size=4, shuffle=True)
     history = model.fit(loader, class_weight={1: 2.0}, validation_data=loader, verbose=0).history
     assert np.isfinite(list(history.values())).all()
+
+
+def test_what_is_no_array_of_images_is_named_with_what_to_give():
+    model, images = make_small_model(), random_images(4)
+    model.normalizer.adapt(images)
+    labels = np.arange(4)
+    for given, message in (
+        (as_dataset(images), r"expected an array, got a _BatchDataset: .*next\(iter\(...\)\)"),
+        (iter([images]), "expected an array, got a list_iterator"),
+        ({"image": images}, "expected an array, got a dict"),
+        (None, "expected an array, got a NoneType"),
+        ((images, labels), "got images with labels.*give them apart"),
+        ([(images, labels)], "expected an array, got a list of batches of parts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.log_likelihood(given, 2)
+        with pytest.raises(ValueError, match=message):
+            nearest_training_images(given, images)
+    for given, message in (
+        ((batch for batch in [images]), "gone through twice, which a generator cannot be"),
+        (None, "images must be an array, a data set of batches or a generator, got None"),
+        (lambda: [images], "of type function: call it, if it makes a generator"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nearest_training_images(images, given)
+    with pytest.raises(ValueError, match="generated images hold NaN or infinity"):
+        nearest_training_images(np.where(images > 0.5, np.nan, images), images)
+
+
+def test_numbers_of_batches_are_positive_or_left_out():
+    model, images = make_small_model(), random_images(4)
+    model.compile()
+    with pytest.raises(ValueError, match="steps_per_execution must be an integer"):
+        model.compile(steps_per_execution="auto")
+    for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
+        for number in (0, -1, 1.5):
+            with pytest.raises(ValueError, match=f"{name} must be an integer, at least 1"):
+                model.fit(images, verbose=0, **{name: number})
+    assert not model.normalizer.adapted
+    with pytest.warns(UserWarning, match="the normalizer was not adapted, as a single batch"):
+        model.train_on_batch(images)
+    model.normalizer.adapt(images)
+    for name in ("batch_size", "steps"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer, at least 1"):
+            model.evaluate(images, verbose=0, **{name: 0})
+    with pytest.raises(ValueError, match="evaluate needs images: got None"):
+        model.evaluate(None)

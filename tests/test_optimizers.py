@@ -147,6 +147,7 @@ def test_kernels_learn_in_half_precision():
 def test_kernels_learn_of_several_batches():
     model = make_small_model(widths=[16, 24])
     model.compile(Muon(1e-2, weight_decay=0.0, gradient_accumulation_steps=2), "mean_squared_error")
+    model.normalizer.adapt(random_images()[:8])
     kernels = []
     for _ in range(6):
         model.train_on_batch(random_images()[:8])

@@ -21,6 +21,9 @@ from conftest import (
 from keras import ops
 
 import ddim_keras
+from ddim_keras import plotting
+from ddim_keras.callbacks import KeepBest
+from ddim_keras.support import files
 
 
 @pytest.fixture(scope="module")
@@ -450,3 +453,44 @@ def test_missing_weights_are_named(small, tmp_path):
             small.load_weights(tmp_path / name)
     with pytest.raises(ValueError, match="file for weights must end in"):
         small.load_weights(tmp_path)
+
+
+def test_a_file_never_replaces_a_folder(small, tmp_path):
+    for name in ("a.keras", "a.weights.h5", "a.png"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dear.txt").write_text("kept")
+    for write in (
+        lambda: small.save(tmp_path / "a.keras"),
+        lambda: small.save_weights(tmp_path / "a.weights.h5"),
+        lambda: plotting.save_images(tmp_path / "a.png", np.zeros((1, 2, 2, 1))),
+        lambda: KeepBest(tmp_path / "a.keras").on_train_begin(),
+    ):
+        with pytest.raises(IsADirectoryError, match="a folder stands there"):
+            write()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        *("a.keras", "a.png", "a.weights.h5"),
+        *["dear.txt"] * 3,
+    ]
+    (tmp_path / "a.png").rename(tmp_path / "folder")
+    small.save(tmp_path / "folder", zipped=False)
+    assert (tmp_path / "folder" / "dear.txt").read_text() == "kept"
+    assert (tmp_path / "folder" / "config.json").is_file()
+
+
+def test_what_a_killed_process_left_is_told_from_what_a_user_keeps(tmp_path):
+    (tmp_path / ".0123abcd.model.keras").write_text("half")
+    (tmp_path / ".mybackup.txt").write_text("kept")
+    files.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".mybackup.txt"]
+
+
+def test_a_damaged_note_of_the_best_model_is_said_and_replaced(small, tmp_path):
+    keep = KeepBest(tmp_path / "best.keras", "val_i_loss")
+    keep.set_model(small)
+    keep.on_train_begin()
+    keep.on_epoch_end(0, {"val_i_loss": 0.5})
+    (tmp_path / "best_score.json").write_text("")
+    with pytest.warns(UserWarning, match="best_score.json is damaged.*replaces it"):
+        keep.on_train_begin()
+    keep.on_epoch_end(1, {"val_i_loss": 0.7})
+    assert json.loads((tmp_path / "best_score.json").read_text())["value"] == 0.7

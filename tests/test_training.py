@@ -703,3 +703,48 @@ def test_an_interrupted_training_leaves_weights_that_can_be_saved(where, shared,
     np.testing.assert_array_equal(flat(again.network), flat(shared.network))
     assert np.isfinite(again.generate(1, 2)).all()
     shared.fit(images, batch_size=8, verbose=0)
+
+
+def test_what_is_frozen_is_said_and_the_average_is_never_trained():
+    model = make_small_model()
+    model.compile()
+    model.normalizer.adapt(random_images(8))
+    number = len(model.trainable_variables)
+    model.network.trainable = False
+    with pytest.raises(ValueError, match="nothing is left to train.*network.trainable = True"):
+        model.fit(random_images(8), verbose=0)
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        model.train_on_batch(random_images(8))
+    model.trainable = False
+    model.trainable = True
+    assert model.trainable and model.network.trainable and not model.ema_network.trainable
+    assert len(model.trainable_variables) == number
+    assert np.isfinite(model.fit(random_images(8), verbose=0).history["loss"][0])
+    few = make_small_model()
+    few.normalizer.adapt(random_images(8))
+    few.network.layers[-1].trainable = False
+    few.compile()
+    few.network.layers[-1].trainable = True
+    with pytest.raises(ValueError, match="compile it again after changing what is trainable"):
+        few.train_on_batch(random_images(8))
+
+
+def test_weights_of_classes_go_by_name_too():
+    images, labels = random_images(8), np.array(["cat", "dog"] * 4)
+    told = {"verbose": 0, "shuffle": False}
+
+    def loss(weights):
+        model = make_small_model(class_names=["cat", "dog"])
+        model.compile()
+        model.normalizer.adapt(images)
+        return model.fit(images, labels, class_weight=weights, **told).history["loss"]
+
+    assert loss({"dog": 3.0}) == loss({1: 3.0})
+    for weights, message in (
+        ({"bird": 1.0}, "unknown label 'bird': expected one of 'cat', 'dog'"),
+        ({"dog": 1.0, 1: 2.0}, "a class two weights, by name and by number"),
+        ({None: 1.0}, "must give integer classes finite weights"),
+        ({0: "much"}, "must give integer classes finite weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss(weights)

@@ -95,8 +95,30 @@ def distill(
         flags["distill"] = told
     elif told:
         before = RunConfig.read(out / "config.yaml").distill
+        if source is not None and before:
+            _refuse_another_teacher(out, str(before["model"]), source)
         flags["distill"] = {**before, **told, "model": before.get("model", source)}
     run(out, None, devices, {}, flags)
+
+
+def _refuse_another_teacher(out: pathlib.Path, before: str, source: str) -> None:
+    """Raise ValueError if a model is there that is not the one the run keeps as its teacher, which
+    may have been moved.
+    """
+    from ddim_keras import presets
+    from ddim_keras.runs.exporting import model_hash
+    from ddim_keras.runs.finding import load
+    from ddim_keras.runs.folder import RunFolder
+
+    place, kept = pathlib.Path(source).expanduser(), RunFolder(out).teacher
+    is_there = place.exists() or source in presets.names()
+    if before in (source, str(place.resolve())) or not is_there or not kept.is_file():
+        return
+    if model_hash(load(source)) != model_hash(load(str(kept))):
+        raise ValueError(
+            f"the model in {out} is taught by {before}, and {source} is another one: choose "
+            "another folder for another teacher"
+        )
 
 
 def _as_the_teacher(source: str) -> dict[str, Any]:

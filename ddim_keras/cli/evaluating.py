@@ -10,6 +10,7 @@ import click
 from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
 from ddim_keras.cli.options import (
+    PNG,
     field_option,
     guidance_of,
     guidance_options,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--pairs",
-    type=click.Path(path_type=pathlib.Path),
+    type=PNG,
     default=None,
     help="Write a PNG of the generated images, of 100, that are most like a training image, each "
     "above it.",

@@ -7,7 +7,8 @@ import pathlib
 import click
 
 from ddim_keras.cli.group import main
-from ddim_keras.cli.options import model_option
+from ddim_keras.cli.models import check_out
+from ddim_keras.cli.options import PLACE, model_option
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.runs.config import recipe_of
 from ddim_keras.runs.finding import load
@@ -15,7 +16,7 @@ from ddim_keras.runs.finding import load
 
 @main.command("fit-sampler")
 @model_option
-@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.argument("out", type=PLACE)
 @click.option(
     "--evaluations",
     "-e",
@@ -63,10 +64,7 @@ def fit_sampler(
         raise click.BadParameter(
             f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT"
         )
-    if not out.suffix:
-        from ddim_keras import presets
-
-        presets.check_free(out)  # not after minutes
+    check_out(out)  # not after minutes
     divide_batches()
     model = load(source, compile=True)
     for budget in budgets or (2, 3, 4):

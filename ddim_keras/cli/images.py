@@ -11,6 +11,8 @@ from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load, read
 from ddim_keras.cli.options import (
     IMAGE_FILE,
+    PNG,
+    PNG_OR_ANIMATION,
     fit_option,
     images_argument,
     label_options,
@@ -18,6 +20,7 @@ from ddim_keras.cli.options import (
     out_option,
     told,
 )
+from ddim_keras.support.arguments import integer
 
 
 @main.command()
@@ -69,6 +72,7 @@ def encode(
         raise click.UsageError("--exact and --algebra are two ways: give one")
     if out.suffix != suffix:
         raise click.BadParameter(f"must end in {suffix}, got {str(out)!r}", param_hint="--out")
+    files.check_file(out)
     model = load(source)
     way = "algebra" if algebra else exact
     latents = model.encode(read(model, images, fit), steps, exact=way, **told(model, **options))
@@ -83,7 +87,7 @@ def encode(
 @main.command()
 @model_option
 @images_argument
-@out_option("A PNG of both rows.")
+@out_option("A PNG of both rows.", PNG)
 @click.option("--steps", "-s", default=100, show_default=True)
 @label_options
 @fit_option
@@ -119,7 +123,7 @@ def reconstruct(
 @model_option
 @click.argument("start", type=IMAGE_FILE, required=False)
 @click.argument("end", type=IMAGE_FILE, required=False)
-@out_option("A PNG, or an animated GIF or WebP.")
+@out_option("A PNG, or an animated GIF or WebP.", PNG_OR_ANIMATION)
 @click.option(
     "--num-images",
     "-n",
@@ -155,15 +159,12 @@ def interpolate(
 
     from ddim_keras import plotting
 
-    animated = out.suffix.lower() in (".gif", ".webp")
-    if not animated and out.suffix.lower() != ".png":
-        raise click.BadParameter(
-            f"must end in .png, .gif or .webp, got {str(out)!r}", param_hint="--out"
-        )
+    animated = out.suffix.lower() != ".png"
     if (start is None) != (end is None):
         raise click.UsageError("give two images, or none for two noises")
     model = load(source)
     if start is None or end is None:
+        seed = integer("seed", seed, minimum=0)
         ends = np.random.default_rng(seed).normal(size=(2, *model.image_shape)).astype("float32")
     else:
         ends = read(model, (start, end), fit)
@@ -186,7 +187,7 @@ def interpolate(
 @model_option
 @click.argument("image", type=IMAGE_FILE)
 @click.argument("mask", type=IMAGE_FILE)
-@out_option("A PNG of the fillings.")
+@out_option("A PNG of the fillings.", PNG)
 @click.option(
     "--num-images",
     "-n",
@@ -248,7 +249,7 @@ def inpaint(
     type=click.Choice(["super-resolution", "blur", "colorize", "mask"]),
     help="What the images lack: they are small, blurred, grey, or known in a part.",
 )
-@out_option("A PNG of what was measured, in the first row, and of the restored images.")
+@out_option("A PNG of what was measured, in the first row, and of the restored images.", PNG)
 @click.option("--factor", default=4, show_default=True, help="How many times larger.")
 @click.option(
     "--blur-width",

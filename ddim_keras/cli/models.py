@@ -10,6 +10,7 @@ import click
 from ddim_keras.cli.group import main
 from ddim_keras.cli.options import (
     EMA_LENGTH,
+    PLACE,
     SIZE,
     guidance_of,
     guidance_options,
@@ -39,9 +40,22 @@ def read(model: DiffusionModel, paths: tuple[pathlib.Path, ...], fit: str) -> np
     return np.asarray(read_images(paths, size, channels, fit=fit))
 
 
+def check_out(out: pathlib.Path) -> None:
+    """Find out before any work is done whether a model can be written: a .keras file, or the folder
+    of a preset.
+    """
+    from ddim_keras import presets
+    from ddim_keras.support import files
+
+    if out.suffix == ".keras":
+        files.check_file(out)
+    else:
+        files.check_folder(presets.check_free(out))
+
+
 @main.command()
 @model_option
-@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.argument("out", type=PLACE)
 @click.option("--full", is_flag=True, help="Keep float32 weights in a preset.")
 @click.option(
     "--ema-length",
@@ -116,6 +130,8 @@ def export(
 
     if is_program:
         programs.check(out, format_, signature or "generate")
+    else:
+        check_out(out)
     model = _to_be_exported(source, ema_length)
     exporting.refuse_diverged(model)
     if is_program:
@@ -141,7 +157,7 @@ def _to_be_exported(source: str, ema_length: float | str | None) -> DiffusionMod
 
 @main.command()
 @click.argument("source")
-@click.argument("out", type=click.Path(path_type=pathlib.Path))
+@click.argument("out", type=PLACE)
 @click.option(
     "--to",
     "kind",
@@ -217,6 +233,8 @@ def convert(
             f"must end in .keras for a model's file, and is a folder otherwise, got {str(out)!r}",
             param_hint="OUT",
         )
+    if kind != "diffusers":
+        check_out(out)
     path = pathlib.Path(source)
     if path.suffix in (".safetensors", *weight_files.TORCH_SUFFIXES) and not path.exists():
         raise click.BadParameter(f"no file at {source}", param_hint="SOURCE")

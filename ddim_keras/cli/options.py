@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -11,8 +12,43 @@ import click
 
 from ddim_keras.presets import recipes
 from ddim_keras.runs import config
+from ddim_keras.support import files
 from ddim_keras.support.docstrings import attributes
 
+
+class _Place(click.Path):
+    """A file or a folder to write."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> pathlib.Path:
+        if not str(value).strip():  # a shell's variable that is not set; Python takes it for "."
+            self.fail("an empty name is nowhere to write to: give a file or a folder", param, ctx)
+        return pathlib.Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+class _Picture(_Place):
+    """A picture to write, found out to be possible before any work is done."""
+
+    def __init__(self, *suffixes: str):
+        super().__init__()
+        self.suffixes = suffixes
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> pathlib.Path:
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() not in self.suffixes:
+            *others, last = self.suffixes
+            listed = f"{', '.join(others)} or {last}" if others else last
+            self.fail(f"must end in {listed}, got {str(path)!r}", param, ctx)
+        files.check_file(path)
+        return path
+
+
+PLACE = _Place()
+PNG = _Picture(".png")
+PNG_OR_ANIMATION = _Picture(".png", ".gif", ".webp")
 IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 images_argument = click.argument("images", nargs=-1, required=True, type=IMAGE_FILE)
 
@@ -160,9 +196,8 @@ def model_option(command: Callable) -> Callable:
     return click.option("--model", "-m", "source", default="fashion_mnist_32", help=about)(command)
 
 
-def out_option(about: str) -> Callable:
+def out_option(about: str, kind: click.ParamType = PLACE) -> Callable:
     """Return the decorator for where a command writes: `about` is its help."""
-    kind = click.Path(path_type=pathlib.Path)
     return click.option("--out", "-o", required=True, type=kind, help=about)
 
 

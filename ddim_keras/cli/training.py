@@ -108,6 +108,9 @@ def run(
             f"there is no run in {out} to resume: give --data, or --config, to start one"
         )
     start = dataclasses.asdict(runs.RunConfig.read(config) if config else runs.RunConfig())
+    named = os.path.abspath(os.path.expanduser(given.get("init_from") or ""))
+    if named == start["init_from"]:  # which may be gone: the run has kept it
+        given["init_from"] = named
     if "steps" in given and "minutes" not in given:
         start["minutes"] = None
     training = {

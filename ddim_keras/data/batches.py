@@ -11,12 +11,17 @@ import numpy as np
 
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import check_images
+from ddim_keras.support.arguments import is_number
 from ddim_keras.support.types import BatchLike, Condition, Images, Labels, SampleWeights
 
 IMAGE_KEYS = ("image", "images", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels")
 CONDITION_KEYS = ("condition", "conditions")
 WEIGHT_KEYS = ("sample_weight",)
+_ONE = (
+    "of a data set or a generator give one batch of images, such as next(iter(...)), or all of "
+    "them in one array"
+)
 
 
 class Batch(NamedTuple):
@@ -219,14 +224,26 @@ def known_shape(values: Any) -> tuple:
 
 def as_array(values: Any) -> np.ndarray:
     """Return an array, or tensor of any library, as a NumPy array."""
-    if isinstance(values, (tuple, list)) and len({np.shape(value) for value in values}) > 1:
-        shapes = sorted({np.shape(value) for value in values})
-        raise ValueError(
-            f"images must all be of one size to make a batch, got {shapes[:4]}: resize them first"
-        )
     if isinstance(values, (tuple, list)):
+        try:
+            shapes = [np.shape(value) for value in values]
+        except ValueError as error:  # of pairs in a list, say
+            raise ValueError(
+                f"expected an array, got a list of batches of parts: {_ONE}"
+            ) from error
+        if len(set(shapes)) > 1:
+            is_pair = len(shapes[0]) == 4 and all(len(shape) <= 2 for shape in shapes[1:])
+            raise ValueError(
+                f"expected an array of images, got images with labels, {shapes}: give them apart"
+                if is_pair
+                else "images must all be of one size to make a batch, got "
+                f"{sorted(set(shapes))[:4]}: resize them first"
+            )
         return np.asarray([_of_torch(value) for value in values])
-    return np.asarray(_of_torch(values))
+    array = np.asarray(_of_torch(values))
+    if array.dtype == object and not array.ndim:  # what NumPy does not look into
+        raise ValueError(f"expected an array, got a {type(values).__name__}: {_ONE}")
+    return array
 
 
 def _of_torch(values: Any) -> Any:
@@ -259,6 +276,20 @@ def check_sample_weight(weights: np.ndarray, number: int) -> np.ndarray:
     return weights
 
 
+def by_number(class_weight: Any, spec: ConditionSpec | None) -> Any:
+    """Return weights by class with numbers for the names of classes that a model knows."""
+    if not isinstance(class_weight, Mapping) or spec is None or not spec.takes_labels:
+        return class_weight
+    named = [name for name in class_weight if isinstance(name, str)]
+    numbers = dict(zip(named, spec.class_numbers(named).tolist()))
+    found = {numbers.get(each, each): weight for each, weight in class_weight.items()}
+    if len(found) < len(class_weight):
+        raise ValueError(
+            f"class_weight gives a class two weights, by name and by number: {class_weight!r}"
+        )
+    return found
+
+
 def check_class_weight(class_weight: Any, labels: Labels, sample_weight: SampleWeights) -> None:
     """Raise ValueError unless weights by class can be used: a dictionary, labels to look up, and no
     other weights.
@@ -268,7 +299,8 @@ def check_class_weight(class_weight: Any, labels: Labels, sample_weight: SampleW
             f"class_weight must be a dictionary {{class: weight}}, got {class_weight!r}"
         )
     for index, weight in class_weight.items():
-        if not (np.isfinite(weight) and weight >= 0.0 and int(index) == index):
+        numbers = is_number(index) and is_number(weight)
+        if not (numbers and np.isfinite(weight) and weight >= 0.0 and int(index) == index):
             raise ValueError(
                 "class_weight must give integer classes finite weights of at least 0, got "
                 f"{{{index!r}: {weight!r}}}"

@@ -18,6 +18,7 @@ from ddim_keras.data import image_checks
 from ddim_keras.data.batches import (
     Batch,
     as_array,
+    by_number,
     handed_by_keras,
     packed,
     prepared,
@@ -109,6 +110,7 @@ def iterate_batches(data: Data, batch_size: int) -> tuple[Iterator[Batch], int |
         starts = range(0, len(whole.images), batch_size)
         slices = (slice(start, start + batch_size) for start in starts)
         return map(whole.selected, slices), len(starts)
+    _require_batches(data)
     number = number_of_batches(data)
     batches: Iterable = data
     if isinstance(data, keras.utils.PyDataset):
@@ -174,7 +176,8 @@ def for_keras(
     Raises:
         ValueError: the data are empty, or their structure, shape, type or values are wrong.
     """
-    checks = _Checks(image_shape, class_weight, multiple, spec, labels_needed)
+    weights = by_number(class_weight, spec)
+    checks = _Checks(image_shape, weights, multiple, spec, labels_needed)
     if is_one_piece(x):
         whole = _in_one_piece(x, spec)
         y = told_of(whole) if y is None else y
@@ -255,16 +258,7 @@ def _checked(data: Data, checks: _Checks) -> Data:
         return tf_inputs.checked(data, *checks)
     if isinstance(data, keras.utils.PyDataset):
         return _CheckedPyDataset(data, checks)
-    if not hasattr(data, "__iter__"):
-        raise ValueError(
-            f"images must be an array, a data set of batches or a generator, got {data!r} of type "
-            f"{type(data).__name__}"
-            + (
-                ": make batches of it, with PyTorch by DataLoader(dataset, batch_size=32)"
-                if hasattr(data, "__getitem__")
-                else ""
-            )
-        )
+    _require_batches(data)
     if iter(data) is data:
         return _checked_generator(data, checks)
     if number_of_batches(data) is None:
@@ -274,6 +268,21 @@ def _checked(data: Data, checks: _Checks) -> Data:
             "steps_per_epoch, a keras.utils.PyDataset or a tf.data.Dataset"
         )
     return _CheckedIterable(data, checks)
+
+
+def _require_batches(data: Data) -> None:
+    """Raise ValueError for what cannot be gone through."""
+    if isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__"):
+        return
+    advice = ""
+    if hasattr(data, "__getitem__"):
+        advice = ": make batches of it, with PyTorch by DataLoader(dataset, batch_size=32)"
+    elif callable(data):
+        advice = ": call it, if it makes a generator"
+    raise ValueError(
+        f"images must be an array, a data set of batches or a generator, got {data!r} of type "
+        f"{type(data).__name__}{advice}"
+    )
 
 
 def brings_its_own_order(data: Data) -> bool:
@@ -348,7 +357,19 @@ def split(
 
 
 def _in_one_piece(data: Data, spec: ConditionSpec | None = None) -> Batch:
-    """Arrays in whatever structure, as one batch of NumPy arrays."""
+    """Arrays in whatever structure, as one batch of NumPy arrays.
+
+    Raises:
+        ValueError: there are several data sets in it.
+    """
+    parts = data.values() if isinstance(data, Mapping) else data
+    if isinstance(data, (Mapping, tuple, list)) and any(map(_is_data_set, parts)):
+        names = f" {list(data)}" if isinstance(data, Mapping) else ""
+        raise ValueError(
+            f"expected one data set, got a {type(data).__name__} with a data set in it{names}, as "
+            "of tfds.load with several splits or its information: give one split alone, in "
+            "batches, and another as validation_data"
+        )
     is_pair = isinstance(data, tuple) and spec is not None and spec.takes_images
     if isinstance(data, (tuple, list)) and not is_pair:
         shapes = {tuple(getattr(part, "shape", ()))[1:] for part in data}
@@ -356,6 +377,10 @@ def _in_one_piece(data: Data, spec: ConditionSpec | None = None) -> Batch:
             # Images alone: labels never have four axes.
             return Batch(np.concatenate([as_array(part) for part in data]))
     return _as_arrays(taken_apart(data))
+
+
+def _is_data_set(part: object) -> bool:
+    return is_tf_dataset(part) or isinstance(part, keras.utils.PyDataset)
 
 
 def _as_arrays(batch: Batch) -> Batch:

@@ -273,6 +273,12 @@ def _open_source(
     reading = tfds_source.Reading(wanted.split, wanted.channels, wanted.background, wanted.bits)
     if hasattr(source, "as_dataset"):
         return tfds_source.from_builder(source, reading)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            "load_dataset takes a folder, a name, a builder of TFDS or a data set of Hugging "
+            f"Face's, got a {type(source).__name__}: give the name, such as 'cifar10', or to fit "
+            "itself batches of images, which of a tf.data.Dataset are dataset.batch(64)"
+        )
     if source == EMBEDDED:
         return tfds_source.from_folder(
             pathlib.Path(__file__).parent / "fashion_mnist_subset", reading

@@ -210,15 +210,14 @@ def _paired(dataset: Dataset, condition_of: Callable[[Images], Condition]) -> Da
         return {"images": batch.images, "condition": condition_of(batch.images), **told}
 
     if inputs.is_tf_dataset(dataset):
+        import tensorflow as tf
+
+        @tf.autograph.experimental.do_not_convert  # which would wrap errors in its own words
+        def pair_of(*element: Any) -> dict[str, Any]:
+            return with_condition(batches.taken_apart(element if len(element) > 1 else element[0]))
 
         def mapped(source: Dataset) -> Dataset:
-            pairs = source.map(
-                lambda *element: with_condition(
-                    batches.taken_apart(element if len(element) > 1 else element[0])
-                ),
-                num_parallel_calls=2,
-            )
-            return pairs.prefetch(2)
+            return source.map(pair_of, num_parallel_calls=2).prefetch(2)
 
         pairs = mapped(dataset)
         if hasattr(dataset, "from_step"):

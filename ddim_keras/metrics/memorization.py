@@ -126,7 +126,14 @@ def nearest_training_images(
         generated = generated.generate(number, seed=seed, **{"verbose": 0, **sampling})
     elif sampling:
         raise ValueError(f"{sorted(sampling)} are for a model that generates: these are images")
+    if hasattr(training_images, "__iter__") and not inputs.can_be_read_again(training_images):
+        raise ValueError(
+            f"the training images are gone through twice, which a {type(training_images).__name__} "
+            "cannot be: give an array, a data set, or a list of batches"
+        )
     images = _unit_range(generated)
+    if not np.isfinite(images).all():
+        raise ValueError("the generated images hold NaN or infinity: what made them has diverged")
     if images.ndim != 4 or not len(images):
         raise ValueError(
             "expected a model or at least one image, (number, height, width, channels), got shape "

@@ -165,10 +165,9 @@ def _by_keras(
 
 
 def _write_openvino(found: portable.Portable, path: pathlib.Path, is_walk: bool) -> None:
-    """The program and its weights, in two files."""
-    with files.written_beside(path.with_suffix(".bin")) as weights:
-        # The two are told by one name.
-        with files.written_beside(path) as temporary:
+    """The program and its weights, in two files, told by one name; the weights are there first."""
+    with files.written_beside(path) as temporary:
+        with files.written_beside(path.with_suffix(".bin")) as weights:
             program = weights.with_suffix(".xml")
             _program(found, is_walk).export(str(program), format="openvino", verbose=False)
             os.replace(program, temporary)

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import time
+import warnings
 from typing import Any
 
 import keras
@@ -229,8 +230,8 @@ class KeepBest(keras.callbacks.Callback):
     Raises:
         ValueError: another suffix or mode; at the first epoch's end, a figure that is not in the
             logs.
-        NotADirectoryError, PermissionError: when training starts, a folder that cannot be written
-            to.
+        IsADirectoryError, NotADirectoryError, PermissionError: when training starts, a file that
+            cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike, monitor: str = "val_kid", mode: str = "min"):
@@ -245,13 +246,20 @@ class KeepBest(keras.callbacks.Callback):
         self._older_note = self.path.with_suffix(".best.json")  # as version 0.1 called it
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        files.check_folder(self.path.parent)
+        files.check_file(self.path)
         self.best = math.inf if self.mode == "min" else -math.inf
         found = [note for note in (self._note, self._older_note) if note.is_file()]
         if self.path.is_file() and found:
-            note = json.loads(found[0].read_text())
-            if note["monitor"] == self.monitor:
-                self.best = float(note["value"])
+            try:
+                note = json.loads(found[0].read_text())
+                if note["monitor"] == self.monitor:
+                    self.best = float(note["value"])
+            except (ValueError, KeyError, TypeError) as error:
+                warnings.warn(
+                    f"{found[0]} is damaged ({error}), so how good {self.path} is is not known: "
+                    "the next epoch's model replaces it",
+                    stacklevel=2,
+                )
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         logs = logs or {}

@@ -14,7 +14,7 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     """Remove what killed processes left of `written_beside` in a folder that no other process
     writes to.
     """
-    for path in pathlib.Path(folder).glob(".????????.*"):
+    for path in pathlib.Path(folder).glob(f".{8 * '[0-9a-f]'}.*"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -45,6 +45,21 @@ def check_folder(folder: str | os.PathLike) -> None:
         )
 
 
+def check_file(path: str | os.PathLike) -> None:
+    """Find out before any work is done whether a file can be written.
+
+    Raises:
+        IsADirectoryError: a folder stands there.
+        NotADirectoryError, PermissionError: as for `check_folder`, of the folder that it is in.
+    """
+    if pathlib.Path(path).is_dir():
+        raise IsADirectoryError(
+            f"cannot write the file {path}: a folder stands there. Give another name, such as one "
+            "of a file in it"
+        )
+    check_folder(pathlib.Path(path).absolute().parent)
+
+
 def is_free(path: pathlib.Path) -> bool:
     """Whether nothing stands at a path, or an empty folder."""
     return not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
@@ -67,11 +82,12 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed
     to `path`.
 
-    The block may make a file or a folder there. The folder around it is made if need be. What stood
-    at `path` is replaced. When the block raises, what it made is removed and `path` stays as it
-    was.
+    The block may make a file or a folder there. The folder around it is made if need be. A file
+    that stood at `path` is replaced by a file, a folder by a folder. When the block raises, what it
+    made is removed and `path` stays as it was.
 
     Raises:
+        IsADirectoryError: the block made a file, and a folder stands at `path`.
         NotADirectoryError, PermissionError: nothing can be written there.
     """
     path = pathlib.Path(path)
@@ -80,6 +96,8 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield temporary
+        if not temporary.is_dir():
+            check_file(path)  # or all that the folder holds would be lost
         if path.is_dir():  # only an empty folder could be replaced in one go
             old = temporary.with_name(f"{temporary.name}.old")
             os.replace(path, old)

@@ -151,6 +151,8 @@ def _save_whole(
         return
     with files.written_beside(filepath) as temporary:
         save(str(temporary), overwrite=True, **kwargs)
+        if temporary.is_dir():  # not zipped: what else the folder holds stays, as with Keras
+            files.keep_others(pathlib.Path(filepath), temporary)
 
 
 def _save_shards(save: Callable, path: pathlib.Path, **kwargs: Any) -> None:

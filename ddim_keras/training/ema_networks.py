@@ -16,6 +16,8 @@ from ddim_keras.support.types import Config, Data, Logs, Rates, Tensor, Times
 from ddim_keras.training.averages import PowerAverages
 from ddim_keras.training.overriding import refuse_another_part
 
+_NEVER_TRAINED = ("ema_network", "power_averages", "teacher")
+
 
 class EMANetworks(WholeFiles):
     """Base class of the models: a network, the moving average of its weights, their random numbers,
@@ -80,6 +82,21 @@ class EMANetworks(WholeFiles):
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_another_part(self, name, value)
         super().__setattr__(name, value)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the network is trained. Can be set; what follows the network, or teaches it,
+        never is.
+        """
+        return bool(keras.Model.trainable.fget(self))
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.Model.trainable.fset(self, value)
+        for name in _NEVER_TRAINED:
+            part = getattr(self, name, None)
+            if part is not None:
+                part.trainable = False
 
     def training_loss(self, data: Data) -> Tensor:
         """Return the scalar to minimise for a batch, and update the running losses."""

@@ -17,6 +17,7 @@ from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend
+from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.types import Data, ImageShape, Labels, SampleWeights
 
 
@@ -84,7 +85,7 @@ def fit_data(
     spec: ConditionSpec,
     validation_data: Data,
     validation_split: float,
-    class_weight: dict[int, float] | None,
+    class_weight: dict[Any, float] | None,
     batch_size: int | None,
     validation_batch_size: int | None,
     validation_steps: int | None,
@@ -106,6 +107,11 @@ def fit_data(
     """
     if x is None:
         raise ValueError("fit needs images: got None for x")
+    check_counts(
+        batch_size=batch_size,
+        validation_batch_size=validation_batch_size,
+        validation_steps=validation_steps,
+    )
     if validation_split and validation_data is None:
         (x, y, sample_weight), validation_data = inputs.split(
             x, y, sample_weight, validation_split, spec
@@ -203,8 +209,10 @@ def adapt_normalizer(
     """Adapt a normalizer to the data of a training that is about to start, unless it was adapted.
 
     Raises:
-        ValueError: a look at the data would use them up, or never end.
+        ValueError: a look at the data would use them up, or never end; or no positive number of
+            steps.
     """
+    check_counts(steps_per_epoch=steps)
     if normalizer.adapted:
         return
     advice = "adapt it first: model.normalizer.adapt(images), on an array or a data set that ends"
@@ -229,6 +237,25 @@ def require_adapted(normalizer: ImageNormalization, method: str) -> None:
         raise ValueError(
             f"{method} needs an adapted normalizer: call model.normalizer.adapt(images) or "
             "model.fit first"
+        )
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise ValueError unless each of these arguments is a positive integer or None; Keras takes 0
+    for None.
+    """
+    for name, number in counts.items():
+        if number is not None:
+            positive_int(name, number)
+
+
+def warn_if_not_adapted(normalizer: ImageNormalization) -> None:
+    """Warn that images reach the network as they are."""
+    if not normalizer.adapted:
+        warnings.warn(
+            "the normalizer was not adapted, as a single batch is too little for it: images from 0 "
+            "to 1 enter the network, which trains worse. Call model.normalizer.adapt(images) first",
+            stacklevel=3,
         )
 
 

@@ -58,6 +58,8 @@ class EMATrainer(EMASteps):
             **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`, as in
                 `keras.Model.compile`.
         """
+        if kwargs.get("steps_per_execution") is not None:
+            positive_int("steps_per_execution", kwargs["steps_per_execution"])
         # The loss compares what happens inside a step, not the model's output: Keras must not try
         # to build it on that.
         super().compile(
@@ -129,7 +131,7 @@ class EMATrainer(EMASteps):
         validation_split: float = 0.0,
         validation_data: Data = None,
         shuffle: bool = True,
-        class_weight: dict[int, float] | None = None,
+        class_weight: dict[Any, float] | None = None,
         sample_weight: SampleWeights = None,
         initial_epoch: int = 0,
         steps_per_epoch: int | None = None,
@@ -156,8 +158,8 @@ class EMATrainer(EMASteps):
                 validation_batch_size: as in `keras.Model.fit`, and so are **kwargs. A callback of
                 mode "auto" knows which way each logged figure is better.
             validation_data: like `x`, or (images, labels), or (images, labels, sample_weight).
-            class_weight: how much images of a class count, {class: weight}; others count 1. A model
-                without classes needs labels that are integers or one-hot.
+            class_weight: how much images of a class count, {class: weight}, by number or name;
+                others count 1. A model without classes needs labels that are integers or one-hot.
             sample_weight: (images,), how much each image counts, if `x` is an array: each image's
                 loss is multiplied by it. Weights count for losses alone: with
                 normalization="batch" images of weight 0, too, are among those whose mean and
@@ -250,8 +252,11 @@ class EMATrainer(EMASteps):
             ValueError: as for `fit`, or the normalizer was not adapted.
         """
         preparing.require_adapted(self.normalizer, "evaluate")
+        preparing.check_counts(batch_size=batch_size, steps=steps)
+        if x is None:
+            raise ValueError("evaluate needs images: got None for x")
         from_fit = bool(kwargs.get("_use_cached_eval_dataset"))
-        if x is not None and not from_fit:  # fit has checked its validation data already
+        if not from_fit:  # fit has checked its validation data already
             x, y, sample_weight = self._for_keras(
                 x,
                 y,
@@ -300,6 +305,7 @@ class EMATrainer(EMASteps):
         """Take one gradient step on a batch of images, which are checked as by `fit`; as
         `keras.Model.train_on_batch`.
         """
+        preparing.warn_if_not_adapted(self.normalizer)
         batch = self._for_keras(x, y, sample_weight, labels_needed=True, class_weight=class_weight)
         return super().train_on_batch(*batch, return_dict=return_dict)
 

@@ -16,7 +16,11 @@ from ddim_keras.support.backend.which import BACKEND
 def train_step(model: Any, *arguments: Any) -> Any:
     """One gradient step, in the form that the backend's `fit` calls: (data) -> logs, or (state,
     data) -> (logs, state).
+
+    Raises:
+        ValueError: nothing of the network is trainable, or not what was when it was compiled.
     """
+    _check_trainable(model)
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -56,6 +60,26 @@ def train_step(model: Any, *arguments: Any) -> Any:
         model.update_ema()
         logs = model.training_logs()
     return logs, _updated(scope, groups, state)
+
+
+def _check_trainable(model: Any) -> None:
+    variables = model.network.trainable_variables
+    if not variables:
+        raise ValueError(
+            "nothing is left to train: the network, or all of its layers, have trainable=False. "
+            "Set model.network.trainable = True, and compile the model again"
+        )
+    known = model.optimizer._trainable_variables
+    if BACKEND == "tensorflow":  # its optimizers take a part of what they know
+        fits = {*map(id, variables)} <= {*map(id, known)}
+    else:
+        variables = model.trainable_variables
+        fits = [*map(id, variables)] == [*map(id, known)]
+    if not fits:
+        raise ValueError(
+            f"{len(variables)} weights of the network are trainable now, and {len(known)} were as "
+            "the model was compiled: compile it again after changing what is trainable"
+        )
 
 
 def _summed_gradients(optimizer: Any, gradients: list) -> list:
