@@ -221,6 +221,11 @@ def as_array(values: Any) -> np.ndarray:
     """Return an array, or tensor of any library, as a NumPy array."""
     if isinstance(values, (tuple, list)) and len({np.shape(value) for value in values}) > 1:
         shapes = sorted({np.shape(value) for value in values})
+        if len({len(shape) for shape in shapes}) > 1:
+            raise ValueError(
+                f"images must be one array, got arrays of shapes {shapes[:4]} together: give the "
+                "images alone, and labels as labels=... where they are taken"
+            )
         raise ValueError(
             f"images must all be of one size to make a batch, got {shapes[:4]}: resize them first"
         )

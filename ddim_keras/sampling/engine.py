@@ -151,7 +151,15 @@ class Engine:
         Raises:
             ValueError: images of a wrong shape or range.
         """
+        kind = type(images).__name__
         images = inputs.as_array(images)
+        if images.dtype == object and not images.ndim:
+            raise ValueError(
+                "images must be one array (number, height, width, channels), got "
+                f"{kind}: of a data set take some batches, "
+                "np.concatenate([images for images, *_ in dataset.take(8)]), or "
+                "np.concatenate(list(dataset.take(8))) if it has no labels"
+            )
         inputs.check_images(images, self.image_shape)
         with backend.values_used(self.variables, self._held.values):
             return ops.convert_to_numpy(self.normalizer(images))
@@ -434,7 +442,14 @@ class Engine:
         Raises:
             ValueError: a wrong shape, or NaN or infinity.
         """
-        latents = np.asarray(latents, "float32")
+        try:
+            latents = np.asarray(latents, "float32")
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{name} must be an array of numbers (batch, "
+                f"{', '.join(map(str, self.image_shape))}), got {type(latents).__name__}; pairs of "
+                'states, of encode(exact="algebra"), are for decode'
+            ) from None
         inputs.check_shape(latents.shape, self.image_shape, name)
         if not np.isfinite(latents).all():
             raise ValueError(f"{name} must be finite, got NaN or infinity")
