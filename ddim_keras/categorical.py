@@ -348,6 +348,13 @@ class CategoricalDiffusionModel(EMANetworks):
         states[kept >= signal_rate**2] = drawn[kept >= signal_rate**2]
         return states
 
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Not there for categories: `save` and `keras.models.load_model` are."""
+        raise NotImplementedError(
+            "no programs for other runtimes are written of a CategoricalDiffusionModel: save it as "
+            "a .keras file, or export model.ema_network, of one-hot categories and noise variances"
+        )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(_NOT_A_FUNCTION)
 

@@ -108,6 +108,11 @@ def student(
     Raises:
         ValueError: as `distill`.
     """
+    if not isinstance(model, DiffusionModel):
+        raise ValueError(
+            f"the teacher must be a DiffusionModel, got {type(model).__name__}: a file is loaded "
+            "by keras.models.load_model, a preset by DiffusionModel.from_preset"
+        )
     model.synchronize()
     if not model.normalizer.adapted:
         raise ValueError(

@@ -274,3 +274,5 @@ def small_model():
 def test_a_model_of_categories_says_what_it_does_instead_of_being_called(small_model):
     with pytest.raises(TypeError, match=r"model.generate\(num_images\) makes images"):
         small_model(np.zeros((1, 8, 8)))
+    with pytest.raises(NotImplementedError, match="save it as a .keras file"):
+        small_model.export("folder")

@@ -234,6 +234,8 @@ def test_the_guided_teacher_is_what_the_loss_compares_with(labelled_model):
 def test_what_cannot_be_distilled_is_refused():
     with pytest.raises(ValueError, match="never trained"):
         distill(make_small_model(), random_images())
+    with pytest.raises(ValueError, match="the teacher must be a DiffusionModel, got str: a file"):
+        distill("photos.keras", random_images())
     trained = make_trained_model()
     for options, message in (
         ({"method": "adversarial"}, "method must be one of"),

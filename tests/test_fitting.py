@@ -334,11 +334,28 @@ def test_bad_tables_and_walks_are_refused(make, message):
         ),
         ({"network_evaluations": 3, "num_images": 7}, "num_images must be an integer, at least 8"),
         ({"network_evaluations": 3, "labels": 1}, "the model has no labels"),
+        ({"network_evaluations": 3, "learning_rate": -0.1}, "learning_rate must be positive, got"),
+        ({"network_evaluations": 3, "patience": -1}, "patience must be an integer, at least 1"),
+        ({"network_evaluations": 3, "epochs": 0}, "epochs must be an integer, at least 1"),
     ],
 )
 def test_bad_fits_are_refused(trained_model, options, message):
     with pytest.raises(ValueError, match=message):
         trained_model.fit_sampler(**options)
+
+
+@pytest.mark.parametrize(
+    ("samplers", "message"),
+    [
+        (TWO, r"samplers must be a list of FittedSampler objects, .* got FittedSampler\(2 steps\)"),
+        (["unipc"], "unknown fitted sampler 'unipc': expected a FittedSampler object"),
+        ([3], "expected a FittedSampler object, got 3 of type int"),
+    ],
+)
+def test_what_is_no_list_of_fitted_samplers_is_refused(trained_model, samplers, message):
+    with pytest.raises(ValueError, match=message):
+        trained_model.samplers = samplers
+    assert trained_model.samplers == []
 
 
 def test_guidance_that_no_file_holds_is_refused(trained_model):

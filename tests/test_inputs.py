@@ -557,7 +557,7 @@ def test_a_network_of_the_wrong_shape_is_refused():
 
 
 def test_an_unusable_metric_is_refused():
-    with pytest.raises(ValueError, match=r"a metric must be a keras.metrics.Metric or a function"):
+    with pytest.raises(ValueError, match=r"a metric must be .* or a function .* model.score"):
         make_small_model().compile("adamw", metrics=["kid"])
 
 

@@ -163,7 +163,19 @@ def test_a_pair_may_begin_with_nothing_of_the_image_left():
     ("call", "message"),
     [
         (lambda m, x, z: m.encode(x, 1, exact="algebra"), "it needs at least 2 diffusion_steps"),
-        (lambda m, x, z: m.encode(x, 5, exact="algebre"), "unknown twosteprule 'algebre'"),
+        (
+            lambda m, x, z: m.encode(x, 5, exact="algebre"),
+            "exact must be False, True, one of .*'algebre'",
+        ),
+        (lambda m, x, z: m.encode(x, 5, exact=""), "exact must be False, True, one of .*got ''"),
+        (
+            lambda m, x, z: m.encode(x, 5, exact=2),
+            r"expected a TwoStepRule object or one of \['alg",
+        ),
+        (
+            lambda m, x, z: m.generate(2, 5, initial_noise=z),
+            r"initial_noise must be an array .* got PairLatents; pairs of states, .* for decode",
+        ),
         (
             lambda m, x, z: m.encode(x, 5, exact="algebra", sampler="heun"),
             "a two-step rule walks by itself: leave out sampler='heun'",

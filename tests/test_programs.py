@@ -131,6 +131,21 @@ REFUSED = {
         {"diffusion_steps": 3},
         "diffusion_steps belong to a walk",
     ),
+    "steps of the network alone": (
+        ("out", "tf_saved_model"),
+        {"diffusion_steps": 3, "labels": 1},
+        'diffusion_steps, labels belong to a walk.* give signature="generate"',
+    ),
+    "labels that are fixed": (
+        ("out", "tf_saved_model", "generate"),
+        {"labels": 1},
+        "labels cannot be fixed in a program",
+    ),
+    "a misspelt option": (
+        ("out", "tf_saved_model", "generate"),
+        {"steps": 3},
+        r"unknown options of a walk \['steps'\]: expected some of",
+    ),
     "a function with an interval": (
         ("out", "tf_saved_model", "denoise"),
         {"guidance": GuidanceFunction(lambda noisy, images, *rates: images, (0.1, 0.5))},

@@ -1,5 +1,7 @@
 """Restoring images from measurements, and the operators that measure."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -184,6 +186,36 @@ def test_operators_are_serialized():
         np.testing.assert_allclose(again(images), operator(images), atol=1e-6)
 
 
+def own(model, forward, pseudo_inverse, gain=1.0):
+    operator = LinearOperator(forward, pseudo_inverse, gain)
+    return model.restore(np.full((2, 8, 8, 1), 0.5), operator, 1)
+
+
+def test_operators_measure_bytes_as_what_they_stand_for():
+    images = (255 * random_images(2)).astype("uint8")
+    operator = SuperResolution(2)
+    np.testing.assert_allclose(operator(images), operator(images / 255.0), atol=1e-6)
+
+
+def test_a_gain_that_the_pair_does_not_have_is_told_where_noise_is_weighed_by_it(trained_model):
+    def mean(images):
+        return ops.mean(images, axis=1, keepdims=True)
+
+    def spread(seen):
+        return ops.repeat(seen, 8, axis=1)
+
+    seen = np.full((1, 1, 8, 1), 0.5, "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(
+            UserWarning, match=r"gain=1, but .* it is 0.125 .*: give gain=0.125, or"
+        ):
+            trained_model.restore(seen, LinearOperator(mean, spread), 1, noise_level=0.1)
+        LinearOperator(mean, spread, gain=0.125).check_gain((8, 8, 1))
+        for operator in (*OPERATORS, Mask(np.zeros((4, 6)))):
+            operator.built(SHAPE).check_gain(SHAPE)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -230,6 +262,19 @@ def test_operators_are_serialized():
         (lambda m: Blur.gaussian(0.0), "width must be positive"),
         (lambda m: Compressed(0.0), r"ratio must lie in \(0, 1\]"),
         (lambda m: SuperResolution(1), "factor must be an integer, at least 2"),
+        (lambda m: Blur(np.full((3, 3), np.nan)), "kernel must be finite"),
+        (lambda m: Blur.gaussian(np.inf), "width must be positive, got inf"),
+        (lambda m: Compressed("a quarter"), r"ratio must lie in \(0, 1\], got 'a quarter'"),
+        (lambda m: SuperResolution(2)(np.ones((8, 8, 1))), r"becomes a batch of one with images\["),
+        (lambda m: LinearOperator(2.0, lambda seen: seen), "forward must be a function of tensors"),
+        (lambda m: own(m, lambda x: x, lambda y: y, gain=0.0), "gain must be positive, got 0.0"),
+        (lambda m: own(m, lambda x: 2.0 * x, lambda y: y), r"are no pair: A A\^\+ A = A must hold"),
+        (lambda m: own(m, lambda x: 1.0 - x, lambda y: 1.0 - y), "is not linear: .* A x"),
+        (lambda m: own(m, lambda x: x**2, lambda y: y**0.5), "is not linear: .* A x"),
+        (
+            lambda m: own(m, lambda x: x[:, :4], lambda y: y),
+            r"must make images \(batch, 8, 8, 1\) of measurements \(1, 4, 8, 1\), got shape \(1, 4",
+        ),
     ],
 )
 def test_what_cannot_be_restored_is_refused(trained_model, call, message):

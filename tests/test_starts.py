@@ -55,6 +55,11 @@ def test_walks_from_there_lead_where_whole_walks_lead(schedule):
         ((random_images(4), 2, 1.5), r"diffusion_time must lie in \(0, 1\], got 1.5"),
         ((random_images(4), 0), "num_images must be an integer, at least 1: got 0"),
         ((random_images(4, (4, 4, 1)), 2), "shape"),
+        (
+            ((random_images(4), np.zeros(4)), 2),
+            "expected an array of images, got images with labels",
+        ),
+        ((iter([random_images(4)]), 2), "expected an array, got a list_iterator: of a data set"),
     ],
 )
 def test_bad_starts_are_refused(trained_model, arguments, message):

@@ -25,6 +25,16 @@ from ddim_keras.support import backend, cores, files
 
 SIGNATURES = ("generate", "denoise")
 _ONNX_OPSET = 17
+# What is fixed in the program of a walk.
+_WALK_OPTIONS = (
+    "diffusion_steps",
+    "sampler",
+    "eta",
+    "spacing",
+    "schedule",
+    "clipping",
+    "guidance",
+)
 
 
 class _Format(NamedTuple):
@@ -68,11 +78,25 @@ def write(
         ValueError, ImportError: as for `DiffusionModel.export`.
     """
     if signature is None:
+        if of_walk := sorted(set(options) & {*_WALK_OPTIONS, "labels", "condition"}):
+            raise ValueError(
+                f"{', '.join(of_walk)} belong to a walk, but without a signature the network alone "
+                'is exported: give signature="generate"'
+            )
         if format == "onnx":
             options.setdefault("input_signature", input_signature(network))
         network.export(os.fspath(filepath), format=format, **options)
         return
     path = check(filepath, format, signature, options.pop("overwrite", False))
+    if inputs := sorted(set(options) & {"labels", "condition", "initial_noise", "seed"}):
+        raise ValueError(
+            f"{', '.join(inputs)} cannot be fixed in a program: labels, condition and "
+            "initial_noise are what it takes each time it runs"
+        )
+    if signature == "generate" and (unknown := sorted(set(options) - set(_WALK_OPTIONS))):
+        raise ValueError(
+            f"unknown options of a walk {unknown}: expected some of {sorted(_WALK_OPTIONS)}"
+        )
     with cores.whole_batches():
         network = portable.in_float32(network)
         if signature == "denoise":

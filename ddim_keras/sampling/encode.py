@@ -14,6 +14,7 @@ from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
 from ddim_keras.samplers import (
     DDIM,
     SAMPLERS,
+    TWO_STEP_RULES,
     Evaluation,
     Plan,
     Sampler,
@@ -106,6 +107,11 @@ def encode(
     >>> float(np.abs(model.decode(latents) - images).max()) < 1e-5
     True
     """
+    if isinstance(exact, str) and exact not in TWO_STEP_RULES:
+        raise ValueError(
+            f"exact must be False, True, one of {sorted(TWO_STEP_RULES)}, or a TwoStepRule, got "
+            f"{exact!r}"
+        )
     normalized = engine.normalize(images)
     chosen = resolve(sampler, Sampler, SAMPLERS)
     if not chosen.runs_backwards:

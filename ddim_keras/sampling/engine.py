@@ -434,7 +434,14 @@ class Engine:
         Raises:
             ValueError: a wrong shape, or NaN or infinity.
         """
-        latents = np.asarray(latents, "float32")
+        try:
+            latents = np.asarray(latents, "float32")
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{name} must be an array of numbers (batch, "
+                f"{', '.join(map(str, self.image_shape))}), got {type(latents).__name__}; pairs of "
+                'states, of encode(exact="algebra"), are for decode'
+            ) from None
         inputs.check_shape(latents.shape, self.image_shape, name)
         if not np.isfinite(latents).all():
             raise ValueError(f"{name} must be finite, got NaN or infinity")

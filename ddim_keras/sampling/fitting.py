@@ -27,7 +27,7 @@ from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.distance import distance_of
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Autoguidance, Guidance, GuidanceFunction
-from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.arguments import integer, positive, positive_int
 from ddim_keras.support.progress import progress
 from ddim_keras.support.types import Array, Condition, GuidanceLike, Images, Labels, Tensor
 
@@ -125,15 +125,16 @@ def fit_sampler(
     if broken := engine.broken_weights():
         raise FloatingPointError(broken)
     seed = integer("seed", seed, 0, 2**32)
+    epochs, patience = positive_int("epochs", epochs), positive_int("patience", patience)
+    batch_size = positive_int("batch_size", batch_size)
+    learning_rate = positive("learning_rate", learning_rate)
     walks = _long_walks(engine, told, num_images, teacher_steps, seed, verbose)
     held_out = num_images // _HELD_OUT_SHARE
     trained = np.arange(held_out, num_images)
-    fit = _Fit(engine, walks, steps, positive_int("batch_size", batch_size))
+    fit = _Fit(engine, walks, steps, batch_size)
     stopping, judging = np.arange(held_out // 2), np.arange(held_out // 2, held_out)
     start, before = fit.best_start(stopping, judging)
-    table = fit.descend(
-        start, trained, stopping, positive_int("epochs", epochs), patience, learning_rate, verbose
-    )
+    table = fit.descend(start, trained, stopping, epochs, patience, learning_rate, verbose)
     fitted = fit.sampler(table, told.guidance)
     errors = {"fitted": fit.error(fitted, judging), "before": before, "walks": len(judging)}
     fitted = FittedSampler(fitted.angles.tolist(), fitted.weights, fitted.guidance, errors)

@@ -8,6 +8,7 @@ A^+ y is an image that measures as y; x + A^+ (y - A x) is the nearest such imag
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import keras
@@ -15,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from ddim_keras.support.arguments import integer
+from ddim_keras.support.arguments import integer, is_number, positive
 from ddim_keras.support.configurable import Configurable
 from ddim_keras.support.types import Config, Images, ImageShape, Tensor
+
+# By how much, of the largest measurement, a pair of the user's own may miss A A^+ A = A.
+_PAIR_TOLERANCE = 1e-3
 
 
 class Operator(Configurable, abc.ABC):
@@ -53,11 +57,13 @@ class Operator(Configurable, abc.ABC):
         return (type(self), repr(self))
 
     def built(self, image_shape: ImageShape) -> Operator:
-        """Return the operator for images of one shape.
+        """Return the operator for images of one shape. Of an operator of the user's own its pair of
+        functions is tried.
 
         Raises:
-            ValueError: it cannot measure those.
+            ValueError: it cannot measure those, or the pair is none.
         """
+        _check_pair(self, image_shape)
         return self
 
     @property
@@ -72,9 +78,43 @@ class Operator(Configurable, abc.ABC):
     def check_number(self, number: int) -> None:
         """Raise ValueError if it cannot have measured so many images."""
 
+    def check_gain(self, image_shape: ImageShape) -> None:
+        """Warn if `gain` is not what the functions say: noise would be weighed wrongly. Call it on
+        what `built` returned.
+        """
+        if type(self).regularized_inverse is not Operator.regularized_inverse:
+            return  # which has no use for the gain
+        image = np.random.default_rng(0).uniform(size=(1, *image_shape)).astype("float32")
+        arrays = self.arrays_of(lambda array: array[:1])
+        seen = ops.cast(self.forward(ops.convert_to_tensor(image), *arrays), "float32")
+        back = ops.convert_to_numpy(self.pseudo_inverse(seen, *arrays))
+        # x A^+ A x = |A x|^2 / gain, if A A^T = gain.
+        energy, along = float(ops.sum(ops.square(seen))), float((back * image).sum())
+        if not along > 0.0 or abs(energy - self.gain * along) <= 0.01 * energy:
+            return
+        found = energy / along
+        warnings.warn(
+            f"gain={self.gain:.4g}, but by the functions of {self!r} it is {found:.4g} for an "
+            f"image of noise, so that measured noise is weighed wrongly: give gain={found:.4g}, "
+            "or, if A A^T has several eigenvalues, write an Operator with a regularized_inverse",
+            stacklevel=2,
+        )
+
     def __call__(self, images: Images) -> np.ndarray:
-        """Measure images (batch, height, width, channels) in [0, 1]; returns NumPy's float32."""
-        images = np.asarray(ops.convert_to_numpy(images), "float32")
+        """Measure images (batch, height, width, channels), in [0, 1] or uint8; returns NumPy's
+        float32, of images in [0, 1].
+
+        Raises:
+            ValueError: images of another rank, or that it cannot measure.
+        """
+        images = np.asarray(ops.convert_to_numpy(images))
+        if images.ndim != 4:
+            raise ValueError(
+                "an operator measures images (batch, height, width, channels), got shape "
+                f"{images.shape}: a single image becomes a batch of one with images[None]"
+            )
+        scale = 255.0 if images.dtype == np.uint8 else 1.0
+        images = images.astype("float32") / np.float32(scale)
         built = self.built(images.shape[1:])
         return ops.convert_to_numpy(built.forward(ops.convert_to_tensor(images), *built.arrays))
 
@@ -218,7 +258,7 @@ class Blur(Operator):
         threshold: frequencies that the kernel leaves less than this share of count as lost.
 
     Raises:
-        ValueError: a kernel of another shape.
+        ValueError: a kernel of another shape, or one that holds NaN or infinity.
 
     Examples:
 
@@ -233,17 +273,16 @@ class Blur(Operator):
                 "kernel must be (height, width), both odd so that it has a middle, got shape "
                 f"{self.kernel.shape}"
             )
-        if not threshold > 0.0:
-            raise ValueError(f"threshold must be positive, got {threshold}")
-        self.threshold = float(threshold)
+        if not np.isfinite(self.kernel).all():
+            raise ValueError("kernel must be finite, got NaN or infinity")
+        self.threshold = positive("threshold", threshold)
         parts = (np.minimum(self.kernel, 0.0).sum(), np.maximum(self.kernel, 0.0).sum())
         self.range = (float(parts[0]), float(parts[1]))
 
     @classmethod
     def gaussian(cls, width: float, threshold: float = 0.02) -> Blur:
         """Return a blur of a standard deviation in pixels."""
-        if not width > 0.0:
-            raise ValueError(f"width must be positive, got {width}")
+        width = positive("width", width)
         reach = int(np.ceil(3.0 * width))
         line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
         return cls(np.outer(line, line) / line.sum() ** 2, threshold)
@@ -307,8 +346,8 @@ class Compressed(Operator):
     """
 
     def __init__(self, ratio: float, seed: int = 0):
-        if not 0.0 < ratio <= 1.0:
-            raise ValueError(f"ratio must lie in (0, 1], got {ratio}")
+        if not is_number(ratio) or not 0.0 < ratio <= 1.0:
+            raise ValueError(f"ratio must lie in (0, 1], got {ratio!r}")
         self.ratio, self.seed = float(ratio), integer("seed", seed, minimum=0)
 
     def forward(self, images, *arrays):
@@ -343,11 +382,17 @@ class Compressed(Operator):
 class LinearOperator(Operator):
     """Two functions of your own, of tensors, written in `keras.ops`.
 
+    Both are tried with images of noise before they are used.
+
     Args:
         forward: images (batch, height, width, channels) -> measurements; linear.
         pseudo_inverse: measurements -> images, such that A A^+ A = A.
         gain: the eigenvalue of A A^T where noise is to be taken into account; of a mean over n
             pixels 1 / n.
+
+    Raises:
+        ValueError: what is no function, or a gain that is not positive; when images are measured or
+            restored, functions that are not linear, or no pair.
 
     Examples:
 
@@ -362,7 +407,11 @@ class LinearOperator(Operator):
         pseudo_inverse: Callable[[Tensor], Images],
         gain: float = 1.0,
     ):
-        self._forward, self._pseudo_inverse, self.gain = forward, pseudo_inverse, float(gain)
+        for name, function in (("forward", forward), ("pseudo_inverse", pseudo_inverse)):
+            if not callable(function):
+                raise ValueError(f"{name} must be a function of tensors, got {function!r}")
+        self._forward, self._pseudo_inverse = forward, pseudo_inverse
+        self.gain = positive("gain", gain)
 
     def forward(self, images, *arrays):
         return self._forward(images)
@@ -380,6 +429,44 @@ class LinearOperator(Operator):
             "pseudo_inverse": self._pseudo_inverse,
             "gain": self.gain,
         }
+
+
+def _check_pair(operator: Operator, image_shape: ImageShape) -> None:
+    """Raise ValueError unless an operator is linear, and A A^+ A = A, of images of noise."""
+    random = np.random.default_rng(0)
+    first, second = random.uniform(size=(2, 1, *image_shape)).astype("float32")
+    arrays = operator.arrays_of(lambda array: array[:1])
+
+    def measured(images: np.ndarray) -> np.ndarray:
+        made = operator.forward(ops.convert_to_tensor(images), *arrays)
+        return np.asarray(ops.convert_to_numpy(made), "float64")
+
+    seen, other, both = (measured(images) for images in (first, second, first + second))
+    tolerance = _PAIR_TOLERANCE * max(np.abs(both).max(initial=0.0), 1e-6)
+    if np.abs(both - seen - other).max(initial=0.0) > tolerance:
+        raise ValueError(
+            f"forward of {operator!r} is not linear: A (x + y) is not A x + A y. Restoration is of "
+            "linear measurements alone; subtract what forward makes of an image of zeros, if that "
+            "is all it adds"
+        )
+    found = operator.pseudo_inverse(ops.convert_to_tensor(seen.astype("float32")), *arrays)
+    image = np.asarray(ops.convert_to_numpy(found), "float32")
+    try:
+        image = np.broadcast_to(image, np.broadcast_shapes(image.shape, first.shape))
+    except ValueError:
+        image = np.empty(0, "float32")
+    if image.shape[1:] != tuple(image_shape):
+        raise ValueError(
+            f"pseudo_inverse of {operator!r} must make images (batch, "
+            f"{', '.join(map(str, image_shape))}) of measurements {seen.shape}, got shape "
+            f"{tuple(found.shape)}"
+        )
+    error = np.abs(measured(image) - seen).max(initial=0.0)
+    if not error <= tolerance:
+        raise ValueError(
+            f"forward and pseudo_inverse of {operator!r} are no pair: A A^+ A = A must hold, but "
+            f"measuring what pseudo_inverse makes of a measurement misses it by {error:.2g}"
+        )
 
 
 def checked_masks(masks: Images, shape: tuple[int, ...]) -> np.ndarray:

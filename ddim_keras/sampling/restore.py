@@ -80,7 +80,7 @@ def restore(
 
     Raises:
         ValueError: measurements of a wrong shape or range, or an operator that does not fit the
-            images.
+            images, or is not linear, or whose functions are no pair.
 
     Source: Wang, Yu & Zhang 2023 ("DDNM"); Zhu et al. 2023 ("DiffPIR"); with noise, "ddnm" weighs
     as Song et al. 2023 ("Pseudoinverse-guided diffusion models") do.
@@ -100,6 +100,8 @@ def restore(
             f"operator must be an Operator, such as SuperResolution(4), got {operator!r}"
         )
     operator = operator.built(engine.image_shape)
+    if noise_level > 0.0:
+        operator.check_gain(engine.image_shape)
     measured = _checked_measurements(measurements, operator, engine.image_shape, noise_level)
     _, planned = engine.plan(DDIM(eta), diffusion_steps, spacing, schedule)
     told = conditioning(engine, len(measured), labels, condition, guidance)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from ddim_keras.data import inputs
 from ddim_keras.diffusion.spacings import diffusion_times
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.arguments import is_number, positive_int
@@ -106,7 +105,7 @@ def gaussian_start(
     num_images, rank = positive_int("num_images", num_images), positive_int("rank", rank)
     if not is_number(diffusion_time) or not 0.0 < diffusion_time <= 1.0:
         raise ValueError(f"diffusion_time must lie in (0, 1], got {diffusion_time!r}")
-    normalized = engine.normalize(inputs.as_array(images))
+    normalized = engine.normalize(images)
     if len(normalized) < 2:
         raise ValueError(f"a covariance takes at least two images, got {len(normalized)}")
     seed = engine.seed(seed)

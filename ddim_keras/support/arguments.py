@@ -53,6 +53,13 @@ def not_negative(name: str, value: Any) -> float:
     return float(value)
 
 
+def positive(name: str, value: Any) -> float:
+    """Return `value` as a float, or raise ValueError unless it is finite and above 0."""
+    if not is_number(value) or not np.isfinite(value) or not value > 0.0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return float(value)
+
+
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width), given that or the side of a square."""
     if isinstance(image_size, Iterable) and not isinstance(image_size, (str, bytes)):

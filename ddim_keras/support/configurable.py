@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
@@ -78,15 +79,17 @@ def resolve(
     if isinstance(identifier, str):
         if identifier in registry:
             return registry[identifier]()
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
+        choices = f"one of {sorted(registry)}, or " if registry else ""
         raise ValueError(
-            f"unknown {kind.__name__.lower()} {identifier!r}: expected one of {sorted(registry)}, "
-            f"or a {kind.__name__} object"
+            f"unknown {words} {identifier!r}: expected {choices}a {kind.__name__} object"
         )
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, kind):
         return identifier
+    choices = f" or one of {sorted(registry)}" if registry else ""
     raise ValueError(
-        f"expected a {kind.__name__} object or one of {sorted(registry)}, got {identifier!r} of "
+        f"expected a {kind.__name__} object{choices}, got {identifier!r} of "
         f"type {type(identifier).__name__}"
     )

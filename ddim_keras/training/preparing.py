@@ -307,7 +307,7 @@ def as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
         )
     raise ValueError(
         "a metric must be a keras.metrics.Metric or a function (real_images, generated_images), "
-        f"got {metric!r}"
+        f"got {metric!r}: names of metrics are for model.score"
     )
 
 

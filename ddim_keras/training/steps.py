@@ -114,6 +114,11 @@ class EMASteps(EMANetworks):
 
     @samplers.setter
     def samplers(self, samplers: Sequence[FittedSampler]) -> None:
+        if not isinstance(samplers, (list, tuple)):
+            raise ValueError(
+                f"samplers must be a list of FittedSampler objects, such as model.samplers + "
+                f"[sampler], got {samplers!r}"
+            )
         self.engine.defaults.samplers = [resolve(each, FittedSampler, {}) for each in samplers]
 
     @property
