@@ -1,5 +1,7 @@
 """Exact inversion by algebra: pairs of states, there and back."""
 
+import warnings
+
 import numpy as np
 import pytest
 from conftest import (
@@ -11,7 +13,7 @@ from conftest import (
 )
 
 from ddim_keras.samplers import BDIA, OBELM, Levels, plan_pairs, walk_pairs
-from ddim_keras.sampling import PairLatents
+from ddim_keras.sampling import PairLatents, pairs
 from ddim_keras.schedules import AngleSchedule
 
 FINE = AngleSchedule(max_signal_rate=0.9999)
@@ -157,6 +159,15 @@ def test_a_pair_may_begin_with_nothing_of_the_image_left():
     assert np.abs(model.reconstruct(images, 10, exact="bdia") - images).max() < 1e-5
     with pytest.raises(ValueError, match="O-BELM divides by the signal rate, which is 0"):
         model.encode(images, 10, exact="o_belm")
+
+
+def test_states_too_large_to_be_exact_are_told(trained_model, monkeypatch):
+    monkeypatch.setattr(pairs, "LARGEST_EXACT", 0.1)
+    with pytest.warns(UserWarning, match=r"reach .* standard deviations: .* do not come back exac"):
+        trained_model.encode(random_images(2), 5, exact="algebra")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trained_model.encode(random_images(2), 5, exact="o_belm")  # promises nothing
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from ddim_keras.support.types import Array, Config, Images, Tensor
 
 # States are multiples of 1 / this. Sums of such numbers up to 16 are exact in float32.
 _LATTICE = 2.0**20
+LARGEST_EXACT = 16.0
 
 
 class TwoStepRule(Configurable, abc.ABC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from ddim_keras.samplers import (
     plan,
     plan_pairs,
 )
+from ddim_keras.samplers.two_step import LARGEST_EXACT
 from ddim_keras.sampling.choices import EVEN_TIMES, schedule_of_walk
 from ddim_keras.sampling.clipping import Clipping, clipped
 from ddim_keras.sampling.conditioning import Conditioning, conditioning
@@ -147,7 +149,21 @@ def encode_pairs(
         )
         for states, state in zip((cleaner, noisier), pair):
             batch.store(states, engine.checked(state))
+    largest = max(np.abs(states).max(initial=0.0) for states in (noisier, cleaner))
+    _warn_of_large_states(rule, levels, float(largest))
     return PairLatents(noisier, cleaner, *levels, name)
+
+
+def _warn_of_large_states(rule: TwoStepRule, levels: Levels, largest: float) -> None:
+    """Warn where a rule that only adds has lost its exactness."""
+    only_adds = all(rule.gamma(i, levels) == 1.0 for i in range(1, len(levels.signal_rates) - 1))
+    if only_adds and largest > LARGEST_EXACT:
+        warnings.warn(
+            f"the latents reach {largest:.3g} standard deviations: sums of states above "
+            f"{LARGEST_EXACT:g} are rounded in float32, so the images do not come back exactly. "
+            "Weaker guidance keeps states smaller",
+            stacklevel=4,
+        )
 
 
 def decode_pairs(
