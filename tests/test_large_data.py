@@ -107,6 +107,13 @@ def test_what_the_user_says_of_the_cache_stands(monkeypatch, cache):
     assert chosen(cache, 10**9, 100, "photos") is cache
 
 
+def test_the_command_lines_names_of_caches_are_no_folders():
+    assert chosen("memory", 10, 100, "photos") is True
+    assert chosen("no", 10, 100, "photos") is False
+    with pytest.raises(ValueError, match="cache must be True, False, .* got None"):
+        chosen(None, 10, 100, "photos")
+
+
 def test_free_memory_is_known_here_and_a_container_may_have_less(monkeypatch, tmp_path):
     free = memory.available()
     assert free is None or 0 < free < 2**50

@@ -14,6 +14,8 @@ AUTO = "auto"
 FOLDER_VARIABLE = "DDIM_KERAS_CACHE"
 # Of free memory, and of free disk: so much may be taken without being asked for.
 _SHARE = 0.5
+# What the command line calls them.
+_NAMES = {"memory": True, "no": False}
 
 
 def chosen(
@@ -29,9 +31,16 @@ def chosen(
 
     Returns:
         True for memory, False to read them anew each time, or a folder.
+
+    Raises:
+        ValueError: what is none of these.
     """
+    if not isinstance(cache, (bool, str, os.PathLike)):
+        raise ValueError(
+            f'cache must be True, False, "auto" or the path of a folder, got {cache!r}'
+        )
     if isinstance(cache, (bool, os.PathLike)) or cache != AUTO:
-        return cache
+        return _NAMES.get(cache, cache) if isinstance(cache, str) else cache
     free = memory.available()
     needed = number * image_bytes
     if number < 0 or free is None or needed <= _SHARE * free:

@@ -90,12 +90,12 @@ def load_dataset(
             on what is transparent.
         flip: mirror each training image left to right with probability one half.
         repeat: how many times the training images come in one epoch, shuffled together.
-        cache: True keeps the resized images in memory; a path writes them to files there, once for
-            all runs; False reads and resizes anew each epoch, in an order that is drawn before
-            anything is read. "auto" keeps them in memory where they take at most half of what is
-            free, else in files in ~/.cache/ddim_keras (or the environment variable
-            DDIM_KERAS_CACHE) where half of the disk's free room is enough, else it reads anew; a
-            warning says which.
+        cache: True or "memory" keeps the resized images in memory; a path writes them to files
+            there, once for all runs; False or "no" reads and resizes anew each epoch, in an order
+            that is drawn before anything is read. "auto" keeps them in memory where they take at
+            most half of what is free, else in files in ~/.cache/ddim_keras (or the environment
+            variable DDIM_KERAS_CACHE) where half of the disk's free room is enough, else it reads
+            anew; a warning says which.
         seed: fixes order, flips and a folder's split.
         drop_remainder: whether to drop the last, smaller training batch; None drops it if a whole
             one is left.

@@ -29,7 +29,7 @@ _SHOWN = 480
 _LOOKING_SECONDS = 0.1
 
 
-# What an image may be restored from, as the page calls it: what is known of such images, and the
+# What an image may be restored from, as the page calls it: what measures such images, and the
 # deviation of the noise in them, where images are in [0, 1].
 DAMAGES: dict[str, tuple[Callable[[Sequence[int]], Operator], float]] = {
     "few pixels": (lambda shape: SuperResolution(_factor(shape)), 0.0),
@@ -184,7 +184,10 @@ class Playground:
         make, noise = DAMAGES[damage]
         operator = make(model.image_shape)
         operator.built(model.image_shape)  # refuses what does not fit
-        measured = operator(_read(model, path))
+        image = _read(model, path)
+        measured = operator(image)
+        if measured.shape == image.shape:  # blurred or noisy already
+            measured = image
 
         def work(job: Job) -> Images:
             made = model.restore(
