@@ -132,6 +132,8 @@ def test_score_can_ask_for_bits_per_dimension():
         (lambda m, x: m.log_likelihood(x, 5, samples=0), "samples must be an integer, at least 1"),
         (lambda m, x: m.log_likelihood(x, [0.0]), "there is no way to noise"),
         (lambda m, x: m.log_likelihood(x * 300.0, 5), "images are out of range"),
+        (lambda m, x: m.log_likelihood(x[:0], 5), "at least one image, got none"),
+        (lambda m, x: m.variational_bound(x[:0], 5), "at least one image, got none"),
     ],
 )
 def test_what_has_no_likelihood_is_refused(trained_model, call, message):

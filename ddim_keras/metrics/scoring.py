@@ -351,7 +351,8 @@ def _metric(metric: str | ImageMetric, extractor: ExtractorLike) -> ImageMetric:
         return metric
     if metric not in METRICS:
         raise ValueError(
-            f"unknown metric {metric!r}: expected one of {sorted(METRICS)}, or an ImageMetric"
+            f"unknown metric {metric!r}: expected one of {sorted(METRICS)}, or an ImageMetric; of "
+            f"what a model generates also {AGREEMENT}, {_BITS} and {MEMORIZATION}"
         )
     return METRICS[metric](extractor=extractor)
 

@@ -115,8 +115,7 @@ def log_likelihood(
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence must be one of {DIVERGENCES}, got {divergence!r}")
     samples, seed = positive_int("samples", samples), engine.seed(seed)
-    engine.normalize(images)  # checks them
-    images = ops.convert_to_numpy(inputs.as_unit_range(inputs.as_array(images))).astype("float64")
+    images = checked_images(engine, images)
     mean, deviation = scale_of(engine)
     scale = np.broadcast_to(np.log(deviation), images.shape[1:]).sum()
     table, steps = _table(engine, diffusion_steps, spacing)
@@ -142,6 +141,17 @@ def summary(nats: Array, dimensions: int) -> LogLikelihood:
     bits = -nats / (np.log(2.0) * dimensions)
     error = bits.std(ddof=1) / np.sqrt(len(bits)) if len(bits) > 1 else np.nan
     return LogLikelihood(nats, bits, float(bits.mean()) if len(bits) else np.nan, float(error))
+
+
+def checked_images(engine: Engine, images: Images) -> np.ndarray:
+    """Return images in [0, 1], float64.
+
+    Raises:
+        ValueError: images of a wrong shape or range, or none.
+    """
+    if not len(engine.normalize(images)):
+        raise ValueError("expected at least one image, got none: their mean would be no number")
+    return ops.convert_to_numpy(inputs.as_unit_range(inputs.as_array(images))).astype("float64")
 
 
 def scale_of(engine: Engine) -> tuple[Array, Array]:

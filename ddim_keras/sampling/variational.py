@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from ddim_keras.data import inputs
 from ddim_keras.diffusion.forward import posterior_deviation
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.spacings import Spacing, diffusion_times, levels_of
@@ -25,7 +24,7 @@ from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.sampling.likelihood import LogLikelihood, scale_of, summary
+from ddim_keras.sampling.likelihood import LogLikelihood, checked_images, scale_of, summary
 from ddim_keras.support import random
 from ddim_keras.support.types import Array, Condition, GuidanceLike, ImageArray, Images, Labels
 
@@ -73,8 +72,7 @@ def variational_bound(
     (2,)
     """
     seed = engine.seed(seed)
-    engine.normalize(images)  # checks them
-    images = ops.convert_to_numpy(inputs.as_unit_range(inputs.as_array(images))).astype("float64")
+    images = checked_images(engine, images)
     numbers = np.rint(255.0 * images)
     mean, deviation = scale_of(engine)
     normalized = ((numbers / 255.0 - mean) / deviation).astype("float32")
