@@ -763,6 +763,7 @@ def test_generate_by_label_is_generate_by_label(tmp_path, labelled_path):
     )
 
 
+@pytest.mark.slow
 def test_images_are_edited_by_label_and_guidance(tmp_path, labelled_path, pictures):
     model = ddim_keras.load_model(labelled_path)
     told = ("--label", "tulip", "--guidance", 2, "-s", 3, "-m", labelled_path)

@@ -242,7 +242,7 @@ def test_a_recipe_kept_without_labels_leaves_them_out_when_it_is_used_with_them(
     assert again.get_config()["label_dropout"] == 0.1
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_names_come_from_the_data_set_and_stay(tmp_path):
     for name in NAMES:
         (tmp_path / "flowers" / name).mkdir(parents=True)

@@ -142,7 +142,7 @@ def test_padding_keeps_the_whole_image_in_the_middle_of_black(tmp_path):
     np.testing.assert_array_equal(wide, expected)
 
 
-@pytest.mark.parametrize("cache", first_quick(["file", "none", "memory"], 2))
+@pytest.mark.parametrize("cache", first_quick(["file", "none", "memory"]))
 def test_caching_changes_nothing(tmp_path, cache):
     chosen = {"memory": True, "file": tmp_path / "cache", "none": False}[cache]
     _, validation = load_dataset("embedded", 16, 500, cache=chosen)

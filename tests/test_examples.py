@@ -82,7 +82,7 @@ def test_your_own_sampler_is_ddpm_at_power_zero():
         np.testing.assert_allclose(found[:4] + found[5:], expected[:4] + expected[5:], atol=1e-12)
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_edit_an_image(tmp_path):
     rows = load("edit_an_image").main(2, 2, tmp_path / "edited.png")
     assert rows.shape == (5, 2, 32, 32, 1)

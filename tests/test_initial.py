@@ -116,6 +116,7 @@ def test_classes_of_the_same_name_start_from_what_was_learned(photos, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_labels_may_be_added_and_another_size_taken(photos, tmp_path):
     source = trained()
     source.save(tmp_path / "source.keras")
@@ -149,6 +150,7 @@ def test_added_labels_leave_each_layer_its_own_weights(conditioning):
     )
 
 
+@pytest.mark.slow
 def test_published_networks_take_other_classes_too(photos, tmp_path):
     network = networks.ddpm_unet(
         image_shape=(8, 8, 1), widths=(8, 16), block_depth=1, num_classes=3, groups=4

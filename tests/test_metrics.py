@@ -232,7 +232,7 @@ def fill(metric, real, generated, batch_size):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("name", first_quick(METRICS, 2))
+@pytest.mark.parametrize("name", first_quick(METRICS))
 def test_metrics_do_not_depend_on_the_batches(name):
     real, generated = two_sides()
     expected = fill(METRICS[name](), real, generated, 60)
@@ -432,7 +432,7 @@ def test_images_of_weight_zero_are_left_out_and_other_weights_are_refused(name):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("name", first_quick(METRICS, 2))
+@pytest.mark.parametrize("name", first_quick(METRICS))
 def test_validation_logs_the_metric(name):
     model = make_small_model()
     model.compile(metrics=[METRICS[name]()])
@@ -565,7 +565,7 @@ def test_a_users_model_stays_trainable():
     assert model.trainable_weights
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_the_fashion_mnist_extractor_tells_clothes_apart():
     """Over 92 % of all 10,000 test images at training; here of the 1,000 that ship, at both sizes
     they come in.

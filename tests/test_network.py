@@ -466,7 +466,7 @@ def test_images_are_channels_last_whatever_keras_is_told():
 
 
 @slow_on_jax
-@pytest.mark.parametrize("policy", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("policy", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_policies_train_and_come_back(policy, tmp_path):
     model = make_small_model(dtype=policy, **({} if policy == "float16" else OPTIONS[-1]))
     model.compile("adamw")

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_small_model, random_images, run_python, slow_on_jax
+from conftest import make_small_model, random_images, run_python
 
 import ddim_keras
 from ddim_keras import presets
@@ -134,7 +134,7 @@ def a_kernel(model):
     return keras.ops.convert_to_numpy(kernel).copy()
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_kernels_learn_in_half_precision():
     model = make_small_model(widths=[16, 24], dtype="mixed_float16")
     before = a_kernel(model)
@@ -143,7 +143,7 @@ def test_kernels_learn_in_half_precision():
     assert np.isfinite(a_kernel(model)).all() and np.abs(a_kernel(model) - before).max() > 1e-3
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_kernels_learn_of_several_batches():
     model = make_small_model(widths=[16, 24])
     model.compile(Muon(1e-2, weight_decay=0.0, gradient_accumulation_steps=2), "mean_squared_error")

@@ -689,7 +689,7 @@ def test_heads_of_one_size_go_out_to_diffusers_and_of_several_do_not(tmp_path):
             diffusers_configs.network_config(network.settings, True)
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_a_checkpoint_is_converted_by_the_command_line(openai_arrays, tmp_path):
     safetensors.write(tmp_path / "model.safetensors", openai_arrays[1])
     arguments = ["convert", str(tmp_path / "model.safetensors"), str(tmp_path / "model.keras")]

@@ -413,6 +413,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, photos, whole_run):
     assert_equal_weights(whole_run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(tmp_path, photos, monkeypatch):
     original = watching.KeepCheckpoints.on_train_batch_end
 

@@ -206,7 +206,7 @@ def mean_difference(real_images, generated_images):
     return ops.mean(ops.abs(real_images - generated_images), axis=(1, 2, 3))
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_compiled_metrics_compare_real_and_generated_images():
     model = compiled(make_small_model(), metrics=[mean_difference], metric_diffusion_steps=3)
     images = random_images()
@@ -729,6 +729,7 @@ def test_what_is_frozen_is_said_and_the_average_is_never_trained():
         few.train_on_batch(random_images(8))
 
 
+@pytest.mark.slow
 def test_weights_of_classes_go_by_name_too():
     images, labels = random_images(8), np.array(["cat", "dog"] * 4)
     told = {"verbose": 0, "shuffle": False}
