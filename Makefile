@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := examples tests benchmarks scripts experiments ddim_keras
-# Half of the tests each, in their order, so that what a file shares is mostly made once.
-SHARED := -n 2 --dist worksteal
+# Half of the tests each, in their order, so that what a file shares is mostly made once. A process that dies, as one did, once,
+# is replaced and its test run once more, which the summary counts as a rerun; a test that fails is not.
+SHARED := -n 2 --dist worksteal --reruns 1 --only-rerun "^worker .* crashed"
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export NO_MKDOCS_2_WARNING ?= 1
 
