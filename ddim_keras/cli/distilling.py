@@ -14,7 +14,10 @@ from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
 
 # What the teacher says, and what `distill` has options of its own for.
-_NOT_OPTIONS = ("model", "training", "distill", "image_size", "channels", "labels", "preset")
+_NOT_OPTIONS = (
+    *("model", "training", "distill", "preset", "init_from"),
+    *("image_size", "channels", "labels"),
+)
 
 
 @main.command()
