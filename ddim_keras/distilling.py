@@ -9,11 +9,14 @@ import keras
 from ddim_keras.data import inputs
 from ddim_keras.model import DiffusionModel
 from ddim_keras.presets import DISTILLING, Training
+from ddim_keras.samplers import DDIM
 from ddim_keras.sampling.choices import chooser
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import Data, GuidanceLike
 from ddim_keras.training.distilling import Distillation
+
+_MOST_FEW_STEPS = 4
 
 
 def distill(
@@ -118,13 +121,18 @@ def student(
         raise ValueError(
             "the model was never trained: fit it, or load its weights, before it teaches another"
         )
-    steps, own = positive_int("steps", steps), model.sampling_defaults
-    if teacher_steps is None and model.distillation is not None:
-        teacher_steps = model.distillation.steps
+    steps, own, taught = positive_int("steps", steps), model.sampling_defaults, steps_taught(model)
+    if teacher_steps is None and taught is not None:
+        if steps >= taught:
+            raise ValueError(
+                f"the model was itself taught to draw in {taught} steps, and can teach one of "
+                f"fewer, got steps={steps}: distill the model that taught it"
+            )
+        teacher_steps = taught
     distillation = Distillation(steps, method, teacher_steps, guidance=guidance)
     for part in distillation.guidance:
         part.wrapper(model.engine)  # refuses what the model was not trained for
-    if model.distillation is not None or own.sampler is not None:
+    if taught is not None or own.sampler is not None:
         sampler, spacing = chooser(None, None, None, None, own)(distillation.teacher_steps)
         distillation = Distillation(
             steps, method, distillation.teacher_steps, sampler, spacing, distillation.guidance
@@ -144,6 +152,17 @@ def student(
     for network in (few.network, few.ema_network, few.teacher):
         network.set_weights(weights)  # type: ignore[union-attr]
     return few
+
+
+def steps_taught(model: DiffusionModel) -> int | None:
+    """In how many steps a model was taught to draw; None for others. A preset does not say it but
+    by its own few steps of DDIM, in which no other model is any good.
+    """
+    if model.distillation is not None:
+        return model.distillation.steps
+    own = model.sampling_defaults
+    is_few = own.diffusion_steps is not None and own.diffusion_steps <= _MOST_FEW_STEPS
+    return own.diffusion_steps if is_few and isinstance(own.sampler, DDIM) else None
 
 
 def _batches(data: Data, batch_size: int) -> int:

@@ -195,6 +195,14 @@ def test_a_student_teaches_by_its_own_steps():
     assert (two.distillation.teacher_steps, two.distillation.sampler.eta) == (4, 0.0)
     assert isinstance(two.distillation.sampler, DDIM)
     assert isinstance(four.distillation.sampler, UniPC)
+    with pytest.raises(ValueError, match=r"taught to draw in 4 steps.*got steps=4"):
+        student(four, steps=4)
+
+
+def test_a_preset_of_few_steps_teaches_by_its_own_steps():
+    one = student(DiffusionModel.from_preset("fashion_mnist_32_few_steps"), steps=1)
+    assert one.distillation.teacher_steps == 2
+    assert isinstance(one.distillation.sampler, DDIM)
 
 
 @pytest.fixture(scope="module")

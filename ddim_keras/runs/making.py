@@ -9,18 +9,15 @@ import keras
 
 from ddim_keras import metrics, presets
 from ddim_keras.data.batches import taken_apart
-from ddim_keras.distilling import student
+from ddim_keras.distilling import steps_taught, student
 from ddim_keras.model import DiffusionModel
 from ddim_keras.networks.copying import take_weights
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.finding import load
 from ddim_keras.runs.folder import RunFolder
-from ddim_keras.samplers import DDIM
 from ddim_keras.support import backend
 from ddim_keras.support.types import Dataset
 from ddim_keras.training import averages
-
-_FEW_STEPS = 4
 
 
 def make_model(
@@ -129,7 +126,7 @@ def _check_fits(source: DiffusionModel, settings: dict[str, Any], name: str) -> 
     """Raise ValueError unless a model can go on with images and labels as a run has them."""
     if not source.normalizer.adapted:
         raise ValueError(f"{name} was never trained: there is nothing to start from")
-    few = _steps_of_a_distilled(source)
+    few = steps_taught(source)
     if few is not None:
         raise ValueError(
             f"{name} draws in {few} steps what another model draws in more: train that one, and "
@@ -149,17 +146,6 @@ def _check_fits(source: DiffusionModel, settings: dict[str, Any], name: str) -> 
             f"{name} makes images from {_told(shapes[0])}, and the run from {_told(shapes[1])}: "
             "give the task that it was trained for"
         )
-
-
-def _steps_of_a_distilled(model: DiffusionModel) -> int | None:
-    """In how many steps a model was taught to draw; None for others. A preset does not say it but
-    by its own few steps of DDIM, in which no other model is any good.
-    """
-    if model.distillation is not None:
-        return model.distillation.steps
-    own = model.sampling_defaults
-    is_few = own.diffusion_steps is not None and own.diffusion_steps <= _FEW_STEPS
-    return own.diffusion_steps if is_few and isinstance(own.sampler, DDIM) else None
 
 
 def _told(condition_shape: Sequence[int] | None) -> str:
