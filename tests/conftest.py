@@ -73,7 +73,7 @@ def compiled_without_optimizing(request):
 def make_small_model(**changes) -> ddim_keras.DiffusionModel:
     arguments = {
         "image_size": 8,
-        "widths": [4, 8],
+        "widths": [4],
         "block_depth": 1,
         "channels": 1,
         "seed": 1,
@@ -100,7 +100,7 @@ def trained_model():
     sane range.
     """
     keras.utils.set_random_seed(0)
-    return make_trained_model(parameterization="velocity")
+    return make_trained_model(parameterization="velocity", widths=[4, 8])
 
 
 class GaussianOracle:

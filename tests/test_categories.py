@@ -5,7 +5,6 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from conftest import slow_on_jax
 from keras import ops
 
 import ddim_keras
@@ -177,7 +176,7 @@ def test_at_eta_0_more_of_the_start_stays_than_at_eta_1():
     assert same[1] == pytest.approx(0.5, abs=0.06), same
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_training_learns_images_of_categories_and_is_evaluated_the_same_each_time():
     """Images that are all of one category: a pixel is known from the others."""
     random = np.random.default_rng(0)

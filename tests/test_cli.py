@@ -593,6 +593,7 @@ def test_what_the_restore_command_cannot_do_is_said(tmp_path, model_path, pictur
     )
 
 
+@pytest.mark.slow
 def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures):
     said = run(
         "reconstruct", "-m", model_path, *pictures, "-o", tmp_path / "again.png", "--steps", 5
@@ -639,6 +640,7 @@ def test_reconstruct_interpolate_and_inpaint_draw(tmp_path, model_path, pictures
     assert "must end in .png" in run("interpolate", "-m", model_path, "-o", "a.xyz", code=2)
 
 
+@pytest.mark.slow
 def test_the_mask_of_a_phones_picture_is_drawn_upright(tmp_path, model_path):
     image = PIL.Image.new("L", (20, 10), 200)
     exif = image.getexif()
@@ -831,6 +833,7 @@ def test_images_are_made_from_images(tmp_path, pictures):
     assert "give condition=" in run("generate", "-m", path, "--out", tmp_path / "no", code=1)
 
 
+@pytest.mark.slow
 def test_export_turns_a_model_into_a_preset_and_back(tmp_path, model_path):
     run("export", "-m", model_path, tmp_path / "preset")
     run("export", "-m", tmp_path / "preset", tmp_path / "back.keras")

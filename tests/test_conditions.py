@@ -328,6 +328,7 @@ class MeanOfGenerated(keras.metrics.Mean):
         super().update_state(generated)
 
 
+@pytest.mark.slow
 def test_the_images_of_validation_metrics_bear_the_labels_of_the_real_ones(labelled):
     labelled.compile(metrics=[MeanOfGenerated(name="mean")])
     means = [
@@ -337,7 +338,7 @@ def test_the_images_of_validation_metrics_bear_the_labels_of_the_real_ones(label
     assert abs(means[0] - means[1]) > 1e-6
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_scores_take_the_labels_of_the_data_set():
     images = random_images(20, (28, 28, 1))
     options = {"num_classes": 2, "normalization": "group", "parameterization": "velocity"}
@@ -512,7 +513,8 @@ def test_generated_images_follow_their_condition(tmp_path):
     )
 
 
-@pytest.mark.parametrize("as_batches", first_quick([True, False]))
+@pytest.mark.slow
+@pytest.mark.parametrize("as_batches", [True, False])
 def test_weights_count_beside_conditions(as_batches):
     model = make_upscaler(num_classes=3)
     data = {**PAIRS, "labels": LABELS}

@@ -45,6 +45,7 @@ def test_embedded_images_take_at_most_6_megabytes():
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 6e6
 
 
+@pytest.mark.slow
 def test_training_order_is_new_each_epoch_and_fixed_by_the_seed():
     def first_two_epochs(seed):
         train, _ = load_dataset("embedded", 28, 1000, seed=seed)

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, slow_on_jax
+from conftest import ROOT
 from PIL import Image
 
 from ddim_keras.data import ending, load_dataset
@@ -28,7 +28,7 @@ def make_folder(folder, number=40):
         Image.fromarray(draw.integers(0, 255, (24, 24, 3), "uint8")).save(folder / f"{index}.png")
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_an_endless_training_set_runs_no_generator_in_python(monkeypatch):
     import tensorflow as tf
 

@@ -65,7 +65,7 @@ def test_your_own_network(tmp_path):
     assert (tmp_path / "own_network.png").is_file()
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_your_own_sampler(tmp_path):
     example = load("your_own_sampler")
     ddim, own, ddpm = example.main(2, 3, tmp_path / "sampler.png")
@@ -101,7 +101,7 @@ def test_by_label(tmp_path):
     assert model.generate(1, 2, labels="Bag").shape == (1, 8, 8, 1)
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_few_steps(tmp_path):
     rows = load("few_steps").main(2, (2, 3), tmp_path / "few.png")
     assert list(rows)[:2] == ["the default, 2", "the default, 3"] and len(rows) == 6

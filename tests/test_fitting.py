@@ -54,6 +54,7 @@ def distance(model, sampler, **options):
     return np.sqrt(np.square(made - exact).mean())
 
 
+@pytest.mark.slow
 def test_a_fit_comes_nearer_to_the_long_walk_than_what_it_starts_from(mixture_model):
     fitted = samplers.fit(mixture_model, network_evaluations=3, **{**QUICK, "epochs": 6})
     best = min(

@@ -5,7 +5,7 @@ import contextlib
 import keras
 import numpy as np
 import pytest
-from conftest import GaussianOracle, make_small_model, slow_on_jax
+from conftest import GaussianOracle, first_quick, make_small_model, slow_on_jax
 from keras import ops
 
 from ddim_keras import random
@@ -101,13 +101,13 @@ def check_all_samplers(model):
         assert images.std() > 0.01, "clipped away"
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("parameterization", first_quick(PARAMETERIZATIONS))
 def test_the_guided_walk_is_that_of_the_gaussian_further_out(parameterization):
     check_all_samplers(make_two_classes(parameterization))
 
 
 @slow_on_jax
-@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "angle"])
+@pytest.mark.parametrize("schedule", first_quick(name for name in SCHEDULES if name != "angle"))
 def test_guidance_follows_every_schedule(schedule):
     check_all_samplers(make_two_classes(schedule=schedule))
 
@@ -327,6 +327,7 @@ def test_guidances_are_put_around_each_other(two_classes):
     np.testing.assert_allclose(found, walk_in_numpy(two_classes, oracle, **sampling), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_every_verb_takes_guidance(two_classes):
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 1)).astype("float32")
     told = {"labels": 1, "guidance": 2.0}

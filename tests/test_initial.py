@@ -39,7 +39,8 @@ def photos(tmp_path_factory):
 
 def trained(**changes):
     """A model with weights of its own, as if it were trained."""
-    options = {"normalization": "group", "conditioning": "every_block", "attention_levels": [1]}
+    options = {"normalization": "group", "conditioning": "every_block"}
+    options |= {"widths": [4, 8], "attention_levels": [1]}
     model = make_small_model(**{**options, **changes})
     model.normalizer.adapt(random_images(image_shape=model.image_shape))
     draws = np.random.default_rng(0)

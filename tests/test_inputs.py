@@ -521,7 +521,10 @@ def test_evaluate_needs_an_adapted_normalizer():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 9}, "image_size .9, 9. cannot be halved 1 times.*height 8 or 10"),
+        (
+            {"image_size": 9, "widths": [4, 8]},
+            "image_size .9, 9. cannot be halved 1 times.*height 8 or 10",
+        ),
         ({"image_size": (8, 8, 8)}, r"image_size must be an int or \(height, width\)"),
         ({"image_size": 0}, "image_size must be an integer, at least 1: got 0"),
         ({"image_size": 8.0}, "image_size must be an integer, at least 1: got 8.0"),

@@ -127,6 +127,7 @@ def test_the_network_listens_to_the_noise_level(conditioning):
 
 def recomputing_model(recompute, **changes):
     settings = {"conditioning": "every_block", "normalization": "group", "attention_levels": [1]}
+    settings["widths"] = [4, 8]
     return make_small_model(**settings, recompute=recompute, num_classes=3, **changes)
 
 
@@ -217,6 +218,7 @@ def test_impossible_dropouts_are_refused():
         make_small_model(dropout=0.1, network=make_small_model().network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_upsampling_and_swish_are_kerass(dtype):
     images = keras.ops.cast(random_images(2, (4, 6, 3)) * 8.0 - 4.0, dtype)
@@ -468,7 +470,9 @@ def test_images_are_channels_last_whatever_keras_is_told():
 @slow_on_jax
 @pytest.mark.parametrize("policy", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_policies_train_and_come_back(policy, tmp_path):
-    model = make_small_model(dtype=policy, **({} if policy == "float16" else OPTIONS[-1]))
+    model = make_small_model(
+        widths=[4, 8], dtype=policy, **({} if policy == "float16" else OPTIONS[-1])
+    )
     model.compile("adamw")
     images = random_images(8)
     assert np.isfinite(model.fit(images, validation_data=images, verbose=0).history["val_loss"][0])

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 import ddim_keras
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_importing_on_jax_leaves_tensorflow_alone():
     pytest.importorskip("jax")
     code = """
@@ -35,7 +35,7 @@ print(sorted({"tensorflow", "tensorflow_datasets"} & set(sys.modules)))
     assert run_python(code, "jax").split("\n")[-2] == "[]"
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_an_unknown_backend_is_refused():
     code = """
 import ddim_keras

@@ -53,7 +53,7 @@ def test_samplers_fitted_to_a_presets_weights_stay_with_them():
     ]
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_the_example_stays_available_by_name():
     model = DiffusionModel.from_preset("keras_example")
     assert model.network.count_params() == DiffusionModel(image_size=64).network.count_params()

@@ -572,6 +572,7 @@ def openai_arrays():
     return network, arrays
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_guided_diffusion_says_what_network_it_is(openai_arrays, tmp_path):
     network, arrays = openai_arrays
     path = tmp_path / "model.safetensors"
@@ -724,6 +725,7 @@ def test_what_diffusers_has_no_place_for_is_refused_before_anything_is_written(t
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_empty_folder_is_filled_and_what_stands_beside_is_kept(model, tmp_path):
     model.save_to_diffusers(tmp_path)
     (tmp_path / "README.md").write_text("my card")
@@ -734,7 +736,7 @@ def test_an_empty_folder_is_filled_and_what_stands_beside_is_kept(model, tmp_pat
     DiffusionModel.from_diffusers(tmp_path)
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_the_command_line_converts_in_and_out(folder, network, tmp_path):
     for source, out, more in (
         (folder, tmp_path / "model.keras", []),

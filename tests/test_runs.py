@@ -609,6 +609,7 @@ def test_a_log_begun_with_other_figures_keeps_every_figure_in_its_column(tmp_pat
     assert rows == ["epoch,i_loss,loss,n_loss", "0,0.5,,0.25", "1,,1.0,0.125"]
 
 
+@pytest.mark.slow
 def test_what_cannot_work_leaves_no_configuration_behind(tmp_path, photos):
     for wrong in (small_config(photos, image_size=9), small_config(tmp_path / "nowhere")):
         with pytest.raises(ValueError):

@@ -267,6 +267,7 @@ STOCHASTIC = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", STOCHASTIC, ids=repr)
 def test_stochastic_sampling_gives_back_the_moments_of_the_data(sampler):
     oracle = GaussianOracle(mean=0.5, deviation=0.6)
@@ -391,9 +392,8 @@ def test_large_variance_leaves_too_much_noise_in_few_steps_and_the_posterior_too
     assert abs(deviations["large"] - 1.0) < 0.02
 
 
-@pytest.mark.parametrize(
-    "sampler", first_quick([DDIM(1.0), DPMSolverMultistep(stochastic=True)]), ids=repr
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [DDIM(1.0), DPMSolverMultistep(stochastic=True)], ids=repr)
 def test_pixels_stay_independent_under_noise(sampler):
     _, result = run(sampler, GaussianOracle(0.0, 1.0), even_levels(SCHEDULE, 100), number=4000)
     covariance = np.cov(result.reshape(4000, -1).T)

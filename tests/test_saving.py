@@ -57,6 +57,7 @@ np.save({str(tmp_path / "images.npy")!r}, model.generate(4, 6, eta=0.5, seed=11)
     )
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_stopped(tmp_path):
     images = random_images()
     model = make_trained_model()

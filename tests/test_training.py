@@ -105,6 +105,7 @@ def test_diffusion_times_are_stratified_over_the_batch():
         np.testing.assert_array_equal(np.floor(times * 10), np.arange(10))
 
 
+@pytest.mark.slow
 def test_two_runs_with_the_same_seeds_are_identical():
     def run():
         keras.utils.set_random_seed(5)
@@ -548,6 +549,7 @@ def test_summary_lists_both_networks(shared):
     assert "network" in text and "ema_network" in text and "normalizer" in text
 
 
+@pytest.mark.slow
 def test_single_batches_are_trained_on_and_evaluated(shared):
     images, labels = random_images(8), np.arange(8) % 2
     steps = int(shared.ema_updates)
