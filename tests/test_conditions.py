@@ -720,3 +720,23 @@ def test_folders_that_do_not_pair_are_refused(tmp_path):
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_small_model(**arguments)
+
+
+@pytest.mark.parametrize("labels", [np.full((8, 3), 1 / 3, "float32"), np.zeros((8, 3), "float32")])
+def test_rows_that_are_not_one_hot_are_refused_in_data_sets_too(labels):
+    model = make_small_model(num_classes=3)
+    model.compile("sgd")
+    for data in (
+        (random_images(8), labels),
+        (tf.data.Dataset.from_tensor_slices((random_images(8), labels)).batch(4),),
+    ):
+        with pytest.raises(ValueError, match="a single 1 in each row"):
+            model.fit(*data, verbose=0)
+
+
+def test_labels_that_are_true_or_false_are_refused_in_words():
+    model = make_small_model(num_classes=2)
+    model.compile("sgd")
+    data = tf.data.Dataset.from_tensor_slices((random_images(8), np.ones(8, bool))).batch(4)
+    with pytest.raises(ValueError, match="got a data set of bool labels"):
+        model.fit(data, verbose=0)

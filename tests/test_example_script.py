@@ -199,3 +199,62 @@ def test_a_part_that_another_would_not_replace_cannot_be_set():
     ):
         with pytest.raises(ValueError, match=f"model.{name} cannot be replaced: .*{advice}"):
             setattr(model, name, DiffusionModel(8, [4], 1).schedule)
+
+
+def test_trackers_set_anew_by_compile_count_and_start_anew_each_epoch():
+    """The Keras example's `compile` makes its own, and its `metrics` names those two."""
+
+    class Example(DiffusionModel):
+        def compile(self, **options):
+            super().compile(**options)
+            self.noise_loss_tracker = keras.metrics.Mean(name="n_loss")
+            self.image_loss_tracker = keras.metrics.Mean(name="i_loss")
+            self.own = keras.metrics.Mean(name="own")
+
+        @property
+        def metrics(self):
+            return [self.noise_loss_tracker, self.image_loss_tracker, self.own]
+
+    histories, scores = [], []
+    for kind in (Example, DiffusionModel):
+        model = kind(8, [4], 1, channels=1, seed=1)
+        model.compile(optimizer=keras.optimizers.SGD(0.0), loss="mae")
+        fitted = model.fit(random_images(), batch_size=24, epochs=3, verbose=0)
+        histories.append([fitted.history[name] for name in ("n_loss", "i_loss", "loss")])
+        scores.append([model.evaluate(random_images(), verbose=0) for _ in range(2)])
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-6)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+
+
+@slow_on_jax
+def test_what_an_overridden_test_step_adds_is_reported():
+    class Example(DiffusionModel):
+        def test_step(self, *arguments):
+            if keras.backend.backend() == "tensorflow":
+                return {**super().test_step(*arguments), "seven": keras.ops.convert_to_tensor(7.0)}
+            logs, state = super().test_step(*arguments)
+            return {**logs, "seven": keras.ops.convert_to_tensor(7.0)}, state
+
+    model = Example(8, [4], 1, channels=1, seed=1)
+    model.compile(optimizer="sgd", loss="mae")
+    images = random_images(8)
+    history = model.fit(images, validation_data=images, verbose=0).history
+    assert history["val_seven"] == [7.0]
+    assert list(model.evaluate(images, verbose=0, return_dict=True)) == [
+        *("n_loss", "i_loss", "seven", "loss")
+    ]
+
+
+def test_an_overridden_loss_that_is_never_called_is_said():
+    with pytest.warns(UserWarning, match="Example.compute_loss changes nothing"):
+
+        class Example(DiffusionModel):
+            def compute_loss(self, *arguments, **options):
+                return 0.0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        class Whole(Example):
+            def train_step(self, *arguments):
+                return super().train_step(*arguments)

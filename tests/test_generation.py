@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from conftest import make_small_model, make_trained_model, random_images, slow_on_jax
@@ -371,3 +372,15 @@ def test_eta_leaves_where_the_models_own_walk_ends():
     own = model.generate(2, 3, seed=0)
     np.testing.assert_array_equal(model.generate(2, 3, eta=0.0, seed=0), own)
     assert abs(model.generate(2, 3, sampler="ddim", seed=0) - own).max() > 1e-4
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it calls tf.function")
+def test_a_graph_takes_the_reverse_walk_and_refuses_arrays_in_words(trained_model):
+    import tensorflow as tf
+
+    noise = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype("float32")
+    inside = tf.function(lambda noises: trained_model.reverse_diffusion(noises, 3))
+    expected = np.asarray(trained_model.reverse_diffusion(noise, 3))
+    np.testing.assert_allclose(inside(tf.constant(noise)), expected, atol=1e-5)
+    with pytest.raises(RuntimeError, match="as NumPy arrays.*reverse_diffusion"):
+        tf.function(lambda: trained_model.generate(2, 3))()

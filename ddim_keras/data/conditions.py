@@ -18,6 +18,7 @@ from ddim_keras.support.arguments import is_number, positive_int
 from ddim_keras.support.types import Condition, Labels, Numbers, Shape, Tensor
 
 _NAMES_SHOWN = 20
+NOT_ONE_HOT = "one-hot labels must hold a single 1 in each row, and 0 elsewhere"
 
 
 class ConditionSpec:
@@ -262,7 +263,7 @@ class ConditionSpec:
             raise ValueError(self.wrong_one_hot(values.shape[1]))
         is_one_hot = np.isin(values, (0, 1)).all() and (values.sum(axis=1) == 1).all()
         if not is_one_hot:
-            raise ValueError("one-hot labels must hold a single 1 in each row, and 0 elsewhere")
+            raise ValueError(NOT_ONE_HOT)
         return values.argmax(axis=1).astype("int32")
 
     # Conditions

@@ -20,7 +20,7 @@ from ddim_keras.data.batches import (
     taken_apart,
     told_of,
 )
-from ddim_keras.data.conditions import ConditionSpec
+from ddim_keras.data.conditions import NOT_ONE_HOT, ConditionSpec
 from ddim_keras.data.image_checks import (
     NOT_FINITE,
     OUT_OF_RANGE,
@@ -120,6 +120,11 @@ def _check_told(
         shape = known_shape(spec.labels)
         if len(shape) == 2 and shape[1] not in (None, 1, told.num_classes):
             raise ValueError(told.wrong_one_hot(shape[1]))
+        if getattr(spec.labels, "dtype", None) == tf.bool:
+            raise ValueError(
+                "labels must be integers, names or one-hot, got a data set of bool labels: make "
+                "integers of them, tf.cast(labels, tf.int32)"
+            )
     if spec.condition is not None and told.takes_condition:
         shape = spec.condition.shape
         if shape.rank is not None:
@@ -211,7 +216,11 @@ def _class_numbers(labels: Labels, told: ConditionSpec) -> Labels:
     if labels.shape.rank == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape.rank == 2:
-        return tf.argmax(labels, axis=-1, output_type=tf.int32)
+        is_one = tf.equal(labels, tf.ones((), labels.dtype))
+        others_are_zero = tf.reduce_all(is_one | tf.equal(labels, tf.zeros((), labels.dtype)))
+        one_each = tf.reduce_all(tf.equal(tf.reduce_sum(tf.cast(is_one, tf.int32), axis=1), 1))
+        numbers = tf.argmax(tf.cast(is_one, tf.int32), axis=-1, output_type=tf.int32)
+        return _asserted(others_are_zero & one_each, NOT_ONE_HOT, tf.constant(""), "", numbers)
     if labels.dtype == tf.string:
         return _numbers_of_names(labels, told)
     count = told.num_classes

@@ -168,7 +168,7 @@ class Engine:
 
     def checked(self, images: Images) -> Images:
         """Return what a walk led to, or raise FloatingPointError if it holds NaN or infinity."""
-        if not np.isfinite(ops.convert_to_numpy(images)).all():
+        if not backend.in_graph() and not np.isfinite(ops.convert_to_numpy(images)).all():
             raise FloatingPointError(self._why_not_finite())
         return images
 
@@ -423,6 +423,7 @@ class Engine:
         """Return a user's seed, checked, or the next of the model's own."""
         if seed is not None:
             return integer("seed", seed, minimum=0, below=2**32)
+        _refuse_a_graph()
         with self.lock:
             self._before_use()
             seed, count = (int(part) for part in ops.convert_to_numpy(self._seeds.next()))
@@ -466,7 +467,11 @@ class Engine:
     ) -> Iterator[Batch]:
         """Yield the batches that `num_images` images are made in, showing a progress bar if
         asked.
+
+        Raises:
+            RuntimeError: inside a tf.function.
         """
+        _refuse_a_graph()
         size = self.batch_size(batch_size)
         if num_images < size:
             size = min([size, *(small for small in _SMALL_BATCHES if small >= num_images)])
@@ -479,3 +484,12 @@ class Engine:
             yield Batch(start, stop, np.arange(start, start + size, dtype="int32"))
             if bar is not None:
                 bar.update(stop)
+
+
+def _refuse_a_graph() -> None:
+    if backend.in_graph():
+        raise RuntimeError(
+            "images are made as NumPy arrays, batch by batch, which a tf.function cannot do: "
+            "call generate and its like outside of it, in a callback say, or with "
+            "run_eagerly=True; inside there is reverse_diffusion(noise, diffusion_steps)"
+        )

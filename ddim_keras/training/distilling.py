@@ -184,7 +184,7 @@ class DistillationObjective(Objective):
             found = self._of_walks(student, teacher, images, noises, noise_rates)
         else:
             found = self._of_points(student, teacher, images, noises, signal_rates, noise_rates)
-        return self.taken(*found, sample_weight)
+        return self.taken(network, *found, sample_weight)
 
     def _of_walks(
         self,

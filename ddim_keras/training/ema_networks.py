@@ -56,11 +56,7 @@ class EMANetworks(WholeFiles):
         # The data enter as they are: casting images to the policy's half precision would come
         # before normalisation.
         super().__init__(autocast=False, **kwargs)
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(
-                f"ema_decay must lie in [0, 1), got {ema_decay}: 1 would never follow the network"
-            )
-        self.ema_decay = float(ema_decay)
+        self.ema_decay = ema_decay
         self.seed = seed
         self.network = network
         self.ema_network = ema_network
@@ -82,6 +78,22 @@ class EMANetworks(WholeFiles):
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_another_part(self, name, value)
         super().__setattr__(name, value)
+
+    @property
+    def ema_decay(self) -> float:
+        """How much of the averaged weights each step keeps, at most. Can be set, also in `fit`."""
+        return self._ema_decay
+
+    @ema_decay.setter
+    def ema_decay(self, decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(
+                f"ema_decay must lie in [0, 1), got {decay}: 1 would never follow the network"
+            )
+        self._ema_decay = float(decay)
+        # A step that was compiled holds the number from before.
+        if getattr(self, "train_function", None) is not None:
+            self.make_train_function(force=True)
 
     @property
     def trainable(self) -> bool:

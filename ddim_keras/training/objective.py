@@ -76,7 +76,7 @@ class Objective:
         return None
 
     def results(self) -> dict[str, Tensor]:
-        """Return the running n_loss, i_loss and loss."""
+        """Return the running n_loss, i_loss and loss, by the names of their trackers."""
         return {
             tracker.name: tracker.result()
             for tracker in (self.noise_losses, self.image_losses, self.losses)
@@ -121,21 +121,30 @@ class Objective:
         losses = ops.reshape(weights, (-1,)) * self.of_images(target, prediction)
         noise_losses = self.of_images(noises, pred_noises)
         image_losses = self.of_images(images, pred_images)
-        return self.taken(losses, noise_losses, image_losses, sample_weight)
+        return self.taken(network, losses, noise_losses, image_losses, sample_weight)
 
     def taken(
         self,
+        network: keras.Model,
         losses: Tensor,
         noise_losses: Tensor,
         image_losses: Tensor,
         sample_weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Take the losses of a batch's images, each (batch,), into the running ones; returns what
-        `measure` does.
+        `measure` does. What the regularizers of a network's weights say is a part of each loss.
         """
         sample_weight, counted = _weights_and_counted(sample_weight)
         if sample_weight is not None:
             losses = losses * sample_weight
+        penalties = [
+            variable.regularizer(variable)
+            for variable in network.weights
+            if getattr(variable, "regularizer", None) is not None
+        ]
+        if penalties:
+            penalty = ops.cast(sum(penalties), losses.dtype)
+            losses = losses + (penalty if counted is None else penalty * counted)
         self.noise_losses.update_state(noise_losses, sample_weight=sample_weight)
         self.image_losses.update_state(image_losses, sample_weight=sample_weight)
         self.losses.update_state(losses, sample_weight=counted)

@@ -28,7 +28,7 @@ _PARTS = {
 
 
 def warn_of_methods_in_vain(subclass: type, base: type) -> None:
-    """Warn if a subclass overrides methods that the base's `generate` does not call.
+    """Warn if a subclass overrides methods that neither training nor the base's `generate` calls.
 
     Args:
         subclass: of `base`. One with a `generate` of its own calls what it likes.
@@ -38,6 +38,12 @@ def warn_of_methods_in_vain(subclass: type, base: type) -> None:
     def is_own(name: str) -> bool:
         return getattr(subclass, name) is not getattr(base, name)
 
+    if is_own("compute_loss") and not is_own("train_step"):
+        warnings.warn(
+            f"{subclass.__name__}.compute_loss changes nothing: training does not call it. Give "
+            "compile another loss=, or override train_step",
+            stacklevel=3,
+        )
     if is_own("generate"):
         return
     for name in filter(is_own, _INSTEAD):

@@ -74,8 +74,6 @@ class EMASteps(EMANetworks):
         self.normalizer, self.pixels = _normalizer(image_shape, pixels), pixels
         self.objective, self.parameterization = objective, objective.parameterization
         self.loss_weighting = objective.loss_weighting
-        self.noise_loss_tracker = objective.noise_losses
-        self.image_loss_tracker = objective.image_losses
         self.loss_tracker = objective.losses
         self.image_metrics: list[keras.metrics.Metric] = []
         self.metric_diffusion_steps = 5
@@ -122,6 +120,24 @@ class EMASteps(EMANetworks):
         self.engine.defaults.samplers = [resolve(each, FittedSampler, {}) for each in samplers]
 
     @property
+    def noise_loss_tracker(self) -> keras.metrics.Metric:
+        """The running n_loss. Can be set, as the Keras example's `compile` does."""
+        return self.objective.noise_losses
+
+    @noise_loss_tracker.setter
+    def noise_loss_tracker(self, tracker: keras.metrics.Metric) -> None:
+        self.objective.noise_losses = tracker
+
+    @property
+    def image_loss_tracker(self) -> keras.metrics.Metric:
+        """The running i_loss. Can be set, as the Keras example's `compile` does."""
+        return self.objective.image_losses
+
+    @image_loss_tracker.setter
+    def image_loss_tracker(self, tracker: keras.metrics.Metric) -> None:
+        self.objective.image_losses = tracker
+
+    @property
     def metrics(self) -> list[keras.metrics.Metric]:
         gradient_norm = [] if self.gradient_norm_tracker is None else [self.gradient_norm_tracker]
         return [
@@ -131,6 +147,24 @@ class EMASteps(EMANetworks):
             *self.image_metrics,
             self.loss_tracker,
         ]
+
+    @property
+    def metrics_variables(self) -> list[keras.Variable]:
+        variables = super().metrics_variables
+        for tracker in self._left_out():
+            variables.extend(tracker.variables)
+        return variables
+
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        for tracker in self._left_out():
+            tracker.reset_state()
+
+    def _left_out(self) -> list[keras.metrics.Metric]:
+        """The trackers that a subclass's `metrics` leaves out: they count all the same."""
+        objective, named = self.objective, {*map(id, self.metrics)}
+        trackers = objective.noise_losses, objective.image_losses, objective.losses
+        return [tracker for tracker in trackers if id(tracker) not in named]
 
     def get_metrics_result(self) -> Logs:
         """Return the running losses. The image metrics, which may take seconds, `evaluate` adds

@@ -77,7 +77,8 @@ class EMATrainer(EMASteps):
         self.gradient_norm_tracker = (
             keras.metrics.Mean(name="gradient_norm", dtype="float32") if gradient_norm else None
         )
-        refuse_equal_names(self.metrics)
+        # Not `self.metrics`: a subclass's may name what its own `compile` has yet to make.
+        refuse_equal_names(EMASteps.metrics.fget(self))  # type: ignore[attr-defined]
         self.metric_diffusion_steps = positive_int("metric_diffusion_steps", metric_diffusion_steps)
         self._compile_arguments = {
             "optimizer": optimizer,
@@ -245,8 +246,9 @@ class EMATrainer(EMASteps):
             return_dict: whether to return the figures by name instead of a list.
 
         Returns:
-            [n_loss, i_loss, figures of `metrics` ..., loss], or a dictionary of them. They are NaN,
-            with a warning, if the weights are.
+            [n_loss, i_loss, figures of `metrics` ..., loss], or a dictionary of them, before the
+            loss with what a subclass's `test_step` adds. They are NaN, with a warning, if the
+            weights are.
 
         Raises:
             ValueError: as for `fit`, or the normalizer was not adapted.
@@ -272,7 +274,7 @@ class EMATrainer(EMASteps):
             x, y, sample_weight = inputs.in_batches(x, y, sample_weight, batch_size)
             if not from_fit:
                 x = preparing.own_part(self, x, False)
-            super().evaluate(
+            figures = super().evaluate(
                 x,
                 y,
                 batch_size=batch_size,
@@ -288,10 +290,13 @@ class EMATrainer(EMASteps):
         found = self.evaluation_losses()
         losses = {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
         broken = preparing.warn_of_broken_losses(losses, self.engine)
-        logs: Logs = {name: losses[name] for name in ("n_loss", "i_loss")}
+        loss = losses.pop(self.loss_tracker.name)
+        logs: Logs = dict(losses)
         for metric in self.image_metrics:
             logs |= preparing.figures_of(metric, broken)
-        logs["loss"] = losses["loss"]
+        # Of a `test_step` of a subclass's own.
+        logs |= {name: value for name, value in figures.items() if name not in found | logs}
+        logs[self.loss_tracker.name] = loss
         return logs if return_dict else list(logs.values())
 
     def train_on_batch(

@@ -7,6 +7,7 @@ Everything else is written once in `keras.ops` and `keras.random`.
 from ddim_keras.support.backend.compiling import (
     compile_function,
     compile_gradient,
+    in_graph,
     value_and_slope,
     values_of,
     values_used,
@@ -61,6 +62,7 @@ __all__ = [
     "attention_policy",
     "compile_function",
     "compile_gradient",
+    "in_graph",
     "device_names",
     "devices_in_scope",
     "devices_of_a_batch",

@@ -18,6 +18,15 @@ from ddim_keras.support.backend.processes import process
 from ddim_keras.support.backend.which import BACKEND
 
 
+def in_graph() -> bool:
+    """Whether a tf.function is being traced, where tensors have no values yet."""
+    if BACKEND != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
 def compile_function(
     function: Callable,
     variables: list,
