@@ -41,7 +41,8 @@ class EMATrainer(EMASteps):
         Args:
             optimizer: a Keras optimizer or its name.
             loss: a Keras loss, its name or a function (true, predicted) -> values, applied to what
-                the network predicts.
+                the network predicts. What regularizers of the network's weights say is added to
+                it; what layers give to `add_loss`, or regularizers of activities, is not.
             metrics: Keras metrics, or functions, that compare images: `update_state(real_images,
                 generated_images)`, both (batch, height, width, channels) in [0, 1]. They are
                 computed by `evaluate` and in `fit`'s validation, on as many generated images as
