@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -389,6 +390,28 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, photo
         runs.train(config, tmp_path / "run", tell=said.append, verbose=0)
     assert "Resuming from step 8 of 12" in said[0]
     assert_equal_weights(whole_run, tmp_path / "run")
+
+
+NOTES = ["", "[]", "null", "[" * 100000, "{}", "\x00" * 100]
+NOTES += [
+    f'{{"sha256": "DIGEST", "step": {step}}}' for step in ("null", "Infinity", '"x"', "9", "true")
+]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=range(len(NOTES)))
+def test_a_checkpoint_with_a_damaged_note_gives_way_to_the_one_before(tmp_path, note):
+    for step in (1, 2):
+        path = tmp_path / f"step_{step:09d}.weights.h5"
+        path.write_bytes(b"weights")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        content = json.dumps({"step": step, "sha256": digest})
+        (tmp_path / f"step_{step:09d}.json").write_text(content)
+    assert Checkpoints(tmp_path, 3).newest_whole() == (path, 2)
+    damaged = note.replace("DIGEST", digest)
+    (tmp_path / "step_000000002.json").write_text(damaged)
+    with pytest.warns(UserWarning, match="step_000000002.weights.h5 is damaged: .*one before"):
+        found = Checkpoints(tmp_path, 3).newest_whole()
+    assert found == (tmp_path / "step_000000001.weights.h5", 1)
 
 
 @pytest.mark.slow
