@@ -484,12 +484,17 @@ def test_what_a_killed_process_left_is_told_from_what_a_user_keeps(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".mybackup.txt"]
 
 
-def test_a_damaged_note_of_the_best_model_is_said_and_replaced(small, tmp_path):
+NOTES = ["", "[]", "[" * 100000, '{"monitor": "val_i_loss"}']
+NOTES += [f'{{"monitor": "val_i_loss", "value": {value}}}' for value in ("NaN", "-Infinity", "[]")]
+
+
+@pytest.mark.parametrize("content", NOTES, ids=range(len(NOTES)))
+def test_a_damaged_note_of_the_best_model_is_said_and_replaced(small, tmp_path, content):
     keep = KeepBest(tmp_path / "best.keras", "val_i_loss")
     keep.set_model(small)
     keep.on_train_begin()
     keep.on_epoch_end(0, {"val_i_loss": 0.5})
-    (tmp_path / "best_score.json").write_text("")
+    (tmp_path / "best_score.json").write_text(content)
     with pytest.warns(UserWarning, match="best_score.json is damaged.*replaces it"):
         keep.on_train_begin()
     keep.on_epoch_end(1, {"val_i_loss": 0.7})
