@@ -632,6 +632,34 @@ def test_a_log_begun_with_other_figures_keeps_every_figure_in_its_column(tmp_pat
     assert rows == ["epoch,i_loss,loss,n_loss", "0,0.5,,0.25", "1,,1.0,0.125"]
 
 
+@pytest.mark.parametrize("content", ["[" * 100000, "[]", "{}"], ids=["deep", "list", "empty"])
+def test_damaged_files_of_a_run_are_refused_by_name(tmp_path, content):
+    for name in ("data.json", "config.yaml"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=r"data.json is damaged \(.*\): remove it"):
+        RunFolder(tmp_path)._known()
+    if content != "{}":
+        with pytest.raises(ValueError, match="config.yaml (is not YAML|must hold settings)"):
+            RunConfig.read(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "damage", [b"epoch,n_loss\n0,\xb3.25\n", b"epoch\n" + b"9" * 200000, b"epoch\n" + b"9" * 5000]
+)
+def test_a_damaged_log_is_refused_by_name_and_stays(tmp_path, damage):
+    path = tmp_path / "log.csv"
+    path.write_bytes(damage)
+    with pytest.raises(ValueError, match=r"log.csv is damaged \(.*\): move it away"):
+        watching.Log(path).forget_from(1)
+    assert path.read_bytes() == damage
+
+
+def test_a_line_of_a_log_whose_epoch_is_no_number_is_left_out(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,n_loss\n\u00b2,0.5\n0,0.25\n", encoding="utf-8")
+    watching.Log(tmp_path / "log.csv").forget_from(1)
+    assert (tmp_path / "log.csv").read_text().split() == ["epoch,n_loss", "0,0.25"]
+
+
 def test_what_cannot_work_leaves_no_configuration_behind(tmp_path, photos):
     for wrong in (small_config(photos, image_size=9), small_config(tmp_path / "nowhere")):
         with pytest.raises(ValueError):

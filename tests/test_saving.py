@@ -23,7 +23,7 @@ from keras import ops
 import ddim_keras
 from ddim_keras import plotting
 from ddim_keras.callbacks import KeepBest
-from ddim_keras.support import files
+from ddim_keras.support import checksums, files
 
 
 @pytest.fixture(scope="module")
@@ -429,6 +429,27 @@ def test_shards_of_weights_have_checksums_too(small, tmp_path):
         found[0][...] = 7
     with pytest.raises(ValueError, match="weights.h5 is damaged, its numbers fail their checksum"):
         small.load_weights(tmp_path / "parts.weights.json")
+
+
+@pytest.mark.parametrize("damage", ["encrypted", "method", "deep", "list"])
+def test_a_model_file_with_a_damaged_directory_or_configuration_is_refused(tmp_path, damage):
+    path = tmp_path / "model.keras"
+    contents = {"deep": "[" * 100000, "list": "[]"}.get(damage, "{}")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("config.json", "metadata.json", "model.weights.h5"):
+            archive.writestr(name, contents)
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(b"PK\x01\x02")
+    if damage == "encrypted":
+        whole[entry + 8] |= 1
+    elif damage == "method":
+        whole[entry + 10] = 77
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"model.keras is (not|a zip file but not) a .*keras"):
+        ddim_keras.load_model(path)
+    if damage in ("encrypted", "method"):
+        with pytest.raises(ValueError, match="model.keras is damaged .*restore it"):
+            checksums.check_weights(path)
 
 
 def test_weights_of_a_damaged_model_file_are_refused(saved, tmp_path, trained_model):
