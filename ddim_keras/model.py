@@ -21,7 +21,7 @@ from ddim_keras.metrics import scoring
 from ddim_keras.networks.copying import copied
 from ddim_keras.networks.ddpm_unet import DDPMUNet, ddpm_unet
 from ddim_keras.networks.unet import CONDITION, LABELS, residual_unet
-from ddim_keras.presets import checkpoints, ddpm_names, diffusers, programs
+from ddim_keras.presets import checkpoints, ddpm_names, diffusers, folders, programs
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.choices import check_noise_end
 from ddim_keras.sampling.defaults import SamplingDefaults
@@ -424,7 +424,8 @@ class DiffusionModel(EMATrainer):
                 f"the preset {os.fspath(preset)} has unknown model settings {unknown}: expected "
                 f"some of {sorted(known)}"
             )
-        model = cls(**found.config)
+        with folders.naming(preset, changes):
+            model = cls(**found.config)
         if found.arrays is not None:
             presets.assign(model._preset_weights(), found.arrays, preset)
             model.network.set_weights(model.ema_network.get_weights())

@@ -321,6 +321,38 @@ def test_a_damaged_snapshot_is_left_out_with_a_warning(whole_run, tmp_path):
     assert len(found) == 11
 
 
+@pytest.mark.parametrize("damage", ["flipped", "empty", "array", "shape", "steps"])
+def test_every_kind_of_damage_of_a_snapshot_is_found_before_it_counts(tmp_path, damage):
+    def write(number, **changes):
+        parts = {
+            "averages": np.ones((2, 500), "float16"),
+            "step": number,
+            "updates": number,
+            "lengths": np.array([0.05, 0.1]),
+        }
+        path = tmp_path / f"step_{number:09d}.npz"
+        np.savez(path, **{**parts, **changes})
+        return path
+
+    whole, path = write(2), write(4)
+    if damage == "flipped":
+        contents = bytearray(path.read_bytes())
+        contents[contents.index(b"averages.npy") + 400] ^= 1
+        path.write_bytes(contents)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "array":
+        with open(path, "wb") as file:
+            np.save(file, np.ones(3))
+    elif damage == "shape":
+        write(4, averages=np.ones((3, 500), "float16"))
+    else:
+        write(4, step=np.array([4, 5]))
+    with pytest.warns(UserWarning, match=r"step_000000004.npz is damaged \(.*: it is left out"):
+        found = snapshots.stored(tmp_path)
+    assert [each.path for each in found] == [whole]
+
+
 @slow_on_jax
 def test_what_cannot_be_reconstructed_says_why(whole_run, tmp_path):
     with pytest.raises(FileNotFoundError, match="no configuration at"):

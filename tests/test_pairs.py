@@ -152,6 +152,26 @@ def test_pairs_are_written_and_read(tmp_path, trained_model):
         trained_model.encode(images, 5, exact=BDIA(0.9)).save(tmp_path / "latents.npz")
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "array", "deep", "empty"])
+def test_damaged_pairs_are_refused_by_name(tmp_path, damage):
+    path = tmp_path / "latents.npz"
+    states, rates = random_images(2).astype("float32"), np.linspace(0.1, 0.9, 4)
+    PairLatents(states, states, rates, rates[::-1]).save(path)
+    whole = path.read_bytes()
+    if damage == "array":
+        with open(path, "wb") as file:
+            np.save(file, states)
+    else:
+        flipped = bytearray(whole)
+        flipped[600] ^= 1
+        contents = {"cut": whole[:7], "flipped": flipped, "deep": b"[" * 100000, "empty": b""}
+        path.write_bytes(contents[damage])
+    with pytest.raises(ValueError, match=r"latents.npz holds no pair of states: .*encode .*again"):
+        PairLatents.load(path)
+    with pytest.raises(FileNotFoundError):
+        PairLatents.load(tmp_path / "missing.npz")
+
+
 @slow_on_jax
 def test_a_pair_may_begin_with_nothing_of_the_image_left():
     model = make_small_model(schedule="zero_terminal_snr", parameterization="velocity")

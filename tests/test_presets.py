@@ -170,6 +170,32 @@ def test_unknown_and_damaged_presets_are_refused(tmp_path):
             DiffusionModel.from_preset(tmp_path / "mine")
 
 
+@pytest.mark.parametrize("damage", ["deep", "model", "type", "lookup", "array", "encrypted"])
+def test_whatever_is_damaged_in_a_preset_its_file_is_named(tmp_path, damage):
+    make_trained_model().save_to_preset(tmp_path / "mine")
+    description, weights = (tmp_path / "mine" / name for name in ("preset.json", "weights.npz"))
+    said = json.loads(description.read_text())
+    damaged = weights if damage in ("array", "encrypted") else description
+    if damage == "deep":
+        description.write_text("[" * 100000)
+    elif damage == "array":
+        with open(weights, "wb") as file:
+            np.save(file, np.ones(3))
+    elif damage == "encrypted":
+        contents = bytearray(weights.read_bytes())
+        contents[contents.index(b"PK\x01\x02") + 8] |= 1
+        weights.write_bytes(contents)
+    else:
+        wrong = {
+            "model": {},
+            "type": {**said["model"], "embedding_dims": [1, "a"]},
+            "lookup": {**said["model"], "sampling_defaults": {}},
+        }
+        description.write_text(json.dumps({**said, "model": wrong[damage]}))
+    with pytest.raises(ValueError, match=f"{damaged.name} .*: copy or install"):
+        DiffusionModel.from_preset(tmp_path / "mine", load_weights=damage != "lookup")
+
+
 @slow_on_jax
 def test_a_folder_cannot_take_the_name_of_a_preset_that_ships(trained_model, tmp_path):
     with pytest.raises(ValueError, match="'keras_example' is the name of a preset that ships"):

@@ -486,8 +486,16 @@ def test_damaged_files_are_refused_in_words(folder, tmp_path):
     (copy / "unet" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         DiffusionModel.from_diffusers(copy)
+    (copy / "unet" / "config.json").write_text("[" * 100000)
+    with pytest.raises(ValueError, match=r"config\.json is damaged .*recursion"):
+        DiffusionModel.from_diffusers(copy)
     with pytest.raises(ValueError, match="no folder at"):
         DiffusionModel.from_diffusers(tmp_path / "nowhere")
+
+
+def test_more_noise_levels_than_memory_holds_are_refused():
+    with pytest.raises(ValueError, match="num_train_timesteps is 10000000000000: expected at most"):
+        diffusers_schedulers.scheduler_settings({"num_train_timesteps": 10**13})
 
 
 def test_safetensors_come_back_as_they_were(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -391,6 +392,28 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, photo
     assert_equal_weights(whole_run, tmp_path / "run")
 
 
+NOTES = ["", "[]", "null", "[" * 100000, "{}", "\x00" * 100]
+NOTES += [
+    f'{{"sha256": "DIGEST", "step": {step}}}' for step in ("null", "Infinity", '"x"', "9", "true")
+]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=range(len(NOTES)))
+def test_a_checkpoint_with_a_damaged_note_gives_way_to_the_one_before(tmp_path, note):
+    for step in (1, 2):
+        path = tmp_path / f"step_{step:09d}.weights.h5"
+        path.write_bytes(b"weights")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        content = json.dumps({"step": step, "sha256": digest})
+        (tmp_path / f"step_{step:09d}.json").write_text(content)
+    assert Checkpoints(tmp_path, 3).newest_whole() == (path, 2)
+    damaged = note.replace("DIGEST", digest)
+    (tmp_path / "step_000000002.json").write_text(damaged)
+    with pytest.warns(UserWarning, match="step_000000002.weights.h5 is damaged: .*one before"):
+        found = Checkpoints(tmp_path, 3).newest_whole()
+    assert found == (tmp_path / "step_000000001.weights.h5", 1)
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, photos, whole_run):
     config = small_config(photos)
@@ -607,6 +630,34 @@ def test_a_log_begun_with_other_figures_keeps_every_figure_in_its_column(tmp_pat
     log.on_epoch_end(1, {"loss": 1.0, "n_loss": 0.125})
     rows = (tmp_path / "log.csv").read_text().split()
     assert rows == ["epoch,i_loss,loss,n_loss", "0,0.5,,0.25", "1,,1.0,0.125"]
+
+
+@pytest.mark.parametrize("content", ["[" * 100000, "[]", "{}"], ids=["deep", "list", "empty"])
+def test_damaged_files_of_a_run_are_refused_by_name(tmp_path, content):
+    for name in ("data.json", "config.yaml"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=r"data.json is damaged \(.*\): remove it"):
+        RunFolder(tmp_path)._known()
+    if content != "{}":
+        with pytest.raises(ValueError, match="config.yaml (is not YAML|must hold settings)"):
+            RunConfig.read(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "damage", [b"epoch,n_loss\n0,\xb3.25\n", b"epoch\n" + b"9" * 200000, b"epoch\n" + b"9" * 5000]
+)
+def test_a_damaged_log_is_refused_by_name_and_stays(tmp_path, damage):
+    path = tmp_path / "log.csv"
+    path.write_bytes(damage)
+    with pytest.raises(ValueError, match=r"log.csv is damaged \(.*\): move it away"):
+        watching.Log(path).forget_from(1)
+    assert path.read_bytes() == damage
+
+
+def test_a_line_of_a_log_whose_epoch_is_no_number_is_left_out(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,n_loss\n\u00b2,0.5\n0,0.25\n", encoding="utf-8")
+    watching.Log(tmp_path / "log.csv").forget_from(1)
+    assert (tmp_path / "log.csv").read_text().split() == ["epoch,n_loss", "0,0.25"]
 
 
 @pytest.mark.slow

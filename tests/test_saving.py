@@ -23,7 +23,7 @@ from keras import ops
 import ddim_keras
 from ddim_keras import plotting
 from ddim_keras.callbacks import KeepBest
-from ddim_keras.support import files
+from ddim_keras.support import checksums, files
 
 
 @pytest.fixture(scope="module")
@@ -432,6 +432,27 @@ def test_shards_of_weights_have_checksums_too(small, tmp_path):
         small.load_weights(tmp_path / "parts.weights.json")
 
 
+@pytest.mark.parametrize("damage", ["encrypted", "method", "deep", "list"])
+def test_a_model_file_with_a_damaged_directory_or_configuration_is_refused(tmp_path, damage):
+    path = tmp_path / "model.keras"
+    contents = {"deep": "[" * 100000, "list": "[]"}.get(damage, "{}")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("config.json", "metadata.json", "model.weights.h5"):
+            archive.writestr(name, contents)
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(b"PK\x01\x02")
+    if damage == "encrypted":
+        whole[entry + 8] |= 1
+    elif damage == "method":
+        whole[entry + 10] = 77
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"model.keras is (not|a zip file but not) a .*keras"):
+        ddim_keras.load_model(path)
+    if damage in ("encrypted", "method"):
+        with pytest.raises(ValueError, match="model.keras is damaged .*restore it"):
+            checksums.check_weights(path)
+
+
 def test_weights_of_a_damaged_model_file_are_refused(saved, tmp_path, trained_model):
     path = tmp_path / "zeroed.keras"
     with zipfile.ZipFile(saved) as archive:
@@ -485,12 +506,17 @@ def test_what_a_killed_process_left_is_told_from_what_a_user_keeps(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".mybackup.txt"]
 
 
-def test_a_damaged_note_of_the_best_model_is_said_and_replaced(small, tmp_path):
+NOTES = ["", "[]", "[" * 100000, '{"monitor": "val_i_loss"}']
+NOTES += [f'{{"monitor": "val_i_loss", "value": {value}}}' for value in ("NaN", "-Infinity", "[]")]
+
+
+@pytest.mark.parametrize("content", NOTES, ids=range(len(NOTES)))
+def test_a_damaged_note_of_the_best_model_is_said_and_replaced(small, tmp_path, content):
     keep = KeepBest(tmp_path / "best.keras", "val_i_loss")
     keep.set_model(small)
     keep.on_train_begin()
     keep.on_epoch_end(0, {"val_i_loss": 0.5})
-    (tmp_path / "best_score.json").write_text("")
+    (tmp_path / "best_score.json").write_text(content)
     with pytest.warns(UserWarning, match="best_score.json is damaged.*replaces it"):
         keep.on_train_begin()
     keep.on_epoch_end(1, {"val_i_loss": 0.7})

@@ -22,7 +22,7 @@ from ddim_keras.presets import (
     safetensors,
     weight_files,
 )
-from ddim_keras.support import files
+from ddim_keras.support import files, reading
 from ddim_keras.support.types import Config
 
 _INDEX, _OWN = "model_index.json", "ddim_keras.json"
@@ -294,13 +294,7 @@ def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
 def _json(path: pathlib.Path) -> Config:
     if not path.is_file():
         raise ValueError(f"{path} is missing: copy or download the folder again")
-    try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise ValueError("it is no dictionary")
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
-    return found
+    return reading.json_of(path, "copy or download it again")
 
 
 def _write_json(path: pathlib.Path, content: Config) -> None:

@@ -47,6 +47,7 @@ _PREDICTIONS: Mapping[str, type[Parameterization]] = {
     "sample": ImageParameterization,
     "v_prediction": VelocityParameterization,
 }
+_LARGEST_NUM_TIMES = 1_000_000  # each has a noise level, held in memory
 _STEPS = 50  # as in DDIMPipeline
 _DPM, _UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 # Those whose noise levels are of betas. All but the two solvers are sampled as DDIMPipeline does,
@@ -198,6 +199,11 @@ def _first_noise_rate(schedule: Schedule) -> float:
 
 def _schedule(said: Config) -> Schedule:
     number = positive_int("the scheduler's num_train_timesteps", _said(said, "num_train_timesteps"))
+    if number > _LARGEST_NUM_TIMES:
+        raise ValueError(
+            f"the scheduler's num_train_timesteps is {number}: expected at most "
+            f"{_LARGEST_NUM_TIMES}, 1000 as a rule"
+        )
     kind = said.get("beta_schedule", "linear")
     first, last = (_number(said, name) for name in ("beta_start", "beta_end"))
     schedule: Any

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddim_keras.presets.recipes import Training
-from ddim_keras.support import files
+from ddim_keras.support import files, reading
 from ddim_keras.support.arguments import height_and_width
 from ddim_keras.support.types import Config, ImageArray, Variable
 
@@ -100,7 +99,7 @@ def read(
                 f"its training has unknown settings {unknown}, expected some of {sorted(known)}"
             )
         found = Training(**recipe)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} does not describe a preset ({error}): copy or install it again"
         ) from error
@@ -114,7 +113,34 @@ def read(
                 "leave that out, or "
                 "give load_weights=False and train"
             )
-    return Preset(changed(config, changes, keep_fits=arrays is not None), arrays, found)
+    with naming(preset, changes):
+        config = changed(config, changes, keep_fits=arrays is not None)
+    return Preset(config, arrays, found)
+
+
+@contextlib.contextmanager
+def naming(preset: str | os.PathLike, changes: Mapping[str, Any]) -> Iterator[None]:
+    """Let the errors of making a model of a preset's configuration name its file.
+
+    What is wrong may be the caller's changes: then errors in words stay as they are.
+
+    Args:
+        preset: a name or a folder.
+        changes: arguments of `DiffusionModel` that differ from the preset's.
+
+    Raises:
+        ValueError: the configuration makes no model.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        if changes and isinstance(error, ValueError):
+            raise
+        changed_too = f" with another {', '.join(sorted(changes))}" if changes else ""
+        raise ValueError(
+            f"the model in {_folder(preset) / 'preset.json'} cannot be made{changed_too} "
+            f"({str(error) or type(error).__name__}): copy or install the preset again"
+        ) from error
 
 
 def changed(config: Config, changes: Mapping[str, Any], keep_fits: bool = False) -> Config:
@@ -242,13 +268,10 @@ def _read_arrays(folder: pathlib.Path) -> list[ImageArray]:
         raise ValueError(
             f"{weights} is missing: copy or install the preset again, or give load_weights=False"
         )
-    try:
-        with np.load(weights) as stored:
-            return [stored[f"arr_{index}"].astype("float32") for index in range(len(stored.files))]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{weights} is damaged ({error}): copy or install the preset again"
-        ) from error
+    advice = "copy or install the preset again"
+    stored = reading.arrays_of(weights, advice)
+    with reading.refusing_damage(weights, advice):
+        return [stored[f"arr_{index}"].astype("float32") for index in range(len(stored))]
 
 
 def _folder(preset: str | os.PathLike) -> pathlib.Path:

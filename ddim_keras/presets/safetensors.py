@@ -48,7 +48,7 @@ def read(path: str | os.PathLike) -> dict[str, npt.NDArray[Any]]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}): {_ADVICE}") from error
     used = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in _entries(header))
     if used != len(data) - start:

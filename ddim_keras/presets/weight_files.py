@@ -55,7 +55,7 @@ def read_sharded(index: pathlib.Path) -> Arrays:
     try:
         places = dict(json.loads(index.read_text())["weight_map"])
         names = sorted({str(name) for name in places.values()})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{index} is no index of weights ({error}): copy it again") from error
     arrays: Arrays = {}
     for name in names:

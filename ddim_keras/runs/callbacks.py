@@ -16,7 +16,7 @@ import numpy as np
 from ddim_keras import plotting
 from ddim_keras.data.image_checks import as_unit_range
 from ddim_keras.runs.checkpoints import weights_are_finite
-from ddim_keras.support import files
+from ddim_keras.support import files, reading
 from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.progress import progress
 from ddim_keras.support.types import Condition, Logs
@@ -251,15 +251,21 @@ class KeepBest(keras.callbacks.Callback):
         found = [note for note in (self._note, self._older_note) if note.is_file()]
         if self.path.is_file() and found:
             try:
-                note = json.loads(found[0].read_text())
-                if note["monitor"] == self.monitor:
-                    self.best = float(note["value"])
-            except (ValueError, KeyError, TypeError) as error:
-                warnings.warn(
-                    f"{found[0]} is damaged ({error}), so how good {self.path} is is not known: "
-                    "the next epoch's model replaces it",
-                    stacklevel=2,
-                )
+                self.best = self._noted(found[0])
+            except ValueError as error:
+                warnings.warn(str(error), stacklevel=2)
+
+    def _noted(self, path: pathlib.Path) -> float:
+        """The best figure so far by a note; what it says of another figure does not count."""
+        advice = f"how good {self.path} is is not known, so the next epoch's model replaces it"
+        note = reading.json_of(path, advice)
+        with reading.refusing_damage(path, advice):
+            if note["monitor"] != self.monitor:
+                return self.best
+            value = float(note["value"])
+            if not math.isfinite(value):
+                raise ValueError(f"its value is {value}")
+            return value
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         logs = logs or {}

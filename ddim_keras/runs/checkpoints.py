@@ -6,12 +6,13 @@ import hashlib
 import json
 import pathlib
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 
 from ddim_keras.model import DiffusionModel
-from ddim_keras.support import files
+from ddim_keras.support import files, reading
 
 
 class DivergedError(ArithmeticError):
@@ -65,11 +66,11 @@ class Checkpoints:
         """
         for path in self.paths():
             try:
-                note = json.loads(self._note(path).read_text())
-                if note["sha256"] == _sha256(path):
-                    return path, int(note["step"])
-                problem = "its checksum is wrong"
-            except (OSError, ValueError, KeyError) as error:
+                note = reading.json_of(self._note(path), "the checkpoint counts as damaged")
+                problem = _problem(path, note)
+                if problem is None:
+                    return path, note["step"]
+            except (OSError, ValueError) as error:
                 problem = f"its checksum cannot be read ({error})"
             warnings.warn(
                 f"the checkpoint {path} is damaged: {problem}. Trying the one before", stacklevel=3
@@ -100,6 +101,17 @@ def weights_are_finite(model: DiffusionModel) -> bool:
         for weight in model.ema_network.weights
     )
     return all(np.isfinite(array).all() for array in arrays)
+
+
+def _problem(path: pathlib.Path, note: dict[str, Any]) -> str | None:
+    """What is wrong with a checkpoint by what its note says; None if nothing is."""
+    if note.get("sha256") != _sha256(path):
+        return "its checksum is wrong"
+    number = path.name.removeprefix("step_").removesuffix(".weights.h5")
+    step = note.get("step")
+    if type(step) is not int or not number.isdecimal() or step != int(number):
+        return f"its note says that it is of step {step!r}"
+    return None
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -287,7 +287,7 @@ class RunConfig:
             raise FileNotFoundError(f"no configuration at {path}")
         try:
             values = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict):

@@ -25,7 +25,7 @@ from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.generate import PlannedWalk, plan_walk
 from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
-from ddim_keras.support import backend, files
+from ddim_keras.support import backend, files, reading
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import ImageArray
 from ddim_keras.support.version import __version__
@@ -247,10 +247,7 @@ def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
         with files.written_beside(path) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n")
         return
-    try:
-        found = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): choose another folder") from error
+    found = reading.json_of(path, "choose another folder")
     different = [
         name
         for name in description

@@ -15,7 +15,7 @@ from typing import Any
 from ddim_keras.data import fingerprint
 from ddim_keras.data.source import EMBEDDED
 from ddim_keras.runs.config import AUTO, MAY_CHANGE, RunConfig
-from ddim_keras.support import files
+from ddim_keras.support import files, reading
 
 
 class RunFolder:
@@ -168,12 +168,10 @@ class RunFolder:
         """By what the images of the run are known; None if it does not say."""
         if not self._fingerprint.is_file():
             return None
-        try:
-            return str(json.loads(self._fingerprint.read_text())["images"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self._fingerprint} is damaged ({error}): remove it if the images are the same"
-            ) from error
+        advice = "remove it if the images are the same"
+        known = reading.json_of(self._fingerprint, advice)
+        with reading.refusing_damage(self._fingerprint, advice):
+            return str(known["images"])
 
     def _refuse_other_settings(self, config: RunConfig, found: RunConfig) -> None:
         ours, theirs = dataclasses.asdict(config), dataclasses.asdict(found)

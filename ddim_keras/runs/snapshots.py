@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import warnings
-import zipfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,8 +12,10 @@ import numpy as np
 
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs.checkpoints import DivergedError
-from ddim_keras.support import files
+from ddim_keras.support import files, reading
 from ddim_keras.support.types import Array
+
+_ARRAYS = ("averages", "step", "updates", "lengths")
 
 
 class Snapshot(NamedTuple):
@@ -33,9 +34,13 @@ class Snapshot(NamedTuple):
     lengths: tuple[float, ...]
 
     def averages(self) -> np.ndarray:
-        """Return all weights of each average in one row, (lengths, parameters), float16."""
-        with np.load(self.path) as arrays:
-            return arrays["averages"]
+        """Return all weights of each average in one row, (lengths, parameters), float16.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        advice = "remove it, and the averages are made without"
+        return reading.arrays_of(self.path, advice, ["averages"])["averages"]
 
 
 class Snapshots:
@@ -106,11 +111,12 @@ def stored(folder: pathlib.Path, step: int | None = None) -> list[Snapshot]:
     found = []
     for path in sorted(folder.glob("step_*.npz")):
         try:
-            with np.load(path) as arrays:
-                lengths = tuple(arrays["lengths"].tolist())
-                each = Snapshot(path, int(arrays["step"]), int(arrays["updates"]), lengths)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            warnings.warn(f"{path} is damaged ({error}): it is left out", stacklevel=2)
+            each = _read(path)
+        except ValueError as error:
+            warnings.warn(str(error), stacklevel=2)
+            continue
+        except OSError as error:
+            warnings.warn(f"{path} cannot be read ({error}): it is left out", stacklevel=2)
             continue
         if step is None or each.step <= step:
             found.append(each)
@@ -121,6 +127,18 @@ def stored(folder: pathlib.Path, step: int | None = None) -> list[Snapshot]:
         if (each.step - each.updates, each.lengths)
         == (found[-1].step - found[-1].updates, found[-1].lengths)
     ]
+
+
+def _read(path: pathlib.Path) -> Snapshot:
+    """What a file says of itself, when all of it can be read."""
+    advice = "it is left out"
+    arrays = reading.arrays_of(path, advice, _ARRAYS)
+    with reading.refusing_damage(path, advice):
+        lengths = tuple(arrays["lengths"].tolist())
+        shape = arrays["averages"].shape
+        if len(shape) != 2 or shape[0] != len(lengths):
+            raise ValueError(f"its averages have the shape {shape}, for {len(lengths)} lengths")
+        return Snapshot(path, int(arrays["step"]), int(arrays["updates"]), lengths)
 
 
 def combined(snapshots: Iterable[Snapshot], coefficients: Array) -> np.ndarray:

@@ -14,10 +14,11 @@ from ddim_keras.runs.checkpoints import Checkpoints, DivergedError
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.signals import StopRequest
 from ddim_keras.runs.snapshots import Snapshots
-from ddim_keras.support import backend, files
+from ddim_keras.support import backend, files, reading
 from ddim_keras.support.progress import ProgressLines
 from ddim_keras.support.types import Logs
 
+_ADVICE = "move it away, and the log begins anew"
 _AGREED_EVERY = 10  # steps, among several processes
 
 
@@ -129,20 +130,25 @@ class Log(keras.callbacks.Callback):
         self._write([*self._rows(), {"epoch": epoch, **figures}])
 
     def forget_from(self, epoch: int) -> None:
-        """Take out the lines of epochs that will be gone through again."""
+        """Take out the lines of epochs that will be gone through again.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         rows = self._rows()
-        kept = [
-            row
-            for row in rows
-            if str(row.get("epoch") or "").isdigit() and int(row["epoch"]) < epoch
-        ]
+        with reading.refusing_damage(self.path, _ADVICE):
+            kept = [
+                row
+                for row in rows
+                if str(row.get("epoch") or "").isdecimal() and int(row["epoch"]) < epoch
+            ]
         if len(kept) < len(rows):
             self._write(kept)
 
     def _rows(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
-        with open(self.path, newline="") as file:
+        with reading.refusing_damage(self.path, _ADVICE), open(self.path, newline="") as file:
             return list(csv.DictReader(file))
 
     def _write(self, rows: list[dict[str, Any]]) -> None:

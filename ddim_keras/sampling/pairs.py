@@ -31,7 +31,7 @@ from ddim_keras.sampling.choices import EVEN_TIMES, schedule_of_walk
 from ddim_keras.sampling.clipping import Clipping, clipped
 from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.support import files
+from ddim_keras.support import files, reading
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.types import (
     Array,
@@ -95,12 +95,13 @@ class PairLatents:
 
         Raises:
             ValueError: another file, or a damaged one.
+            FileNotFoundError, IsADirectoryError, PermissionError: it cannot be read at all.
         """
         names = [field.name for field in dataclasses.fields(cls)]
+        advice = "give a file that PairLatents.save wrote, or encode the images again"
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                parts = {name: stored[name] for name in names}
-        except (KeyError, ValueError, EOFError) as error:
+            parts: dict[str, Any] = reading.arrays_of(path, advice, names)
+        except ValueError as error:
             raise ValueError(f"{path} holds no pair of states: {error}") from error
         return cls(**{**parts, "rule": str(parts["rule"])})
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pathlib
 import zipfile
 from typing import Any
 
 import numpy as np
+
+from ddim_keras.support import reading
 
 _ATTRIBUTE = "ddim_keras_sha256"
 _ADVICE = "restore it from a backup, or save the weights again"
@@ -40,11 +41,8 @@ def check_weights(filepath: str | os.PathLike) -> None:
 
 
 def _check_zip(path: pathlib.Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {_ADVICE}") from error
+    with reading.refusing_damage(path, _ADVICE), zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"{path} is damaged, its part {damaged} fails its checksum: {_ADVICE}")
 
@@ -71,7 +69,7 @@ def _parts(path: pathlib.Path) -> list[pathlib.Path]:
     if path.suffix != ".json":
         return [path]
     try:
-        names = json.loads(path.read_text())["weight_map"].values()
+        names = reading.json_of(path, _ADVICE)["weight_map"].values()
     except (ValueError, KeyError, AttributeError):
         return []
     found = {part for name in names for part in (name if isinstance(name, list) else [name])}

@@ -112,14 +112,16 @@ def check_model_file(filepath: str | os.PathLike, registered_name: str) -> pathl
             damaged = archive.testzip()
             names = set(archive.namelist())
             config = json.loads(archive.read("config.json")) if "config.json" in names else None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # the library raises whatever it likes on damaged files
         raise ValueError(
             f"{path} is not a whole .keras file ({error}): it was cut short, or never was one; "
             f"{advice}"
         ) from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: its part {damaged} fails its checksum; {advice}")
-    if config is None or not names >= {"metadata.json", "model.weights.h5"}:
+    if not isinstance(config, dict) or not names >= {"metadata.json", "model.weights.h5"}:
         raise ValueError(
             f"{path} is a zip file but not a .keras model: it holds {sorted(names)[:5]}"
         )
