@@ -2,7 +2,10 @@
 here; against the libraries themselves `tests/parity` compares.
 """
 
+import fnmatch
 import json
+import sys
+import types
 
 import keras
 import numpy as np
@@ -18,12 +21,14 @@ from ddim_keras.diffusion.schedules import CosineBetaSchedule, LinearBetaSchedul
 from ddim_keras.diffusion.spacings import LeadingSpacing
 from ddim_keras.networks import ddpm_layers
 from ddim_keras.presets import (
+    checkpoints,
     ddpm_names,
     diffusers,
     diffusers_configs,
     diffusers_schedulers,
     safetensors,
 )
+from ddim_keras.runs import finding
 from ddim_keras.samplers import DDIM, DDPM, DPMSolverMultistep, FittedSampler, Heun, UniPC
 from ddim_keras.sampling.clipping import ImageOnlyClipping, NoClipping, StaticClipping
 from ddim_keras.sampling.defaults import SamplingDefaults
@@ -391,6 +396,107 @@ def test_a_part_of_a_pipeline_is_told_from_a_whole_one(folder, network, tmp_path
         DiffusionModel.from_diffusers(folder, variant="ema")
 
 
+AVERAGE = {
+    **{"decay": 0.9999, "min_decay": 0.0, "optimization_step": 500, "update_after_step": 0},
+    **{"use_ema_warmup": True, "inv_gamma": 1.0, "power": 0.75},
+}
+
+
+def test_a_checkpoint_of_the_training_script_has_averaged_weights_and_its_pipelines_levels(
+    folder, network, tmp_path
+):
+    arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS)
+    whole = changed(folder, tmp_path / "whole")
+    checkpoint = whole / "checkpoint-500"
+    for part, config, factor in (("unet", CONFIG, 0.5), ("unet_ema", {**CONFIG, **AVERAGE}, 2.0)):
+        (checkpoint / part).mkdir(parents=True)
+        (checkpoint / part / "config.json").write_text(json.dumps(config))
+        weights = {name: factor * array for name, array in arrays.items()}
+        safetensors.write(checkpoint / part / "diffusion_pytorch_model.safetensors", weights)
+
+    def factor_of(source):
+        found = diffusers.read(source)
+        assert found.config["schedule"].get_config()["max_beta"] == 0.05
+        return float(np.median(found.arrays["conv_in.weight"] / arrays["conv_in.weight"]))
+
+    assert factor_of(checkpoint) == 2.0
+    assert factor_of(checkpoint / "unet_ema") == 2.0
+    assert factor_of(checkpoint / "unet") == 0.5
+    assert factor_of(whole / "unet") == factor_of(whole) == 1.0
+
+
+def test_of_weights_in_one_file_and_in_several_those_are_taken_that_diffusers_takes(
+    folder, tmp_path
+):
+    copy = changed(folder, tmp_path)
+    single = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    arrays = safetensors.read(single)
+    halved = {name: 0.5 * array for name, array in arrays.items()}
+    shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    safetensors.write(copy / "unet" / shard, halved)
+    index = {"weight_map": dict.fromkeys(arrays, shard)}
+    (copy / "unet" / f"{single.name}.index.json").write_text(json.dumps(index))
+    assert np.array_equal(diffusers.read(copy).arrays["conv_in.bias"], halved["conv_in.bias"])
+    (copy / "unet" / shard).unlink()  # of an earlier saving, whose index stays
+    assert np.array_equal(diffusers.read(copy).arrays["conv_in.bias"], arrays["conv_in.bias"])
+
+
+def test_a_folder_of_the_hubs_cache_is_followed_to_its_version(folder, tmp_path):
+    cache = tmp_path / "models--owner--name"
+    for version, steps in (("a1", 100), ("b2", 200)):
+        scheduler = {**SCHEDULER, "num_train_timesteps": steps}
+        arrays = safetensors.read(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        write_folder(cache / "snapshots" / version, arrays, scheduler=scheduler)
+        for path in list((cache / "snapshots" / version).rglob("*.*")):  # as links to the content
+            blob = cache / "blobs" / f"{version}{path.name}"
+            blob.parent.mkdir(exist_ok=True)
+            path.rename(blob)
+            path.symlink_to(blob)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("b2\n")
+    assert diffusers.read(cache).config["schedule"].num_times == 200
+    assert diffusers.read(cache, revision="a1").config["schedule"].num_times == 100
+    assert finding.load(str(cache)).schedule.num_times == 200
+    with pytest.raises(ValueError, match=r"without the revision c3: .* snapshots, \['a1', 'b2'\]"):
+        diffusers.read(cache, revision="c3")
+
+
+def test_what_a_training_leaves_besides_is_not_fetched_from_the_hub(folder, monkeypatch):
+    def snapshot_download(name, revision, allow_patterns, ignore_patterns):
+        def is_any(path, patterns):
+            return any(fnmatch.fnmatch(path, pattern) for pattern in patterns)
+
+        assert (name, revision) == ("owner/name", "v2")
+        there = [
+            *("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"),
+            *("unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+            *("checkpoint-500/optimizer.bin", "checkpoint-500/unet/config.json"),
+            *("checkpoint-500/unet/diffusion_pytorch_model.safetensors", "logs/events.bin"),
+        ]
+        wanted = [path for path in there if is_any(path, allow_patterns)]
+        assert [path for path in wanted if not is_any(path, ignore_patterns)] == there[:5]
+        return str(folder)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert diffusers.read("owner/name", revision="v2").config["image_size"] == [8, 8]
+
+
+def test_the_models_own_steps_go_out_and_come_back(model, tmp_path):
+    own = model.sampling_defaults
+    try:
+        model.sampling_defaults = SamplingDefaults(7, own.sampler, own.spacing, own.clipping)
+        model.save_to_diffusers(tmp_path / "out")
+    finally:
+        model.sampling_defaults = own
+    again = diffusers.read(tmp_path / "out").config["sampling_defaults"]
+    assert again.diffusion_steps == 7
+    path = tmp_path / "out" / "ddim_keras.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "diffusion_steps": 0}))
+    with pytest.raises(ValueError, match="diffusion_steps of .*ddim_keras.json must be"):
+        diffusers.read(tmp_path / "out")
+
+
 @slow_on_jax
 def test_errors_name_the_configuration_that_they_are_in(folder, network, tmp_path):
     arrays = ddpm_names.arrays_of(network, ddpm_names.DIFFUSERS)
@@ -553,6 +659,27 @@ def test_a_checkpoint_of_the_authors_says_how_large_its_network_is(tmp_path):
     safetensors.write(path, arrays)
     with pytest.raises(ValueError, match="another network than the DDIM paper's"):
         DiffusionModel.from_checkpoint(path)
+
+
+@pytest.mark.parametrize("before", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_what_parallel_training_and_compiling_put_before_names_is_left_out(before, tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.write(path, {f"{before}down.0.module.a": np.ones(2, "float32")})
+    assert list(checkpoints.averaged_weights(path)) == ["down.0.module.a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("model.downs.0.0.block1.proj.weight", "denoising-diffusion-pytorch"),
+        ("ema_model.model.init_conv.weight", "denoising-diffusion-pytorch"),
+        ("downblocks.0.block1.0.weight", "pytorch-ddpm"),
+    ],
+)
+def test_networks_of_other_libraries_are_refused_by_name(name, whose, tmp_path):
+    safetensors.write(tmp_path / "model.safetensors", {name: np.zeros((4, 4), "float32")})
+    with pytest.raises(ValueError, match=f"holds a network of {whose}, which has"):
+        DiffusionModel.from_checkpoint(tmp_path / "model.safetensors")
 
 
 OPENAI = {

@@ -225,7 +225,7 @@ def convert(
     ddim-keras convert cifar10.keras cifar10-folder --to diffusers
     """
     from ddim_keras.model import DiffusionModel
-    from ddim_keras.presets import checkpoints, weight_files
+    from ddim_keras.presets import checkpoints, diffusers, weight_files
 
     kind = kind or ("keras" if out.suffix == ".keras" else "preset")
     if (kind == "keras") != (out.suffix == ".keras") or out.suffix not in ("", ".keras"):
@@ -247,7 +247,7 @@ def convert(
         model = DiffusionModel.from_checkpoint(
             path, image_size=size, schedule=schedule, null_class=null_class, **told
         )
-    elif _may_be_of_diffusers(path) or _may_be_on_the_hub(source):
+    elif diffusers.may_be_of_diffusers(path) or _may_be_on_the_hub(source):
         _refuse_others({"image_size", "null_class", "variant"}, "what diffusers wrote")
         model = DiffusionModel.from_diffusers(
             source, image_size=size, null_class=null_class or None, variant=variant
@@ -275,12 +275,6 @@ def _refuse_others(allowed: set[str], what: str) -> None:
                 f"{option.opts[0]} says nothing of {what}, which {context.params['source']} is: "
                 "leave it out"
             )
-
-
-def _may_be_of_diffusers(path: pathlib.Path) -> bool:
-    """Whether a folder holds a pipeline, or a part of one."""
-    parts = ("model_index.json", "unet", "config.json")
-    return path.is_dir() and any((path / part).exists() for part in parts)
 
 
 def _may_be_on_the_hub(source: str) -> bool:

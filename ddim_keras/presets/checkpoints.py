@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import warnings
 from typing import Any
 
 from ddim_keras.diffusion.parameterizations import NoiseParameterization
@@ -28,14 +29,27 @@ from ddim_keras.support.types import Config
 
 # The size at which the published networks attend.
 _ATTENDED_SIZE = 16
-_AVERAGES = ("ema", "ema_state_dict", "model_ema")
-_WEIGHTS = ("state_dict", "model_state_dict", "model")
+_AVERAGES = (
+    *("ema", "ema_state_dict", "model_ema", "ema_model", "state_dict_ema", "model_state_dict_ema"),
+    "ema_model_state_dict",
+)
+_WEIGHTS = ("state_dict", "model_state_dict", "model", "net_model")
+# Where an average's own state has the weights.
+_INSIDE = ("shadow", "shadow_params", "module", "state_dict", "model", "params")
+# What parallel training and compiling put before the names.
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 # What weights of other networks are called, and what those have that `ddpm_unet` does not.
 _OTHERS = (
     (r"(model\.)?map_layer0\.", "of EDM", "other noise levels, and sums scaled in each block"),
     (r"all_modules\.", "of score_sde", "other noise levels and filters that resize"),
     (r"(model\.)?(enc|dec)\.\d+x\d+", "of EDM", "other noise levels and resizing filters"),
     (r"(model\.)?diffusion_model\.|first_stage_model\.", "of latent diffusion", "an autoencoder"),
+    (
+        r"((ema_model\.|online_model\.)?model\.)?(init_conv|downs\.\d|final_conv)\.",
+        "of denoising-diffusion-pytorch",
+        "linear attention and other blocks",
+    ),
+    (r"(down|up)blocks\.\d", "of pytorch-ddpm", "other blocks"),
 )
 
 
@@ -88,7 +102,7 @@ def read(
     given = resolve(schedule, Schedule, SCHEDULES)
     if given.num_times is None:
         raise ValueError(f"such networks are trained on a schedule of T times, got {given!r}")
-    arrays = _averaged(weight_files.read(path), path)
+    arrays = averaged_weights(path)
     _refuse_others(arrays, path)
     if openai_checkpoints.is_of_them(arrays):
         settings, arrays, naming = openai_checkpoints.read(arrays, told, given.num_times, path)
@@ -130,19 +144,45 @@ def _refuse_others(arrays: weight_files.Arrays, path: pathlib.Path) -> None:
             )
 
 
-def _averaged(found: Any, path: pathlib.Path) -> weight_files.Arrays:
-    """The averaged weights of a checkpoint, or the weights; without what parallel training puts
-    before their names.
+def averaged_weights(path: pathlib.Path) -> weight_files.Arrays:
+    """The averaged weights of a checkpoint, or the weights; without what parallel training and
+    compiling put before their names.
     """
+    found = weight_files.read(path)
+    keys = sorted(map(str, found)) if isinstance(found, dict) else []
     if isinstance(found, list):  # weights, the optimizer's state, epoch, step, and the average
         parts = [part for part in found if weight_files.is_arrays(part)]
         found = parts[-1] if parts else None
     elif isinstance(found, dict) and not weight_files.is_arrays(found):
-        named = [found[name] for name in (*_AVERAGES, *_WEIGHTS) if name in found]
-        found = next((part for part in named if weight_files.is_arrays(part)), None)
+        averages = {
+            name: part
+            for name in _AVERAGES
+            if isinstance(part := found.get(name), (dict, list)) and part
+        }
+        averaged = [part for each in averages.values() if (part := _inside(each))]
+        trained = [part for name in _WEIGHTS if weight_files.is_arrays(part := found.get(name))]
+        if averages and trained and not averaged:
+            warnings.warn(
+                f"the averaged weights of {path}, {', '.join(averages)}, have no names, as in a "
+                "list: the weights without averaging are taken",
+                stacklevel=4,
+            )
+        found = next(iter([*averaged, *trained]), None)
     if found is None or not weight_files.is_arrays(found):
-        raise ValueError(f"{path} holds no weights by name: expected a checkpoint of a network")
-    return {name.removeprefix("module."): array for name, array in found.items()}
+        there = f", found {keys[:8]}" if keys else ""
+        raise ValueError(
+            f"{path} holds no weights by name: expected a checkpoint of a network, weights by name "
+            f"or under one of {[*_AVERAGES, *_WEIGHTS]}{there}"
+        )
+    return {_WRAPPERS.sub("", name): array for name, array in found.items()}
+
+
+def _inside(average: Any) -> weight_files.Arrays | None:
+    """The weights by name in the state of a moving average, or None."""
+    if weight_files.is_arrays(average):
+        return average
+    parts = [average.get(name) for name in _INSIDE] if isinstance(average, dict) else []
+    return next((part for part in parts if weight_files.is_arrays(part)), None)
 
 
 def _settings(arrays: weight_files.Arrays, path: pathlib.Path, image_size: Any) -> Config:

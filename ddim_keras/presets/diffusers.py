@@ -23,6 +23,7 @@ from ddim_keras.presets import (
     weight_files,
 )
 from ddim_keras.support import files, reading
+from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.types import Config
 
 _INDEX, _OWN = "model_index.json", "ddim_keras.json"
@@ -46,6 +47,17 @@ class Published(NamedTuple):
     arrays: ddpm_names.Arrays
     naming: ddpm_names.Naming
     source: str
+
+
+def may_be_of_diffusers(path: pathlib.Path) -> bool:
+    """Whether a folder holds a pipeline, a part of one, or versions of one in the Hub's cache."""
+    parts = (_INDEX, "unet", "config.json")
+    return _is_cache(path) or path.is_dir() and any((path / part).exists() for part in parts)
+
+
+def _is_cache(folder: pathlib.Path) -> bool:
+    """Whether a folder is one of the Hub's cache, models--owner--name."""
+    return (folder / "snapshots").is_dir() and (folder / "refs").is_dir()
 
 
 def read(
@@ -78,8 +90,9 @@ def read(
         )
     if not folder.is_dir():
         folder = _from_hub(source, revision)
+    folder = _snapshot(folder, revision)
     _check_pipeline(folder)
-    unet = _part(folder, "unet")
+    unet = _network_folder(folder)
     own = _json(folder / _OWN) if (folder / _OWN).is_file() else {}
     if own and own.get("format") != _FORMAT:
         raise ValueError(
@@ -91,9 +104,13 @@ def read(
         lambda config: diffusers_configs.network_settings(config, image_size),
     )
     config = _settings(
-        _part(folder, "scheduler") / _SCHEDULER,
+        _scheduler_folder(folder) / _SCHEDULER,
         diffusers_schedulers.scheduler_settings,
     )
+    if (steps := own.get("diffusion_steps")) is not None:
+        config["sampling_defaults"].diffusion_steps = positive_int(
+            f"the diffusion_steps of {folder / _OWN}", steps
+        )
     arrays = dict(_weights(unet, variant))
     has_null = own.get("null_class", False) if null_class is None else null_class
     if network["num_classes"] is not None:
@@ -154,6 +171,7 @@ def write(
         "unet": ["diffusers", "UNet2DModel"],
     }
     own = {"format": _FORMAT, "null_class": has_null, "class_names": model["class_names"]}
+    own["diffusion_steps"] = model["sampling_defaults"].diffusion_steps
     unet = diffusers_configs.network_config(network.settings, has_null)
     with files.written_beside(path) as temporary:
         for part in ("unet", "scheduler"):
@@ -212,11 +230,9 @@ def _from_hub(source: str | os.PathLike, revision: str | None) -> pathlib.Path:
             f"no folder at {name}; to fetch it from the Hub, pip install 'ddim_keras[hub]', or "
             "download it and give the folder"
         ) from error
-    wanted = ["*.json", "*.safetensors", "*.bin"]
+    wanted = {"allow_patterns": ["*.json", f"*{_WEIGHTS}*"], "ignore_patterns": ["checkpoint-*/*"]}
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, **wanted))
     except Exception as error:  # whatever the network and the Hub have to say
         raise ValueError(
             f"{name} is no folder, and could not be fetched from the Hub ({error}): is the name "
@@ -226,9 +242,9 @@ def _from_hub(source: str | os.PathLike, revision: str | None) -> pathlib.Path:
 
 def _check_pipeline(folder: pathlib.Path) -> None:
     if not (folder / _INDEX).is_file():
-        if not (_part(folder, "unet") / "config.json").is_file():
+        if not (_network_folder(folder) / "config.json").is_file():
             raise ValueError(f"{folder} has no {_INDEX}: expected a folder that diffusers wrote")
-        if not (_part(folder, "scheduler") / _SCHEDULER).is_file():
+        if not (_scheduler_folder(folder) / _SCHEDULER).is_file():
             raise ValueError(
                 f"{folder} holds a network, but not the noise levels that it was trained on: write "
                 f"them to {folder / 'scheduler' / _SCHEDULER}, by diffusers' "
@@ -273,6 +289,45 @@ def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
+def _network_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the network; of a checkpoint of diffusers' training script that of the average,
+    which its pipelines are of.
+    """
+    is_checkpoint = not (folder / _INDEX).is_file() and (folder / "unet").is_dir()
+    averaged = folder / "unet_ema"
+    return averaged if is_checkpoint and averaged.is_dir() else _part(folder, "unet")
+
+
+def _scheduler_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the scheduler: a network's or a checkpoint's is the one of the pipeline that
+    they lie in.
+    """
+    own = _part(folder, "scheduler")
+    if (folder / _INDEX).is_file() or (own / _SCHEDULER).is_file():
+        return own
+    whole = [each for each in folder.resolve().parents[:2] if (each / _INDEX).is_file()]
+    return _part(whole[0], "scheduler") if whole else own
+
+
+def _snapshot(folder: pathlib.Path, revision: str | None) -> pathlib.Path:
+    """The folder of a version, in one of the Hub's cache: models--owner--name."""
+    if not _is_cache(folder):
+        return folder
+    named = folder / "refs" / (revision or "main")
+    found = (
+        folder
+        / "snapshots"
+        / (named.read_text().strip() if named.is_file() else (revision or "main"))
+    )
+    if not found.is_dir():
+        there = sorted(path.name for path in (folder / "snapshots").iterdir())
+        raise ValueError(
+            f"{folder} is a folder of the Hub's cache without the revision {revision or 'main'}: "
+            f"give one of its snapshots, {there}, as the revision"
+        )
+    return found
+
+
 def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
     ending = "" if variant is None else f".{variant}"
     for suffix in (".safetensors", ".bin"):
@@ -280,7 +335,9 @@ def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
         index = folder / f"{_WEIGHTS}{suffix}.index{ending}.json"
         if not path.is_file() and not index.is_file():
             continue
-        found = weight_files.read(path) if path.is_file() else weight_files.read_sharded(index)
+        # Of both, diffusers takes the shards; those of an earlier saving it removes.
+        is_sharded = weight_files.has_shards(index) or not path.is_file()
+        found = weight_files.read_sharded(index) if is_sharded else weight_files.read(path)
         if not weight_files.is_arrays(found):
             raise ValueError(f"{path} holds no weights by name: copy it again")
         return found

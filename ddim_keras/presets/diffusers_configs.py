@@ -43,6 +43,11 @@ _NETWORK: Mapping[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
+# What `EMAModel` of diffusers' notes in the configuration of a network that it writes.
+_OF_AVERAGES = (
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"),
+    *("inv_gamma", "power"),
+)
 # What these are, where a configuration says them.
 _WHOLE = (
     *("in_channels", "out_channels", "layers_per_block", "norm_num_groups"),
@@ -74,7 +79,11 @@ def network_settings(config: Config, image_size: Any = None) -> Config:
     """
     if (kind := config.get("_class_name", "UNet2DModel")) != "UNet2DModel":
         raise ValueError(f"the network is a {kind}: only UNet2DModel can be read")
-    given = {name: value for name, value in config.items() if not name.startswith("_")}
+    given = {
+        name: value
+        for name, value in config.items()
+        if not name.startswith("_") and name not in _OF_AVERAGES
+    }
     unknown = [name for name in set(given) - set(_NETWORK) if given[name] is not None]
     if unknown:
         raise ValueError(f"the network has settings that are not known here: {sorted(unknown)}")

@@ -46,17 +46,27 @@ def read(path: str | os.PathLike) -> Any:
     )
 
 
+def has_shards(index: pathlib.Path) -> bool:
+    """Whether an index, `*.index.json`, and all files that it names are there."""
+    return index.is_file() and all((index.parent / name).is_file() for name in _shards(index)[1])
+
+
+def _shards(index: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
+    """The file of each array that an index names, and all of these files."""
+    try:
+        places = dict(json.loads(index.read_text())["weight_map"])
+        return places, sorted({str(name) for name in places.values()})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index} is no index of weights ({error}): copy it again") from error
+
+
 def read_sharded(index: pathlib.Path) -> Arrays:
     """Return the arrays of all files that an index, `*.index.json`, names.
 
     Raises:
         ValueError: the index or a file is damaged, or a file is missing.
     """
-    try:
-        places = dict(json.loads(index.read_text())["weight_map"])
-        names = sorted({str(name) for name in places.values()})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{index} is no index of weights ({error}): copy it again") from error
+    places, names = _shards(index)
     arrays: Arrays = {}
     for name in names:
         if pathlib.PurePath(name).name != name or not (index.parent / name).is_file():

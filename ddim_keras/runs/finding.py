@@ -15,6 +15,7 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
     """
     from ddim_keras import presets
     from ddim_keras.model import DiffusionModel, load_model
+    from ddim_keras.presets import diffusers
 
     path = pathlib.Path(source)
     if path.suffix == ".keras" or path.is_file():
@@ -26,9 +27,12 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
         raise ValueError(
             f"the run in {path} has no model yet: resume it with ddim-keras train --out {path}"
         )
-    if (path / "model_index.json").is_file():
+    is_preset = (path / "preset.json").is_file() or source in presets.names()
+    if (path / "model_index.json").is_file() or (
+        not is_preset and diffusers.may_be_of_diffusers(path)
+    ):
         return DiffusionModel.from_diffusers(path)
-    if not (path / "preset.json").is_file() and source not in presets.names():
+    if not is_preset:
         raise ValueError(
             f"no model at {source}: expected a .keras file, a run's folder, one of diffusers', "
             f"or a preset: {presets.names()}"

@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch", reason=NEEDED)
 pytest.importorskip("diffusers", reason=NEEDED)
 
 from ddim_keras import DiffusionModel  # noqa: E402
+from ddim_keras.presets import weight_files  # noqa: E402
+from ddim_keras.presets.checkpoints import averaged_weights  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -157,6 +159,39 @@ def test_a_checkpoint_of_the_authors_says_what_the_network_says(form, tmp_path):
     assert relative_difference(said_by_ours(model, images, [3, 700], None), expected) < 1e-4
 
 
+WEIGHTS = {"down.0.a": torch.ones(2)}
+AVERAGED = {"down.0.a": torch.full((2,), 2.0)}
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        {"ema": AVERAGED},
+        {"ema_model": AVERAGED},
+        {"state_dict_ema": AVERAGED},
+        {"ema": {"decay": 0.99, "shadow": AVERAGED}},
+        {"model_ema": {"decay": 0.99, "module": AVERAGED}},
+        {"ema": {"num_updates": 3, "state_dict": {"module.down.0.a": AVERAGED["down.0.a"]}}},
+    ],
+)
+def test_the_averaged_weights_of_a_checkpoint_are_taken_wherever_they_are(average, tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"model": WEIGHTS, "step": 3, **average}, path)
+    assert averaged_weights(path)["down.0.a"].tolist() == [2.0, 2.0]
+
+
+def test_an_average_without_names_is_said_and_a_file_without_weights_says_what_it_has(tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"net_model": WEIGHTS, "ema": {"shadow_params": [torch.ones(2)]}}, path)
+    with pytest.warns(UserWarning, match="averaged weights of .* ema, have no names"):
+        assert averaged_weights(path)["down.0.a"].tolist() == [1.0, 1.0]
+    torch.save({"ema": None, "model": WEIGHTS}, path)
+    assert averaged_weights(path)["down.0.a"].tolist() == [1.0, 1.0]
+    torch.save({"optimizer": {"state": {}}, "step": 3}, path)
+    with pytest.raises(ValueError, match=r"no weights by name: .* found \['optimizer', 'step'\]"):
+        DiffusionModel.from_checkpoint(path)
+
+
 def test_weights_in_pytorchs_own_file_and_under_old_names_are_the_same(tmp_path):
     network = random_network(SMALL)
     folder = saved(network, tmp_path / "new")
@@ -199,8 +234,6 @@ def test_files_of_pytorchs_that_are_damaged_or_hold_no_plain_arrays_are_refused(
 
 
 def test_weights_in_eight_bits_are_read(tmp_path):
-    from ddim_keras.presets import weight_files
-
     weights = {"a": torch.tensor([0.5, -2.0])}
     for kind in (torch.bfloat16, torch.float8_e4m3fn):
         torch.save({name: part.to(kind) for name, part in weights.items()}, tmp_path / "x.bin")
