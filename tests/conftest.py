@@ -4,6 +4,7 @@ had.
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
 import pathlib
@@ -57,17 +58,38 @@ def compiled_without_optimizing(request):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        # One by one: "disable_meta_optimizer" keeps three times as much memory of each graph.
-        rewriters = (
-            *("arithmetic_optimization", "common_subgraph_elimination", "constant_folding"),
-            *("dependency_optimization", "function_optimization", "implementation_selector"),
-            *("layout_optimizer", "loop_optimization", "remapping", "shape_optimization"),
-        )
-        tf.config.optimizer.set_experimental_options(dict.fromkeys(rewriters, False))
+        # "disable_meta_optimizer" would keep more memory of each graph.
+        tf.config.optimizer.set_experimental_options({"min_graph_nodes": 10**6})
     elif keras.backend.backend() == "jax":
         import jax
 
         jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def what_is_imported_is_not_collected():
+    """A collection of garbage looks at what the tests have left, and not at the libraries too."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def data_sets_that_do_not_tune_themselves(request):
+    """A data set of TensorFlow's that tunes itself lets go of its threads seconds after it was
+    dropped, and meanwhile nothing else in the process runs: two minutes of all quick tests.
+    """
+    if "not slow" not in request.config.option.markexpr:
+        yield
+        return
+    import tensorflow as tf
+
+    iterator, untuned = tf.data.Dataset.__iter__, tf.data.Options()
+    untuned.autotune.enabled = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            tf.data.Dataset, "__iter__", lambda data: iterator(data.with_options(untuned))
+        )
+        yield
 
 
 def make_small_model(**changes) -> ddim_keras.DiffusionModel:

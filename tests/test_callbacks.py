@@ -28,6 +28,7 @@ def test_throughput_counts_images_of_training(tmp_path):
     assert "images_per_second" in (tmp_path / "log.csv").read_text()
 
 
+@slow_on_jax
 def test_sampled_images_are_those_of_the_epoch(tmp_path):
     model = make_small_model(widths=[4])
     fit(

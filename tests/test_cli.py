@@ -280,7 +280,7 @@ def photos(tmp_path_factory):
 def small_run(tmp_path_factory, photos):
     """(folder, the options that made it, what the command said) of a short training."""
     folder = tmp_path_factory.mktemp("small")
-    options = ["--set", "widths=(4, 8)", "--set", "patch_size=1", "--samples", 0]
+    options = ["--set", "widths=(4,)", "--set", "patch_size=1", "--samples", 0]
     options += ["--precision", "float32", "--data", photos, "--image-size", 8, "--channels", 1]
     options += ["--steps", 6, "--batch-size", 4, "--ema-decay", 0.9, "--split", "0.25"]
     options += ["--cache", folder / "cache"]
@@ -291,7 +291,7 @@ def test_train_writes_a_configuration(small_run):
     out, options, said = small_run
     assert "Trained for 6 steps" in said
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert config["model"] == {"ema_decay": 0.9, "widths": [4, 8], "patch_size": 1}
+    assert config["model"] == {"ema_decay": 0.9, "widths": [4], "patch_size": 1}
     assert config["training"] == {"batch_size": 4}
     assert (config["split"], config["cache"]) == (0.25, str(out.parent / "cache"))
     assert list((out.parent / "cache").iterdir())

@@ -70,6 +70,7 @@ def labelled():
     return model
 
 
+@slow_on_jax
 @pytest.mark.parametrize("form", FORMS)
 def test_labels_come_in_every_form(labelled, form):
     """All forms say the same: the evaluation of an order of images is one figure."""
@@ -223,6 +224,7 @@ def test_class_weights_go_by_the_models_classes():
     assert 0.0 < only.history["loss"][0] < 0.6
 
 
+@slow_on_jax
 def test_without_dropout_a_label_is_needed():
     model = make_labelled(label_dropout=0.0)
     model.fit(IMAGES, LABELS, verbose=0)
@@ -534,6 +536,7 @@ def test_weights_count_beside_conditions(as_batches):
     assert abs(np.subtract(evaluated(data, np.ones(24)), found)).max() > 1e-4
 
 
+@slow_on_jax
 def test_one_condition_serves_all_images_and_bytes_are_images(upscaler):
     small = PAIRS["condition"][:1]
     images = upscaler.generate(3, 4, condition=np.repeat(small, 3, axis=0), seed=0)

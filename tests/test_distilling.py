@@ -152,6 +152,7 @@ def test_what_is_drawn_in_a_few_steps_is_the_default_of_the_model(taught):
     np.testing.assert_array_equal(few.generate(2, seed=0), by_name)
 
 
+@slow_on_jax
 def test_the_teacher_stays_and_the_student_moves(taught):
     teacher, before, few = taught
     for network in (teacher.ema_network, few.teacher):
@@ -189,6 +190,7 @@ def test_the_losses_of_a_validation_are_those_of_the_few_steps(taught):
     assert few.metric_diffusion_steps == 2
 
 
+@slow_on_jax
 def test_a_student_teaches_by_its_own_steps():
     four = student(make_trained_model(), steps=4)
     two = student(four, steps=2)
@@ -199,6 +201,7 @@ def test_a_student_teaches_by_its_own_steps():
         student(four, steps=4)
 
 
+@slow_on_jax
 def test_a_preset_of_few_steps_teaches_by_its_own_steps():
     one = student(DiffusionModel.from_preset("fashion_mnist_32_few_steps"), steps=1)
     assert one.distillation.teacher_steps == 2
@@ -223,7 +226,7 @@ def test_guidance_becomes_a_part_of_what_is_learned(method, labelled_model):
     assert few.generate(2, labels=[0, 1], seed=0).shape == (2, 8, 8, 1)
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_the_guided_teacher_is_what_the_loss_compares_with(labelled_model):
     plain, guided = (
         student(labelled_model, 1, guidance=guidance)

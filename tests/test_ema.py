@@ -73,6 +73,7 @@ def test_the_rate_is_exact_after_a_million_steps():
     assert float(rate) == pytest.approx(exact, rel=1e-6)
 
 
+@slow_on_jax
 def test_the_usual_average_is_the_same_with_others_beside_it(followed):
     keras.utils.set_random_seed(0)
     alone = make_small_model()
@@ -176,7 +177,7 @@ def small_config(photos, **changes):
         "image_size": 8,
         "channels": 1,
         "steps": STEPS,
-        "model": {"widths": [4, 8], "block_depth": 1, "patch_size": 1},
+        "model": {"widths": [4], "block_depth": 1, "patch_size": 1},
         "training": {"batch_size": 4, "learning_rate": 1e-2, "schedule": "constant"},
         "precision": "float32",
         "validate_every": 10,
@@ -297,7 +298,7 @@ def test_averages_turned_on_in_the_middle_are_those_of_the_rest(photos, tmp_path
     assert [(each.step, each.updates) for each in found] == [(9, 3), (12, 6)]
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_the_best_length_is_that_of_the_lowest_validation_figure(whole_run):
     said = []
     model = ema.reconstruct(whole_run[0], "best", lengths=(0.05, 0.25), tell=said.append)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import make_oracle_model, make_small_model, random_images
+from conftest import make_oracle_model, make_small_model, random_images, slow_on_jax
 
 from ddim_keras.interpolation import slerp, slerp_grid
 from ddim_keras.sampling import ConvergenceError
@@ -197,6 +197,7 @@ def test_interpolation_between_images_goes_through_their_latents(trained_model):
     )
 
 
+@slow_on_jax
 def test_a_grid_has_the_corners_in_its_corners(trained_model):
     corners = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
     grid = trained_model.interpolate_grid(corners, rows=3, cols=4, diffusion_steps=5)

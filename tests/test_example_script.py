@@ -201,6 +201,7 @@ def test_a_part_that_another_would_not_replace_cannot_be_set():
             setattr(model, name, DiffusionModel(8, [4], 1).schedule)
 
 
+@slow_on_jax
 def test_trackers_set_anew_by_compile_count_and_start_anew_each_epoch():
     """The Keras example's `compile` makes its own, and its `metrics` names those two."""
 

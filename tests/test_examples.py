@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from conftest import ROOT, GaussianOracle, slow_on_jax
+from conftest import ROOT, GaussianOracle
 from PIL import Image
 
 from ddim_keras import samplers
@@ -37,7 +37,7 @@ def test_every_example_is_named_in_the_docs():
     assert not [path.name for path in EXAMPLES if path.name not in page]
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_train_on_a_folder(tmp_path, monkeypatch):
     example = load("train_on_a_folder")
     monkeypatch.setattr(example, "DiffusionModel", TinyPreset)

@@ -5,7 +5,13 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import MixtureOracle, make_small_model, make_trained_model, random_images
+from conftest import (
+    MixtureOracle,
+    make_small_model,
+    make_trained_model,
+    random_images,
+    slow_on_jax,
+)
 from keras import ops
 
 from ddim_keras import (
@@ -73,6 +79,7 @@ def distance_of_steps(model, sampler, spacing):
     return np.sqrt(np.square(made - model.generate(32, 100, seed=1234)).mean())
 
 
+@slow_on_jax
 def test_a_fitted_sampler_is_chosen_for_its_number_of_evaluations(mixture_model):
     def three(**options):
         return mixture_model.generate(2, seed=5, **options)
@@ -115,6 +122,7 @@ def test_no_fit_is_worse_than_its_start(mixture_model):
     assert wild.errors["fitted"] <= 1.001 * wild.errors["before"]
 
 
+@slow_on_jax
 def test_fitted_samplers_are_saved_with_the_model(tmp_path):
     model = make_trained_model(parameterization="velocity")
     model.samplers = [TWO]

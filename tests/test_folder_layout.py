@@ -56,7 +56,7 @@ class TestWhatIsNoPhoto:
         )
         config = dataclasses.replace(
             config,
-            model={"widths": [4, 8], "patch_size": 1},
+            model={"widths": [4], "patch_size": 1},
             training={"batch_size": 4},
             validate_every=1,
             tensorboard=False,
@@ -146,7 +146,8 @@ class TestWhatIsNoPhoto:
         os.symlink(tmp_path / "nowhere.png", tmp_path / "link.png")
         with pytest.warns(UserWarning) as said:
             load_dataset(tmp_path, 4, 1)
-        (text,) = [str(warning.message) for warning in said]
+        # Others, of what earlier tests left open, may come at any time.
+        (text,) = [str(each.message) for each in said if each.category is UserWarning]
         assert "9 files in" in text and "beside 2 images" in text
         for part in (
             "4 .heic (a.heic, b.HEIC, c.heic, ...)",
@@ -314,6 +315,7 @@ class TestParts:
             division = layout.divide(root, finding.find_images(root), None)
             assert sorted({name for _, name in division.train}) == names
 
+    @pytest.mark.slow
     def test_every_class_has_an_image_to_train_on(self, tmp_path):
         write_images(tmp_path, *(f"cat/{index}.png" for index in range(8)), "dog/0.png")
         for seed in range(8):  # chance alone would hold the only dog out in half of them

@@ -96,6 +96,7 @@ def test_both_networks_start_from_the_averaged_weights(photos, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_classes_of_the_same_name_start_from_what_was_learned(photos, tmp_path):
     source = trained(class_names=["bird", "dog", "fish"])
     source.save(tmp_path / "source.keras")

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import PIL.Image
 import pytest
+from conftest import slow_on_jax
 
 from ddim_keras.data import decoding, load_dataset
 from ddim_keras.data.caching import FOLDER_VARIABLE, chosen
@@ -129,6 +130,7 @@ def test_free_memory_is_known_here_and_a_container_may_have_less(monkeypatch, tm
     assert memory.available() != 1500
 
 
+@slow_on_jax
 def test_images_come_in_one_order_wherever_they_are_kept(folder, tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     options = {"image_size": 8, "batch_size": 8, "seed": 3, "flip": True}

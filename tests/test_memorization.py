@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import make_small_model, random_images
+from conftest import make_small_model, random_images, slow_on_jax
 
 from ddim_keras import metrics, plotting, runs
 from ddim_keras.metrics import nearest_training_images
@@ -84,6 +84,7 @@ def test_a_model_generates_what_is_compared(trained_model):
     )
 
 
+@slow_on_jax
 def test_the_score_is_among_those_of_a_model(trained_model, monkeypatch):
     options = {"metrics": ["memorization", "precision_recall"], "extractor": "fashion_mnist"}
     with pytest.raises(ValueError, match="compares with what the model was trained on"):

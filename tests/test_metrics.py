@@ -256,6 +256,7 @@ def test_metrics_agree_with_their_functions(name):
     np.testing.assert_allclose(from_images, expected, rtol=1e-5)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("name", METRICS)
 def test_states_merge(name):
     """Sums merge to the same figure, samples to all of the images."""
@@ -282,6 +283,7 @@ def test_sums_keep_more_digits_than_float32():
     np.testing.assert_allclose(metric.result(), 6.0, rtol=1e-3)
 
 
+@slow_on_jax
 def test_a_sample_is_fair_and_the_same_whatever_the_batches():
     features = np.repeat(np.arange(4000.0)[:, None], 6, axis=1)
     kept = []
@@ -378,6 +380,7 @@ def test_a_diverged_model_logs_nan_instead_of_failing():
         assert np.isnan(flat(metric.result())).all()
 
 
+@slow_on_jax
 def test_the_sample_does_not_depend_on_what_the_images_are_made_of():
     """Noises and samples of one seed come from one generator; their counters must never meet."""
     metric = metrics.KID(small_extractor(), capacity=200, seed=0)
@@ -652,6 +655,7 @@ def test_an_extractor_without_pooling_is_refused():
 # score
 
 
+@slow_on_jax
 def test_score_reports_what_the_functions_do():
     model = make_small_model()
     real = random_images(40)
@@ -675,6 +679,7 @@ def test_score_reports_what_the_functions_do():
     np.testing.assert_allclose((scores["precision"], scores["recall"]), expected, atol=0.06)
 
 
+@slow_on_jax
 def test_score_of_each_class():
     model = make_small_model()
     real = random_images(40)

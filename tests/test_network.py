@@ -154,6 +154,7 @@ def test_recomputing_changes_neither_weights_nor_their_training(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="looks into a graph")
 def test_recomputing_works_blocks_out_twice():
     """As many convolutions forward again as there are in blocks."""
@@ -468,11 +469,16 @@ def test_images_are_channels_last_whatever_keras_is_told():
 
 
 @slow_on_jax
-@pytest.mark.parametrize("policy", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_half_precision_policies_train_and_come_back(policy, tmp_path):
-    model = make_small_model(
-        widths=[4, 8], dtype=policy, **({} if policy == "float16" else OPTIONS[-1])
-    )
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("bfloat16", {**OPTIONS[-1], "attention_levels": [0], "block_depth": 1}),
+        pytest.param("bfloat16", {**OPTIONS[-1], "widths": [4, 8]}, marks=pytest.mark.slow),
+        pytest.param("float16", {"widths": [4, 8]}, marks=pytest.mark.slow),
+    ],
+)
+def test_half_precision_policies_train_and_come_back(policy, options, tmp_path):
+    model = make_small_model(dtype=policy, **options)
     model.compile("adamw")
     images = random_images(8)
     assert np.isfinite(model.fit(images, validation_data=images, verbose=0).history["val_loss"][0])

@@ -19,7 +19,7 @@ from ddim_keras.schedules import AngleSchedule
 FINE = AngleSchedule(max_signal_rate=0.9999)
 
 
-@pytest.mark.parametrize("steps", [2, 10, 50])
+@pytest.mark.parametrize("steps", [2, 10, pytest.param(50, marks=pytest.mark.slow)])
 def test_any_image_comes_back_at_any_number_of_steps(trained_model, steps):
     images = random_images(5)
     latents = trained_model.encode(images, steps, exact="algebra")

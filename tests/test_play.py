@@ -3,7 +3,7 @@
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import make_small_model
+from conftest import make_small_model, slow_on_jax
 
 from ddim_keras.serving import play
 from ddim_keras.serving.limits import Limits
@@ -84,6 +84,7 @@ def test_an_image_is_restored_to_one_that_has_what_is_known_of_it(playground, mo
             np.testing.assert_allclose(operator(each[None]), measured, atol=1e-4)
 
 
+@slow_on_jax
 def test_colours_come_back_where_a_model_has_them(playground, photo):
     with pytest.raises(ValueError, match="there is nothing to colour"):
         playground.restore("first", photo, "no colours", 0, SETTINGS)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import make_small_model
+from conftest import make_small_model, slow_on_jax
 
 from ddim_keras import Autoguidance, ClassifierFreeGuidance, GuidanceFunction
 from ddim_keras.cli import main
@@ -79,6 +79,7 @@ def test_the_exported_denoiser_says_what_denoise_says(schedule):
         np.testing.assert_allclose(np.asarray(said[name]), np.asarray(part), atol=1e-5)
 
 
+@slow_on_jax
 def test_guidance_of_each_image_by_its_own_rate_is_that_of_each_image_alone(labelled):
     guidance = ClassifierFreeGuidance(3.0, interval=(0.5, 1.0))
     found = portable.portable_denoiser(labelled.engine, labelled.ema_network, guidance=guidance)

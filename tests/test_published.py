@@ -370,7 +370,8 @@ def test_what_has_no_place_in_a_schedulers_configuration_is_said(defaults, messa
         diffusers_schedulers.scheduler_config(
             LinearBetaSchedule(), NoiseParameterization(), SamplingDefaults(50, *defaults)
         )
-    assert len(said) == 1
+    # Others, of what earlier tests left open, may come at any time.
+    assert [each.category for each in said].count(UserWarning) == 1
 
 
 @pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
@@ -402,6 +403,7 @@ AVERAGE = {
 }
 
 
+@slow_on_jax
 def test_a_checkpoint_of_the_training_script_has_averaged_weights_and_its_pipelines_levels(
     folder, network, tmp_path
 ):
@@ -645,6 +647,7 @@ def test_a_learned_null_class_goes_out_and_comes_back(folder, tmp_path):
     assert weights_equal(again.network, model.network)
 
 
+@slow_on_jax
 def test_a_checkpoint_of_the_authors_says_how_large_its_network_is(tmp_path):
     settings = {**TINY, "groups": 32, "widths": [32, 64], "attention_levels": [0]}
     network = random_weights(networks.ddpm_unet((16, 16, 1), **settings))

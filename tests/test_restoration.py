@@ -5,7 +5,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from conftest import make_oracle_model, make_small_model, random_images, slow_on_jax
+from conftest import (
+    SLOW_CASE_ON_JAX,
+    make_oracle_model,
+    make_small_model,
+    random_images,
+    slow_on_jax,
+)
 from keras import ops
 
 from ddim_keras.operators import (
@@ -74,8 +80,8 @@ def test_compressed_coefficients_are_as_many_as_asked_for():
     "operator",
     [
         SuperResolution(4),
-        Blur.gaussian(1.0),
-        Mask(np.arange(64).reshape(8, 8) % 2),
+        pytest.param(Blur.gaussian(1.0), marks=SLOW_CASE_ON_JAX),
+        pytest.param(Mask(np.arange(64).reshape(8, 8) % 2), marks=SLOW_CASE_ON_JAX),
         pytest.param(Compressed(0.25), marks=pytest.mark.slow),
         pytest.param(
             LinearOperator(lambda images: images[:, :3], lambda seen: _padded(seen)),

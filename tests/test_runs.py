@@ -33,7 +33,7 @@ from ddim_keras.runs import (
 from ddim_keras.runs.folder import RunFolder
 
 pytestmark = slow_on_jax
-SMALL = {"widths": [4, 8], "block_depth": 1, "patch_size": 1}
+SMALL = {"widths": [4], "block_depth": 1, "patch_size": 1}
 
 
 @pytest.fixture(scope="module")

@@ -256,6 +256,7 @@ def test_a_validation_of_diverged_weights_warns_once():
     assert len([text for text in texts if "the training has diverged" in text]) == 1
 
 
+@pytest.mark.slow
 def test_losses_that_are_not_finite_though_the_weights_are_have_another_reason(shared):
     model = compiled(make_small_model(), loss=lambda true, predicted: ops.log(-ops.abs(predicted)))
     model.normalizer.adapt(random_images())
@@ -471,6 +472,7 @@ def test_progress_of_a_training_that_ends_early_says_how_far_it_came(capsys):
     assert shown_progress(capsys, Stop()).startswith("3 of 6 steps, ")
 
 
+@slow_on_jax
 def test_images_can_be_made_in_every_callback():
     """On JAX the weights are outside the model while it trains."""
     model = make_small_model(parameterization="velocity")
@@ -606,6 +608,7 @@ def endless_forms():
     return [tf.data.Dataset.from_tensor_slices(random_images(16)).batch(8).repeat(), Endless()]
 
 
+@slow_on_jax
 def test_data_that_never_end_are_refused_before_training(shared):
     images, steps = random_images(16), int(shared.ema_updates)
     for endless in endless_forms():
