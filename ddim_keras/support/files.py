@@ -10,11 +10,11 @@ import uuid
 from collections.abc import Iterator
 
 
-def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left of `written_beside` in a folder that no other process
-    writes to.
+def remove_leftovers(folder: str | os.PathLike, name: str = "*") -> None:
+    """Remove what killed processes left of `written_beside` in a folder, where no other process
+    writes a file of this name.
     """
-    for path in pathlib.Path(folder).glob(f".{8 * '[0-9a-f]'}.*"):
+    for path in pathlib.Path(folder).glob(f".{8 * '[0-9a-f]'}.{name}"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
