@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import tempfile
@@ -13,7 +12,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from ddim_keras.support import checksums, files
+from ddim_keras.support import checksums, files, reading
+
+_LOADERS = {
+    "ddim_keras>DiffusionModel": "ddim_keras.load_model",
+    "ddim_keras>CategoricalDiffusionModel": "ddim_keras.categorical.load_model",
+}
 
 
 class WholeFiles(keras.Model):
@@ -107,30 +111,50 @@ def check_model_file(filepath: str | os.PathLike, registered_name: str) -> pathl
             f"no model file at {path}: expected a .keras file written by {name}.save"
         )
     advice = "restore it from a backup or save the model again"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            names = set(archive.namelist())
-            config = json.loads(archive.read("config.json")) if "config.json" in names else None
-    except PermissionError:
-        raise
-    except Exception as error:  # the library raises whatever it likes on damaged files
-        raise ValueError(
-            f"{path} is not a whole .keras file ({error}): it was cut short, or never was one; "
-            f"{advice}"
-        ) from error
+    cut = f"it was cut short, or never was one; {advice}"
+    with (
+        reading.refusing_damage(path, cut, "is not a whole .keras file"),
+        zipfile.ZipFile(path) as archive,
+    ):
+        damaged = archive.testzip()
+        names = set(archive.namelist())
+        has_config = "config.json" in names
+        config = reading.dictionary_in(archive.read("config.json")) if has_config else None
     if damaged is not None:
         raise ValueError(f"{path} is damaged: its part {damaged} fails its checksum; {advice}")
-    if not isinstance(config, dict) or not names >= {"metadata.json", "model.weights.h5"}:
+    if config is None or not names >= {"metadata.json", "model.weights.h5"}:
         raise ValueError(
             f"{path} is a zip file but not a .keras model: it holds {sorted(names)[:5]}"
         )
     if config.get("registered_name") != registered_name:
         found = config.get("registered_name") or config.get("class_name")
         raise ValueError(
-            f"{path} holds a {found}, not a {package} {name}: load it with keras.models.load_model"
+            f"{path} holds a {found}, not a {package} {name}: load it with "
+            f"{_LOADERS.get(str(found), 'keras.models.load_model')}"
         )
     return path
+
+
+def load_model_file(filepath: str | os.PathLike, registered_name: str, **kwargs: Any) -> Any:
+    """Return the model in a `.keras` file, as `keras.models.load_model` does, which says little of
+    damaged ones.
+
+    Args:
+        filepath: of the file.
+        registered_name: of the model's class, as for `check_model_file`.
+        **kwargs: as for `keras.models.load_model`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, holds something else, or has settings that are not known; names
+            the file.
+    """
+    path = check_model_file(filepath, registered_name)
+    try:
+        return keras.models.load_model(path, **kwargs)
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{path} cannot be loaded: {error}") from error
 
 
 def _refuse_other_suffixes(filepath: str | os.PathLike, suffixes: Sequence[str], what: str) -> None:
