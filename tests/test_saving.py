@@ -1,6 +1,8 @@
 import contextlib
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +25,10 @@ from keras import ops
 import ddim_keras
 from ddim_keras import plotting
 from ddim_keras.callbacks import KeepBest
+from ddim_keras.runs import exporting
 from ddim_keras.support import checksums, files
+
+NOISE = np.random.default_rng(0).uniform(size=(3, 32, 32, 1))
 
 
 @pytest.fixture(scope="module")
@@ -430,6 +435,69 @@ def test_shards_of_weights_have_checksums_too(small, tmp_path):
         found[0][...] = 7
     with pytest.raises(ValueError, match="weights.h5 is damaged, its numbers fail their checksum"):
         small.load_weights(tmp_path / "parts.weights.json")
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Within, no file gets longer, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("model.keras", lambda model, path: model.save(path)),
+        ("x.weights.h5", lambda model, path: model.save_weights(path)),
+        ("x.weights.json", lambda model, path: model.save_weights(path, max_shard_size=1e-5)),
+        ("preset", lambda model, path: model.save_to_preset(path)),
+        ("grid.png", lambda model, path: plotting.save_images(path, NOISE)),
+        ("shard.npz", lambda model, path: exporting._write_shard(path, "npz", NOISE, 0)),
+        ("shard", lambda model, path: exporting._write_shard(path, "png", NOISE, 0)),
+        ("shard.tfrecord", lambda model, path: exporting._write_shard(path, "tfrecord", NOISE, 0)),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_on_a_full_disk_files_stay_as_they_are_and_the_error_names_them(
+    small, tmp_path, name, save, there
+):
+    path = tmp_path / name
+    if there:
+        save(small, path)
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    with files_of_at_most(500), pytest.raises(OSError, match="File too large: make room") as full:
+        save(small, path)
+    assert full.value.filename == str(path)
+    assert before == {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    assert there or not list(tmp_path.iterdir())
+
+
+def test_the_room_that_is_looked_for_is_that_of_the_file(tmp_path, monkeypatch):
+    small = make_small_model(widths=[4])
+    small.compile("adam", metrics=[ddim_keras.metrics.KID("fashion_mnist", capacity=32)])
+    small.optimizer.build(small.trainable_variables)
+    expected = []
+    monkeypatch.setattr(files, "check_room", lambda path, size: expected.append(size))
+    small.save_weights(tmp_path / "x.weights.h5")
+    small.save(tmp_path / "x.keras")
+    for name in ("x.weights.h5", "x.keras"):
+        size = (tmp_path / name).stat().st_size
+        assert size < expected[0] == expected[1] < 2 * size + 200_000
+
+
+def test_where_room_cannot_be_reserved_what_is_free_counts(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    files.check_room(tmp_path / "file", 1000)
+    with pytest.raises(OSError, match="No space left on device: make room"):
+        files.check_room(tmp_path / "file", 2**60)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["encrypted", "method", "deep", "list"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from keras import ops
 
 from ddim_keras.support import checksums, files, reading
 
+_ROOM_FOR_NAMES = 4096  # bytes of a file for each variable, at most, beside its numbers
 _LOADERS = {
     "ddim_keras>DiffusionModel": "ddim_keras.load_model",
     "ddim_keras>CategoricalDiffusionModel": "ddim_keras.categorical.load_model",
@@ -35,7 +38,7 @@ class WholeFiles(keras.Model):
         """
         if kwargs.get("zipped", True) is not False:  # a folder may have any name
             _refuse_other_suffixes(filepath, [".keras"], "the whole model")
-        _save_whole(super().save, filepath, overwrite, **kwargs)
+        _save_whole(super().save, filepath, overwrite, self._size(), **kwargs)
 
     def save_weights(
         self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any
@@ -56,7 +59,16 @@ class WholeFiles(keras.Model):
             if "://" not in str(path) and (overwrite or not keep):
                 checksums.sign_weights(path)
 
-        _save_whole(write_signed, filepath, overwrite, **kwargs)
+        _save_whole(write_signed, filepath, overwrite, self._size(), **kwargs)
+
+    def _size(self) -> int:
+        """Of a file of the weights, in bytes, or somewhat more."""
+        variables = self._all_variables()
+        numbers = sum(math.prod(variable.shape) * _width(variable) for variable in variables)
+        return numbers + _ROOM_FOR_NAMES * (len(variables) + 16)
+
+    def _all_variables(self) -> list[Any]:
+        return [*self.variables, *(self.optimizer.variables if self.compiled else [])]
 
     def load_weights(
         self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any
@@ -76,7 +88,7 @@ class WholeFiles(keras.Model):
                 )
             _refuse_other_suffixes(filepath, [".weights.h5", ".weights.json", ".keras"], "weights")
             checksums.check_weights(filepath)
-        variables = [*self.variables, *(self.optimizer.variables if self.compiled else [])]
+        variables = self._all_variables()
         before = [ops.convert_to_numpy(variable) for variable in variables]
         try:
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
@@ -91,6 +103,12 @@ class WholeFiles(keras.Model):
                 "with "
                 "ddim_keras.load_model"
             ) from error
+
+
+def _width(variable: Any) -> int:
+    """Of a variable's numbers in a file, in bytes; the narrow ones may become 32 bits wide."""
+    bits = re.search(r"\d+$", keras.backend.standardize_dtype(variable.dtype))
+    return max(4, int(bits[0]) // 8 if bits else 0)
 
 
 def check_model_file(filepath: str | os.PathLike, registered_name: str) -> pathlib.Path:
@@ -167,24 +185,26 @@ def _refuse_other_suffixes(filepath: str | os.PathLike, suffixes: Sequence[str],
 
 
 def _save_whole(
-    save: Callable, filepath: str | os.PathLike, overwrite: bool, **kwargs: Any
+    save: Callable, filepath: str | os.PathLike, overwrite: bool, size: int, **kwargs: Any
 ) -> None:
     if "://" in str(filepath) or not overwrite:
         save(filepath, overwrite=overwrite, **kwargs)
         return
     if kwargs.get("max_shard_size"):
-        _save_shards(save, pathlib.Path(filepath), **kwargs)
+        _save_shards(save, pathlib.Path(filepath), size, **kwargs)
         return
     with files.written_beside(filepath) as temporary:
+        files.check_room(temporary, size)
         save(str(temporary), overwrite=True, **kwargs)
         if temporary.is_dir():  # not zipped: what else the folder holds stays, as with Keras
             files.keep_others(pathlib.Path(filepath), temporary)
 
 
-def _save_shards(save: Callable, path: pathlib.Path, **kwargs: Any) -> None:
+def _save_shards(save: Callable, path: pathlib.Path, size: int, **kwargs: Any) -> None:
     """Save to several files, which name each other; the one that names all of them comes last."""
     files.check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
+    files.check_room(path, size)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         whole = pathlib.Path(folder, path.name)
         save(str(whole), overwrite=True, **kwargs)
