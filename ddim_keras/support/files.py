@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import pathlib
@@ -128,6 +129,8 @@ def _naming(path: str | os.PathLike, temporary: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         number = getattr(error, "errno", None)
         full = [each for each in _NO_ROOM if each == number or os.strerror(each) in str(error)]
+        if "requested and" in str(error) and number is None:  # NumPy's words, without a number
+            full = [errno.ENOSPC]
         if full:
             reason = f"{os.strerror(full[0])}: make room; what stood there before is whole"
             raise OSError(full[0], reason, os.fspath(path)) from error
@@ -172,6 +175,8 @@ def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
     if not path.is_dir():
         os.replace(temporary, path)
         return
+    if _exchanged(temporary, path):  # what was there is removed with what is temporary
+        return
     old = temporary.with_name(f"{temporary.name}.old")  # only an empty one is replaced in one go
     os.replace(path, old)
     try:
@@ -180,3 +185,13 @@ def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
         os.replace(old, path)
         raise
     shutil.rmtree(old)
+
+
+def _exchanged(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Let two folders take each other's place in one go; whether the system could."""
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, of Linux
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, TypeError, OSError):
+        return False
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

@@ -187,14 +187,15 @@ def _refuse_other_suffixes(filepath: str | os.PathLike, suffixes: Sequence[str],
 def _save_whole(
     save: Callable, filepath: str | os.PathLike, overwrite: bool, size: int, **kwargs: Any
 ) -> None:
-    if "://" in str(filepath) or not overwrite:
+    # Keras asks whether to replace what is there.
+    if "://" in str(filepath) or (not overwrite and os.path.exists(filepath)):
         save(filepath, overwrite=overwrite, **kwargs)
         return
     if kwargs.get("max_shard_size"):
         _save_shards(save, pathlib.Path(filepath), size, **kwargs)
         return
     with files.written_beside(filepath) as temporary:
-        files.check_room(temporary, size)
+        files.check_room(filepath, size)
         save(str(temporary), overwrite=True, **kwargs)
         if temporary.is_dir():  # not zipped: what else the folder holds stays, as with Keras
             files.keep_others(pathlib.Path(filepath), temporary)
