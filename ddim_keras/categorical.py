@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from ddim_keras.support.arguments import (
     positive_int,
 )
 from ddim_keras.support.configurable import resolve
+from ddim_keras.support.keras_files import load_model_file
 from ddim_keras.support.placement import workers_placed
 from ddim_keras.support.types import Callbacks, Config, Data, DType, Logs, SampleWeights, Tensor
 from ddim_keras.training import preparing
@@ -426,6 +428,22 @@ def _networks(
         trained, average = build("network"), build("ema_network", dropout=0.0)
     average.set_weights(trained.get_weights())
     return trained, average
+
+
+def load_model(filepath: str | os.PathLike, **kwargs: Any) -> CategoricalDiffusionModel:
+    """Read a model that `CategoricalDiffusionModel.save` wrote; as `keras.models.load_model`, with
+    clearer errors.
+
+    Args:
+        filepath: a `.keras` file.
+        **kwargs: `compile`, `custom_objects` and `safe_mode`, as in `keras.models.load_model`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds something other than a `CategoricalDiffusionModel`,
+            or has settings that are not known; names the file.
+    """
+    return load_model_file(filepath, "ddim_keras>CategoricalDiffusionModel", **kwargs)
 
 
 def _check_network(network: keras.Model, seen: tuple[int, ...]) -> None:

@@ -36,7 +36,7 @@ from ddim_keras.support.arguments import (
     positive_int,
 )
 from ddim_keras.support.configurable import resolve
-from ddim_keras.support.keras_files import check_model_file
+from ddim_keras.support.keras_files import load_model_file
 from ddim_keras.support.types import (
     Condition,
     Config,
@@ -53,7 +53,6 @@ from ddim_keras.training.overriding import warn_of_methods_in_vain
 from ddim_keras.training.trainer import EMATrainer
 
 _LARGEST_SIGNAL_AT_NOISE_END = 0.25
-_REGISTERED_NAME = "ddim_keras>DiffusionModel"
 _NOT_A_FUNCTION = (
     "a DiffusionModel {what}: model.generate(num_images) makes images, model.denoise(noisy_images, "
     "noise_rates, signal_rates) "
@@ -650,12 +649,7 @@ def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:
             written by a later version with settings that this one does not know; names the file.
             What is missing among the settings has its default.
     """
-    path = check_model_file(filepath, _REGISTERED_NAME)
-    try:
-        return keras.models.load_model(path, **kwargs)
-    except (ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{path} cannot be loaded: {error}") from error
+    return load_model_file(filepath, "ddim_keras>DiffusionModel", **kwargs)
 
 
 def _objective(

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import ddim_keras
-from ddim_keras import CategoricalDiffusionModel
+from ddim_keras import CategoricalDiffusionModel, categorical
 from ddim_keras.diffusion.categorical import marginal, posterior, stay_chances, step_weights
 from ddim_keras.schedules import AngleSchedule
 
@@ -205,15 +205,20 @@ def test_a_model_is_saved_with_its_average_and_its_training(tmp_path):
         again.generate(3, 4, seed=0, verbose=0), model.generate(3, 4, seed=0, verbose=0)
     )
     assert int(again.optimizer.iterations) == 2 and float(again.ema_updates) == 2.0
-    with pytest.raises(ValueError, match="load it with keras.models.load_model"):
+    with pytest.raises(ValueError, match="load it with ddim_keras.categorical.load_model"):
         ddim_keras.load_model(tmp_path / "model.keras")
 
 
 def test_a_model_with_a_network_of_ones_own_is_saved(tmp_path):
     model = make_oracle([0.5, 0.2, 0.3])
     model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
+    again = categorical.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again.generate(2, 3, seed=0), model.generate(2, 3, seed=0))
+    whole = (tmp_path / "model.keras").read_bytes()
+    for damaged in (whole[:-30], whole[:2000] + b"damaged" + whole[2007:], b"["):
+        (tmp_path / "cut.keras").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"cut.keras is .*restore it from a backup"):
+            categorical.load_model(tmp_path / "cut.keras")
 
 
 @pytest.mark.slow

@@ -304,6 +304,12 @@ def test_a_run_distills_and_resumes_without_the_file_its_teacher_came_from(tmp_p
     teacher = load_model(tmp_path / "run" / "teacher.keras")
     for ours, theirs in zip(few.teacher.get_weights(), teacher.ema_network.get_weights()):
         np.testing.assert_array_equal(ours, theirs)
+    (tmp_path / "run" / "teacher.keras").write_bytes(b"half")
+    message = (
+        r"run/teacher.keras is not a whole .keras .*the run's copy of .*teacher.keras: .*remove"
+    )
+    with pytest.raises(ValueError, match=message):
+        runs.train(longer, tmp_path / "run", verbose=0)
 
 
 def test_a_run_says_what_its_distillation_lacks():

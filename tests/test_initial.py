@@ -197,6 +197,10 @@ def test_a_run_trains_on_and_resumes_without_what_it_started_from(photos, tmp_pa
         load_model(tmp_path / "run" / "initial.keras").network.count_params()
         == load_model(tmp_path / "run" / "model.keras").network.count_params()
     )
+    (tmp_path / "run" / "initial.keras").write_bytes(b"half")
+    message = r"initial.keras is not a whole .keras file .*the run's copy of .*mine: .*remove"
+    with pytest.raises(ValueError, match=message):
+        runs.train(dataclasses.replace(config, steps=6), tmp_path / "run", verbose=0)
 
 
 @pytest.mark.slow

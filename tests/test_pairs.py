@@ -166,7 +166,9 @@ def test_damaged_pairs_are_refused_by_name(tmp_path, damage):
         flipped[600] ^= 1
         contents = {"cut": whole[:7], "flipped": flipped, "deep": b"[" * 100000, "empty": b""}
         path.write_bytes(contents[damage])
-    with pytest.raises(ValueError, match=r"latents.npz holds no pair of states: .*encode .*again"):
+    with pytest.raises(
+        ValueError, match=r"latents.npz holds no pair of states \(.*\): .*encode .*again"
+    ):
         PairLatents.load(path)
     with pytest.raises(FileNotFoundError):
         PairLatents.load(tmp_path / "missing.npz")

@@ -443,6 +443,22 @@ def test_of_weights_in_one_file_and_in_several_those_are_taken_that_diffusers_ta
     assert np.array_equal(diffusers.read(copy).arrays["conv_in.bias"], arrays["conv_in.bias"])
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100000, '{"weight_map": 1}'])
+def test_of_a_damaged_index_it_is_said_what_is_read_without_it(folder, tmp_path, content):
+    copy = changed(folder, tmp_path)
+    single = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    index = single.with_name(f"{single.name}.index.json")
+    index.write_text(content)
+    message = (
+        rf"{index} is no index of weights \(.*: copy it again, or remove it, and {single.name} "
+    )
+    with pytest.raises(ValueError, match=message):
+        diffusers.read(copy)
+    single.unlink()
+    with pytest.raises(ValueError, match=rf"{index} is no index of weights \(.*\): copy it again$"):
+        diffusers.read(copy)
+
+
 def test_a_folder_of_the_hubs_cache_is_followed_to_its_version(folder, tmp_path):
     cache = tmp_path / "models--owner--name"
     for version, steps in (("a1", 100), ("b2", 200)):
@@ -586,7 +602,8 @@ def test_a_pipeline_of_another_kind_is_not_overwritten(model, tmp_path, index):
 def test_damaged_files_are_refused_in_words(folder, tmp_path):
     whole = (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     path = tmp_path / "weights.safetensors"
-    for damaged in (whole[:-7], whole + b"x", whole[:100], b"", b"\xff" * 40, whole[8:]):
+    deep = (100000).to_bytes(8, "little") + b"[" * 100000
+    for damaged in (whole[:-7], whole + b"x", whole[:100], b"", b"\xff" * 40, whole[8:], deep):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"weights\.safetensors is no whole safetensors file"):
             safetensors.read(path)

@@ -25,12 +25,14 @@ from ddim_keras.runs import (
     Checkpoints,
     DivergedError,
     RunConfig,
+    finding,
     timing,
     training,
     validating,
     watching,
 )
 from ddim_keras.runs.folder import RunFolder
+from ddim_keras.support.folder_locks import FolderInUseError, only_one_in
 
 pytestmark = slow_on_jax
 SMALL = {"widths": [4], "block_depth": 1, "patch_size": 1}
@@ -479,6 +481,29 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, photos, monkeypa
         "step_000000004.weights.h5",
     ]
     assert runs.train(small_config(photos), tmp_path / "run", verbose=0).finished
+
+
+def test_one_process_trains_in_a_folder_and_others_read_in_it(photos, whole_run):
+    before = sorted(whole_run.rglob("*"))
+    with only_one_in(whole_run, "trains"):
+        with pytest.raises(FolderInUseError, match=rf"trains in {whole_run}: wait until it has"):
+            runs.train(small_config(photos), whole_run, verbose=0)
+        assert finding.load(str(whole_run)).image_shape == (8, 8, 1)
+    assert sorted(whole_run.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_model_of_a_finished_run_is_made_again_if_it_is_damaged(tmp_path, photos, whole_run):
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    whole = (run / "model.keras").read_bytes()
+    for damaged in (whole[:-50], whole[:9000] + b"damaged" + whole[9007:]):
+        (run / "model.keras").write_bytes(damaged)
+        told = []
+        assert runs.train(small_config(photos), run, told.append, verbose=0).finished
+        assert any("model.keras is " in line and "made again" in line for line in told), told
+        assert_equal_weights(run, whole_run)
+    runs.train(small_config(photos), run, told.append, verbose=0)
+    assert "Nothing is left to do" in told[-1]
 
 
 def test_other_configurations_and_other_folders_are_refused(tmp_path, photos, whole_run):

@@ -1,6 +1,9 @@
 import contextlib
+import errno
 import json
 import os
+import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +26,10 @@ from keras import ops
 import ddim_keras
 from ddim_keras import plotting
 from ddim_keras.callbacks import KeepBest
+from ddim_keras.runs import exporting
 from ddim_keras.support import checksums, files
+
+NOISE = np.random.default_rng(0).uniform(size=(3, 32, 32, 1))
 
 
 @pytest.fixture(scope="module")
@@ -416,6 +422,21 @@ def test_weights_without_a_checksum_still_load(small, tmp_path):
     keras.Model.load_weights(small, tmp_path / "ours.weights.h5")
 
 
+def test_shards_of_another_saving_are_refused(small, tmp_path):
+    """As a process leaves them that is killed while it saves over older ones."""
+    weight, index = small.network.weights[0], tmp_path / "parts.weights.json"
+    small.save_weights(index, max_shard_size=1e-5)
+    older = {path: path.read_bytes() for path in tmp_path.glob("*.h5")}
+    weight.assign(weight + 1.0)
+    small.save_weights(index, max_shard_size=1e-5)
+    weight.assign(weight - 1.0)
+    changed = [path for path, content in older.items() if path.read_bytes() != content]
+    assert changed and len(changed) < len(older)
+    changed[0].write_bytes(older[changed[0]])
+    with pytest.raises(ValueError, match=f"{changed[0]} was not written together with {index}"):
+        small.load_weights(index)
+
+
 def test_shards_of_weights_have_checksums_too(small, tmp_path):
     small.save_weights(tmp_path / "parts.weights.json", max_shard_size=1e-5)
     shards = sorted(tmp_path.glob("parts_*.weights.h5"))
@@ -430,6 +451,110 @@ def test_shards_of_weights_have_checksums_too(small, tmp_path):
         found[0][...] = 7
     with pytest.raises(ValueError, match="weights.h5 is damaged, its numbers fail their checksum"):
         small.load_weights(tmp_path / "parts.weights.json")
+
+
+def write_array(path, array):
+    with files.written_beside(path) as temporary:
+        np.save(temporary, array)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Within, no file gets longer, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("model.keras", lambda model, path: model.save(path)),
+        ("x.weights.h5", lambda model, path: model.save_weights(path)),
+        ("x.weights.json", lambda model, path: model.save_weights(path, max_shard_size=1e-5)),
+        ("preset", lambda model, path: model.save_to_preset(path)),
+        ("grid.png", lambda model, path: plotting.save_images(path, NOISE)),
+        ("latents.npy", lambda model, path: write_array(path, NOISE)),
+        ("shard.npz", lambda model, path: exporting._write_shard(path, "npz", NOISE, 0)),
+        ("shard", lambda model, path: exporting._write_shard(path, "png", NOISE, 0)),
+        ("shard.tfrecord", lambda model, path: exporting._write_shard(path, "tfrecord", NOISE, 0)),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_on_a_full_disk_files_stay_as_they_are_and_the_error_names_them(
+    small, tmp_path, name, save, there
+):
+    path = tmp_path / name
+    if there:
+        save(small, path)
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    with (
+        files_of_at_most(500),
+        pytest.raises(OSError, match=": make room; what stood there") as full,
+    ):
+        save(small, path)
+    assert full.value.filename == str(path)
+    assert before == {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    assert there or not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.keras", "x.weights.h5"])
+def test_a_new_file_is_written_whole_or_not_at_all_also_where_none_may_be_replaced(
+    small, tmp_path, name, monkeypatch
+):
+    def killed(path, *_, **__):
+        pathlib.Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    save = "save" if name == "model.keras" else "save_weights"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(keras.Model, save, lambda self, path, **options: killed(path))
+        getattr(small, save)(tmp_path / name, overwrite=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_room_that_is_looked_for_is_that_of_the_file(tmp_path, monkeypatch):
+    small = make_small_model(widths=[4])
+    small.compile("adam", metrics=[ddim_keras.metrics.KID("fashion_mnist", capacity=32)])
+    small.optimizer.build(small.trainable_variables)
+    expected = []
+    monkeypatch.setattr(files, "check_room", lambda path, size: expected.append(size))
+    small.save_weights(tmp_path / "x.weights.h5")
+    small.save(tmp_path / "x.keras")
+    for name in ("x.weights.h5", "x.keras"):
+        size = (tmp_path / name).stat().st_size
+        assert size < expected[0] == expected[1] < 2 * size + 200_000
+
+
+@pytest.mark.parametrize("in_one_go", [True, False])
+def test_a_folder_is_replaced_in_one_go_where_the_system_can(tmp_path, monkeypatch, in_one_go):
+    """Or it would be gone for a moment, in which the process may be killed."""
+    place, replaced = tmp_path / "there", []
+    place.mkdir()
+    (place / "old").touch()
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: replaced.append(real(*paths)))
+    if not in_one_go:
+        monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
+    with files.written_beside(place) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "new"]
+    assert len(replaced) == (0 if in_one_go and sys.platform == "linux" else 2)
+
+
+def test_where_room_cannot_be_reserved_what_is_free_counts(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    files.check_room(tmp_path / "file", 1000)
+    with pytest.raises(OSError, match="No space left on device: make room"):
+        files.check_room(tmp_path / "file", 2**60)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["encrypted", "method", "deep", "list"])

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, make_trained_model
 
 from ddim_keras.runs.exporting import export_images
+from ddim_keras.support.folder_locks import FolderInUseError
 
 # So many shards that a process is not through before it is killed.
 IMAGES, IN_A_SHARD = 3000, 20
@@ -104,6 +105,26 @@ def test_parts_that_there_are_not_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         export_images(trained_model, tmp_path / "images", 6, shard_size=2, shard=shard)
     assert not (tmp_path / "images").exists()
+
+
+def test_a_part_is_made_by_one_process_at_a_time(trained_model, tmp_path):
+    options = {"shard_size": 2, "diffusion_steps": 1, "format": "npz", "tell": lambda line: None}
+    leftover = tmp_path / ".0123abcd.shard_00001.npz"  # of a killed process, or of one that works
+    leftover.touch()
+    held = []
+
+    def telling(line):
+        for part in ((0, 2), (1, 2)):
+            try:
+                export_images(trained_model, tmp_path, 4, shard=part, **options)
+            except FolderInUseError as error:
+                held.append((part, str(error), leftover.exists()))
+
+    export_images(trained_model, tmp_path, 4, shard=(0, 2), **{**options, "tell": telling})
+    ((part, message, was_there),) = held
+    assert part == (0, 2) and f"makes part 0/2 of the images in {tmp_path}: wait" in message
+    names = ["contact_sheet.png", "metadata.json", "shard_00000.npz", "shard_00001.npz"]
+    assert was_there and sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_part_is_not_added_to_images_that_are_divided_otherwise(trained_model, tmp_path):

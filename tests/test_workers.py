@@ -19,9 +19,10 @@ from conftest import ROOT, make_small_model, random_images
 import ddim_keras
 from ddim_keras.cli import main
 from ddim_keras.runs.checkpoints import Checkpoints
-from ddim_keras.runs.workers import WorkerLostError, lost_workers_told
+from ddim_keras.runs.workers import WorkerLostError, lost_workers_told, only_training_in
 from ddim_keras.support import backend
 from ddim_keras.support.devices import Workers
+from ddim_keras.support.folder_locks import FolderInUseError, only_one_in
 
 # So many that they are not over before a process is stopped, on a quick machine either.
 STEPS = 200
@@ -250,6 +251,24 @@ def test_a_lost_process_is_told_with_what_is_kept_and_other_errors_are_left_alon
     with pytest.raises(ValueError, match="^images are missing$"):
         with lost_workers_told(Checkpoints(tmp_path, keep=2)):
             raise ValueError("images are missing")
+
+
+def test_the_first_of_several_processes_keeps_other_trainings_out_for_all(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(backend, "largest_of_processes", lambda own: heard.append(own) or [had])
+    for index in (0, 1):
+        monkeypatch.setattr(backend, "process", lambda model=None, index=index: (index, 2))
+        had = 0.0
+        with only_training_in(tmp_path):
+            assert (tmp_path / ".lock").exists() == (index == 0)
+        assert heard.pop() == [0.0]
+        had = 1.0
+        with only_one_in(tmp_path, "trains"):
+            with pytest.raises(FolderInUseError, match=str(tmp_path)):
+                with only_training_in(tmp_path):
+                    pytest.fail("two train in it")
+        assert heard.pop() == [float(index == 0)]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

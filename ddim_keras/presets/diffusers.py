@@ -336,7 +336,9 @@ def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
         if not path.is_file() and not index.is_file():
             continue
         # Of both, diffusers takes the shards; those of an earlier saving it removes.
-        is_sharded = weight_files.has_shards(index) or not path.is_file()
+        instead = f", or remove it, and {path.name} is read" if path.is_file() else ""
+        has_shards = weight_files.has_shards(index, f"copy it again{instead}")
+        is_sharded = has_shards or not path.is_file()
         found = weight_files.read_sharded(index) if is_sharded else weight_files.read(path)
         if not weight_files.is_arrays(found):
             raise ValueError(f"{path} holds no weights by name: copy it again")

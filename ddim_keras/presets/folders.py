@@ -85,8 +85,9 @@ def read(
     """
     folder = _folder(preset)
     path = folder / "preset.json"
-    try:
-        description = json.loads(path.read_text())
+    advice, what = "copy or install it again", "does not describe a preset"
+    description = reading.json_of(path, advice, what)
+    with reading.refusing_damage(path, advice, what):
         if description["format"] != _FORMAT:
             raise ValueError(
                 f"its format is {description['format']}, this version of ddim_keras reads {_FORMAT}"
@@ -99,10 +100,6 @@ def read(
                 f"its training has unknown settings {unknown}, expected some of {sorted(known)}"
             )
         found = Training(**recipe)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} does not describe a preset ({error}): copy or install it again"
-        ) from error
     changes = changes or {}
     arrays = None
     if load_weights and has_weights:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ddim_keras.support import reading
+
 _TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -41,22 +43,18 @@ def read(path: str | os.PathLike) -> dict[str, npt.NDArray[Any]]:
     """
     path = pathlib.Path(path)
     data = path.read_bytes()
-    try:
+    with reading.refusing_damage(path, _ADVICE, "is no whole safetensors file"):
         header, start = _header(data)
         arrays = {
             name: _array(name, entry, data, start)
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): {_ADVICE}") from error
-    used = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in _entries(header))
-    if used != len(data) - start:
-        raise ValueError(
-            f"{path} is no whole safetensors file (its arrays have {used} bytes, but "
-            f"{len(data) - start} are there): {_ADVICE}"
-        )
-    return arrays
+        places = [entry["data_offsets"] for entry in _entries(header)]
+        used = sum(end - begin for begin, end in places)
+        if used != len(data) - start:
+            raise ValueError(f"its arrays have {used} bytes, but {len(data) - start} are there")
+        return arrays
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -84,10 +82,7 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_LARGEST_HEADER, len(data) - 8):
         raise ValueError("it is cut short, or something else")
-    header = json.loads(data[8 : 8 + length])
-    if not isinstance(header, dict):
-        raise ValueError("its header is no dictionary")
-    return header, 8 + length
+    return reading.dictionary_in(data[8 : 8 + length]), 8 + length
 
 
 def _entries(header: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import pickle
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddim_keras.presets import safetensors
+from ddim_keras.support import reading
 
 Arrays = dict[str, npt.NDArray[Any]]
 _POINTER = b"version https://git-lfs.github.com"
@@ -46,18 +46,24 @@ def read(path: str | os.PathLike) -> Any:
     )
 
 
-def has_shards(index: pathlib.Path) -> bool:
-    """Whether an index, `*.index.json`, and all files that it names are there."""
-    return index.is_file() and all((index.parent / name).is_file() for name in _shards(index)[1])
+def has_shards(index: pathlib.Path, advice: str = "copy it again") -> bool:
+    """Whether an index, `*.index.json`, and all files that it names are there.
+
+    Raises:
+        ValueError: the index is damaged; the message ends with the advice.
+    """
+    return index.is_file() and all(
+        (index.parent / name).is_file() for name in _shards(index, advice)[1]
+    )
 
 
-def _shards(index: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
+def _shards(index: pathlib.Path, advice: str) -> tuple[dict[str, Any], list[str]]:
     """The file of each array that an index names, and all of these files."""
-    try:
-        places = dict(json.loads(index.read_text())["weight_map"])
+    what = "is no index of weights"
+    found = reading.json_of(index, advice, what)
+    with reading.refusing_damage(index, advice, what):
+        places = dict(found["weight_map"])
         return places, sorted({str(name) for name in places.values()})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{index} is no index of weights ({error}): copy it again") from error
 
 
 def read_sharded(index: pathlib.Path) -> Arrays:
@@ -66,7 +72,7 @@ def read_sharded(index: pathlib.Path) -> Arrays:
     Raises:
         ValueError: the index or a file is damaged, or a file is missing.
     """
-    places, names = _shards(index)
+    places, names = _shards(index, "copy it again")
     arrays: Arrays = {}
     for name in names:
         if pathlib.PurePath(name).name != name or not (index.parent / name).is_file():

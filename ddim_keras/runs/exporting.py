@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.generate import PlannedWalk, plan_walk
 from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
-from ddim_keras.support import backend, files, reading
+from ddim_keras.support import backend, files, folder_locks, reading
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import ImageArray
 from ddim_keras.support.version import __version__
@@ -77,6 +76,7 @@ def export_images(
     Raises:
         ValueError: an argument out of its range, or a folder that holds other images.
         DivergedError: a weight of the model is NaN or infinite; nothing is written.
+        BlockingIOError: another process makes the same part.
         NotADirectoryError, PermissionError: the folder cannot be written to.
     """
     num_images = positive_int("num_images", num_images)
@@ -84,14 +84,8 @@ def export_images(
     seed = integer("seed", seed, minimum=0, below=2**32)
     _check_format(format, model.image_shape[-1])
     refuse_diverged(model)
-    machines = positive_int("the number of machines", shard[1])
-    machine = integer("the machine's number", shard[0], minimum=0, below=machines)
     starts = range(0, num_images, shard_size)
-    if machine >= len(starts):
-        raise ValueError(
-            f"there are only {len(starts)} shards of {shard_size} images for {machines} machines: "
-            "lower the shard size"
-        )
+    machine, machines = _checked_part(shard, len(starts), shard_size)
     # Refuses what cannot work before anything is written.
     told = conditioning(
         model.engine,
@@ -102,7 +96,6 @@ def export_images(
     options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **plain}
     model.generate(0, **{**options, "guidance": None})
     walk = _walk(model, sampling, told)
-    folder = _made_folder(folder)
     description = {
         "model_sha256": model_hash(model),
         "num_images": num_images,
@@ -113,37 +106,49 @@ def export_images(
         "network_evaluations": count_evaluations(walk.planned, told.guidance),
         "versions": _versions(),
     }
-    _describe(folder, description)
+    folder = _checked_folder(folder)
+    # What was left of its shards is removed, and none is made twice.
+    part = f"makes part {machine}/{machines} of the images"
+    with folder_locks.only_one_in(folder, part, f".lock_{machine}_of_{machines}"):
+        _describe(folder, description)
+        made = 0
+        for index in list(range(len(starts)))[machine::machines]:
+            path = folder / (f"shard_{index:05d}" + ("" if format == "png" else f".{format}"))
+            count = min(shard_size, num_images - starts[index])
+            if path.exists() and _is_whole(path, format, count):
+                continue
+            these = told.arguments(np.arange(starts[index], starts[index] + count))
+            images = model.generate(count, first_image=starts[index], **these, **options)
+            if index == 0:
+                files.remove_leftovers(folder, "contact_sheet.png")
+                plotting.save_images(folder / "contact_sheet.png", images[:_CONTACT_SHEET])
+            _write_shard(path, format, images, starts[index])
+            made += 1
+            last = starts[index] + count - 1
+            tell(f"{path.name}: images {starts[index]} to {last} of {num_images}")
+        return made
 
-    made = 0
-    for index in list(range(len(starts)))[machine::machines]:
-        path = folder / (f"shard_{index:05d}" + ("" if format == "png" else f".{format}"))
-        count = min(shard_size, num_images - starts[index])
-        if path.exists() and _is_whole(path, format, count):
-            continue
-        these = told.arguments(np.arange(starts[index], starts[index] + count))
-        images = model.generate(count, first_image=starts[index], **these, **options)
-        if index == 0:
-            plotting.save_images(folder / "contact_sheet.png", images[:_CONTACT_SHEET])
-        _write_shard(path, format, images, starts[index])
-        made += 1
-        tell(f"{path.name}: images {starts[index]} to {starts[index] + count - 1} of {num_images}")
-    return made
+
+def _checked_part(shard: tuple[int, int], shards: int, shard_size: int) -> tuple[int, int]:
+    machines = positive_int("the number of machines", shard[1])
+    machine = integer("the machine's number", shard[0], minimum=0, below=machines)
+    if machine >= shards:
+        raise ValueError(
+            f"there are only {shards} shards of {shard_size} images for {machines} machines: lower "
+            "the shard size"
+        )
+    return machine, machines
 
 
-def _made_folder(folder: str | os.PathLike) -> pathlib.Path:
+def _checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder for the images")
-    files.check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _write_shard(path: pathlib.Path, format: str, images: ImageArray, first: int) -> None:
-    for leftover in path.parent.glob(f".????????.{path.name}"):
-        # Of a killed process: this shard is this machine's alone.
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    files.remove_leftovers(path.parent, path.name)
     with files.written_beside(path) as temporary:
         FORMATS[format].write(temporary, np.rint(255.0 * images).astype("uint8"), first)
 

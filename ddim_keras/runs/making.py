@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ def _started(
     what was learned of them.
     """
     name = config.init_from
-    source = load(str(place.initial if place.initial.is_file() else name))
+    source = _kept(place.initial, str(name))
     settings = _settings(config, training_data, precision)
     _check_fits(source, settings, str(name))
     classes: Sequence[int | None] = ()
@@ -152,6 +153,19 @@ def _told(condition_shape: Sequence[int] | None) -> str:
     return f"conditions of shape {tuple(condition_shape)}" if condition_shape else "noise alone"
 
 
+def _kept(copy: pathlib.Path, source: str) -> DiffusionModel:
+    """The model that a run starts from: its own copy, once it has one."""
+    if not copy.is_file():
+        return load(source)
+    try:
+        return load(str(copy))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{error}. It is the run's copy of {source}: if that is still the same model, remove "
+            f"{copy}, and it is copied again"
+        ) from error
+
+
 def keep_source(config: RunConfig, place: RunFolder) -> None:
     """Keep the model that a run starts from in its folder, so that it resumes wherever that came
     from.
@@ -170,7 +184,7 @@ def _student(
     """
     options = dict(config.distill)
     source = options.pop("model")
-    teacher = load(str(place.teacher if place.teacher.is_file() else source))
+    teacher = _kept(place.teacher, source)
     shape = tuple(taken_apart(training_data.element_spec).images.shape[1:])
     if shape != teacher.image_shape:
         raise ValueError(

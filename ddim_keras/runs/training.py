@@ -24,8 +24,8 @@ from ddim_keras.runs.making import keep_source, make_model
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
-from ddim_keras.runs.workers import lost_workers_told
-from ddim_keras.support import backend, files, progress
+from ddim_keras.runs.workers import lost_workers_told, only_training_in
+from ddim_keras.support import backend, files, keras_files, progress
 from ddim_keras.support import devices as on_devices
 from ddim_keras.support.types import Data, Dataset
 
@@ -79,6 +79,9 @@ def train(
     was not, on one machine. The first Ctrl-C (or SIGTERM) saves and stops after the step; the
     second stops at once.
 
+    One process at a time trains in a folder, or all `workers` together. Whoever only reads may do
+    so meanwhile.
+
     The folder holds `config.yaml`, `checkpoints/`, `ema/` (averages of the weights, for
     `ddim_keras.ema`), `log.csv`, `samples/`, `tensorboard/`, `best.keras`
     (by validation KID, or image loss), and at the end `model.keras`.
@@ -99,6 +102,7 @@ def train(
             cannot be used; or more devices than there are, or than divide a batch evenly.
         DivergedError: the loss or the weights are not finite any more.
         WorkerLostError: another process has gone; the message names the last checkpoint.
+        BlockingIOError: another process trains in the folder.
         NotADirectoryError, PermissionError: the folder cannot be written to.
     """
     check_model_settings(config.model, set(inspect.signature(DiffusionModel).parameters))
@@ -112,9 +116,10 @@ def train(
                 "When one of the processes is lost, all end: the same command in all resumes from "
                 f"the last checkpoint in {shared.checkpoints}"
             )
-        of_process = shared.of_process(backend.process()[0])
-        with of_process as own, lost_workers_told(Checkpoints(shared.checkpoints, config.keep)):
-            return _train(config, shared, own, tell, verbose)
+        kept = Checkpoints(shared.checkpoints, config.keep)
+        with lost_workers_told(kept), only_training_in(shared.path):
+            with shared.of_process(backend.process()[0]) as own:
+                return _train(config, shared, own, tell, verbose)
 
 
 def _train(
@@ -125,7 +130,6 @@ def _train(
     All processes do the same, files included: on TensorFlow some of what is written is a sum over
     them.
     """
-    files.check_folder(shared.path)
     config = shared.reconcile(config, tell)
     fitted = shared.config.is_file()
     _meet()  # nobody writes before all have read
@@ -133,7 +137,7 @@ def _train(
     config = training.config
     checkpoints, written = (Checkpoints(each.checkpoints, config.keep) for each in (shared, place))
     step = _resume(training, checkpoints)
-    finished = step == config.steps and _model_is_saved(shared, checkpoints)
+    finished = step == config.steps and _model_is_saved(shared, checkpoints, tell)
     _meet()
     if finished:
         tell(f"Nothing is left to do: trained for {config.steps} steps, {shared.model}")
@@ -165,14 +169,21 @@ def _meet() -> None:
     backend.largest_of_processes([0.0])
 
 
-def _model_is_saved(place: RunFolder, checkpoints: Checkpoints) -> bool:
-    """Whether `model.keras` is that of the last checkpoint, and not of a shorter run that was made
-    longer.
+def _model_is_saved(place: RunFolder, checkpoints: Checkpoints, tell: Tell) -> bool:
+    """Whether `model.keras` is whole, and that of the last checkpoint, not of a shorter run that
+    was made longer.
     """
-    return (
+    if not (
         place.model.is_file()
         and place.model.stat().st_mtime >= checkpoints.paths()[0].stat().st_mtime
-    )
+    ):
+        return False
+    try:
+        keras_files.check_model_file(place.model, "ddim_keras>DiffusionModel")
+    except ValueError as error:
+        tell(f"{error}. It is made again, of the last checkpoint")
+        return False
+    return True
 
 
 def _prepare(config: RunConfig, place: RunFolder, tell: Tell, fitted: bool) -> _Training:

@@ -1,12 +1,15 @@
-"""Several processes that train one model together: what is told when one of them has gone."""
+"""Several processes that train one model together: what is told when one of them has gone, and
+what keeps others out of their folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Iterator
 
 from ddim_keras.runs.checkpoints import Checkpoints
-from ddim_keras.support import backend
+from ddim_keras.support import backend, folder_locks
 
 
 class WorkerLostError(ConnectionError):
@@ -34,3 +37,26 @@ def lost_workers_told(checkpoints: Checkpoints) -> Iterator[None]:
         raise WorkerLostError(
             f"another process of the training was lost ({backend.reason_of(error)}); {kept}"
         ) from error
+
+
+@contextlib.contextmanager
+def only_training_in(folder: pathlib.Path) -> Iterator[None]:
+    """Within, no other training works in a run's folder: the first of the processes holds its lock,
+    and the others begin when it has it.
+
+    Raises:
+        FolderInUseError: another training does.
+        NotADirectoryError, PermissionError: the folder cannot be written to.
+    """
+    with contextlib.ExitStack() as held:
+        problem: OSError | None = None
+        if backend.process()[0] == 0:
+            try:
+                held.enter_context(folder_locks.only_one_in(folder, "trains"))
+            except OSError as error:
+                problem = error
+        if backend.largest_of_processes([float(problem is not None)])[0]:
+            raise problem or folder_locks.FolderInUseError(
+                f"the first of the processes cannot have {folder} to itself, and says why"
+            )
+        yield

@@ -99,10 +99,8 @@ class PairLatents:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         advice = "give a file that PairLatents.save wrote, or encode the images again"
-        try:
-            parts: dict[str, Any] = reading.arrays_of(path, advice, names)
-        except ValueError as error:
-            raise ValueError(f"{path} holds no pair of states: {error}") from error
+        what = "holds no pair of states"
+        parts: dict[str, Any] = reading.arrays_of(path, advice, names, what)
         return cls(**{**parts, "rule": str(parts["rule"])})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pathlib
 import zipfile
@@ -17,12 +18,17 @@ _ADVICE = "restore it from a backup, or save the weights again"
 
 
 def sign_weights(filepath: str | os.PathLike) -> None:
-    """Write into a file of weights, or each of its shards, the checksum of what it holds."""
+    """Write into a file of weights, or each of its shards, the checksum of what it holds; and into
+    what names the shards, those of all.
+    """
     import h5py
 
-    for path in _parts(pathlib.Path(filepath)):
-        with h5py.File(path, "r+") as file:
-            file.attrs[_ATTRIBUTE] = _digest(file)
+    path, digests = pathlib.Path(filepath), {}
+    for part in _parts(path):
+        with h5py.File(part, "r+") as file:
+            digests[part.name] = file.attrs[_ATTRIBUTE] = _digest(file)
+    if path.suffix == ".json":
+        path.write_text(json.dumps({**reading.json_of(path, _ADVICE), _ATTRIBUTE: digests}))
 
 
 def check_weights(filepath: str | os.PathLike) -> None:
@@ -36,8 +42,14 @@ def check_weights(filepath: str | os.PathLike) -> None:
         if zipfile.is_zipfile(path):
             _check_zip(path)
         return
+    together = _named_in(path).get(_ATTRIBUTE)
     for part in _parts(path):
-        _check_part(part)
+        digest = _checked_part(part)
+        if isinstance(together, dict) and digest != together.get(part.name):
+            raise ValueError(
+                f"{part} was not written together with {path}, as when a process is killed while "
+                f"it saves over older files: {_ADVICE}"
+            )
 
 
 def _check_zip(path: pathlib.Path) -> None:
@@ -47,13 +59,14 @@ def _check_zip(path: pathlib.Path) -> None:
         raise ValueError(f"{path} is damaged, its part {damaged} fails its checksum: {_ADVICE}")
 
 
-def _check_part(path: pathlib.Path) -> None:
+def _checked_part(path: pathlib.Path) -> str | None:
+    """Return the checksum in a file, which is that of what it holds; None if it has none."""
     import h5py
 
     try:
         file = h5py.File(path, "r")
     except OSError:
-        return
+        return None
     with file:
         try:
             expected = file.attrs.get(_ATTRIBUTE)
@@ -62,6 +75,7 @@ def _check_part(path: pathlib.Path) -> None:
             raise ValueError(f"{path} is damaged ({error}): {_ADVICE}") from error
     if not whole:
         raise ValueError(f"{path} is damaged, its numbers fail their checksum: {_ADVICE}")
+    return expected
 
 
 def _parts(path: pathlib.Path) -> list[pathlib.Path]:
@@ -69,11 +83,19 @@ def _parts(path: pathlib.Path) -> list[pathlib.Path]:
     if path.suffix != ".json":
         return [path]
     try:
-        names = reading.json_of(path, _ADVICE)["weight_map"].values()
-    except (ValueError, KeyError, AttributeError):
+        names = _named_in(path)["weight_map"].values()
+    except (KeyError, AttributeError):
         return []
     found = {part for name in names for part in (name if isinstance(name, list) else [name])}
     return [path.with_name(name) for name in sorted(found)]
+
+
+def _named_in(path: pathlib.Path) -> dict[str, Any]:
+    """What is said of shards; nothing if it cannot be read, which is left to who reads them."""
+    try:
+        return reading.json_of(path, _ADVICE) if path.suffix == ".json" else {}
+    except ValueError:
+        return {}
 
 
 def _digest(file: Any) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
 
+# The disk is full, or a file is as long as it may be, or a user has all that he may.
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
-def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left of `written_beside` in a folder that no other process
-    writes to.
+
+def remove_leftovers(folder: str | os.PathLike, name: str = "*") -> None:
+    """Remove what killed processes left of `written_beside` in a folder, where no other process
+    writes a file of this name.
     """
-    for path in pathlib.Path(folder).glob(f".{8 * '[0-9a-f]'}.*"):
+    for path in pathlib.Path(folder).glob(f".{8 * '[0-9a-f]'}.{name}"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -60,6 +65,39 @@ def check_file(path: str | os.PathLike) -> None:
     check_folder(pathlib.Path(path).absolute().parent)
 
 
+def check_room(path: str | os.PathLike, size: int) -> None:
+    """Find out before a file is written whether there is room for it: where there is none, HDF5
+    does not raise but ends the process.
+
+    Args:
+        path: of the file, in a folder that exists.
+        size: in bytes, at most.
+
+    Raises:
+        OSError: there is not, on the disk or by what may be written; names the file.
+    """
+    probe = _temporary_name(pathlib.Path(path))
+    try:
+        with _naming(path, probe), open(probe, "wb") as file:
+            _reserve(file.fileno(), size, probe.parent)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _reserve(descriptor: int, size: int, folder: pathlib.Path) -> None:
+    """Let a file have a size, or raise OSError."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise
+    # Not on this system, or this file system.
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def is_free(path: pathlib.Path) -> bool:
     """Whether nothing stands at a path, or an empty folder."""
     return not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
@@ -77,6 +115,31 @@ def keep_others(folder: pathlib.Path, new: pathlib.Path) -> None:
                 shutil.copy2(kept, new / kept.name, follow_symlinks=False)
 
 
+def _temporary_name(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike, temporary: pathlib.Path) -> Iterator[None]:
+    """Let errors in writing name the file that is written, where they name none or a temporary one;
+    those of a full disk are OSError, whatever a library makes of them.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        full = [each for each in _NO_ROOM if each == number or os.strerror(each) in str(error)]
+        if "requested and" in str(error) and number is None:  # NumPy's words, without a number
+            full = [errno.ENOSPC]
+        if full:
+            reason = f"{os.strerror(full[0])}: make room; what stood there before is whole"
+            raise OSError(full[0], reason, os.fspath(path)) from error
+        named = getattr(error, "filename", None)
+        if isinstance(error, OSError) and number and str(named).startswith(str(temporary)):
+            raise OSError(number, error.strerror, os.fspath(path)) from error
+        raise
+
+
 @contextlib.contextmanager
 def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path in the same folder, with the same suffixes; on success it is renamed
@@ -89,28 +152,46 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
         IsADirectoryError: the block made a file, and a folder stands at `path`.
         NotADirectoryError, PermissionError: nothing can be written there.
+        OSError: the disk is full, say; names `path`.
     """
     path = pathlib.Path(path)
     check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    temporary = _temporary_name(path)
     try:
-        yield temporary
-        if not temporary.is_dir():
-            check_file(path)  # or all that the folder holds would be lost
-        if path.is_dir():  # only an empty folder could be replaced in one go
-            old = temporary.with_name(f"{temporary.name}.old")
-            os.replace(path, old)
-            try:
-                os.replace(temporary, path)
-            except OSError:
-                os.replace(old, path)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        with _naming(path, temporary):
+            yield temporary
+            _rename(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    if not temporary.is_dir():
+        check_file(path)  # or all that the folder holds would be lost
+    if not path.is_dir():
+        os.replace(temporary, path)
+        return
+    if _exchanged(temporary, path):  # what was there is removed with what is temporary
+        return
+    old = temporary.with_name(f"{temporary.name}.old")  # only an empty one is replaced in one go
+    os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)
+
+
+def _exchanged(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Let two folders take each other's place in one go; whether the system could."""
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, of Linux
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, TypeError, OSError):
+        return False
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

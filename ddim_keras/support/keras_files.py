@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import pathlib
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -13,7 +14,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from ddim_keras.support import checksums, files
+from ddim_keras.support import checksums, files, reading
+
+_ROOM_FOR_NAMES = 4096  # bytes of a file for each variable, at most, beside its numbers
+_LOADERS = {
+    "ddim_keras>DiffusionModel": "ddim_keras.load_model",
+    "ddim_keras>CategoricalDiffusionModel": "ddim_keras.categorical.load_model",
+}
 
 
 class WholeFiles(keras.Model):
@@ -31,7 +38,7 @@ class WholeFiles(keras.Model):
         """
         if kwargs.get("zipped", True) is not False:  # a folder may have any name
             _refuse_other_suffixes(filepath, [".keras"], "the whole model")
-        _save_whole(super().save, filepath, overwrite, **kwargs)
+        _save_whole(super().save, filepath, overwrite, self._size(), **kwargs)
 
     def save_weights(
         self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any
@@ -52,7 +59,16 @@ class WholeFiles(keras.Model):
             if "://" not in str(path) and (overwrite or not keep):
                 checksums.sign_weights(path)
 
-        _save_whole(write_signed, filepath, overwrite, **kwargs)
+        _save_whole(write_signed, filepath, overwrite, self._size(), **kwargs)
+
+    def _size(self) -> int:
+        """Of a file of the weights, in bytes, or somewhat more."""
+        variables = self._all_variables()
+        numbers = sum(math.prod(variable.shape) * _width(variable) for variable in variables)
+        return numbers + _ROOM_FOR_NAMES * (len(variables) + 16)
+
+    def _all_variables(self) -> list[Any]:
+        return [*self.variables, *(self.optimizer.variables if self.compiled else [])]
 
     def load_weights(
         self, filepath: str | os.PathLike, skip_mismatch: bool = False, **kwargs: Any
@@ -72,7 +88,7 @@ class WholeFiles(keras.Model):
                 )
             _refuse_other_suffixes(filepath, [".weights.h5", ".weights.json", ".keras"], "weights")
             checksums.check_weights(filepath)
-        variables = [*self.variables, *(self.optimizer.variables if self.compiled else [])]
+        variables = self._all_variables()
         before = [ops.convert_to_numpy(variable) for variable in variables]
         try:
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
@@ -87,6 +103,12 @@ class WholeFiles(keras.Model):
                 "with "
                 "ddim_keras.load_model"
             ) from error
+
+
+def _width(variable: Any) -> int:
+    """Of a variable's numbers in a file, in bytes; the narrow ones may become 32 bits wide."""
+    bits = re.search(r"\d+$", keras.backend.standardize_dtype(variable.dtype))
+    return max(4, int(bits[0]) // 8 if bits else 0)
 
 
 def check_model_file(filepath: str | os.PathLike, registered_name: str) -> pathlib.Path:
@@ -107,30 +129,50 @@ def check_model_file(filepath: str | os.PathLike, registered_name: str) -> pathl
             f"no model file at {path}: expected a .keras file written by {name}.save"
         )
     advice = "restore it from a backup or save the model again"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            names = set(archive.namelist())
-            config = json.loads(archive.read("config.json")) if "config.json" in names else None
-    except PermissionError:
-        raise
-    except Exception as error:  # the library raises whatever it likes on damaged files
-        raise ValueError(
-            f"{path} is not a whole .keras file ({error}): it was cut short, or never was one; "
-            f"{advice}"
-        ) from error
+    cut = f"it was cut short, or never was one; {advice}"
+    with (
+        reading.refusing_damage(path, cut, "is not a whole .keras file"),
+        zipfile.ZipFile(path) as archive,
+    ):
+        damaged = archive.testzip()
+        names = set(archive.namelist())
+        has_config = "config.json" in names
+        config = reading.dictionary_in(archive.read("config.json")) if has_config else None
     if damaged is not None:
         raise ValueError(f"{path} is damaged: its part {damaged} fails its checksum; {advice}")
-    if not isinstance(config, dict) or not names >= {"metadata.json", "model.weights.h5"}:
+    if config is None or not names >= {"metadata.json", "model.weights.h5"}:
         raise ValueError(
             f"{path} is a zip file but not a .keras model: it holds {sorted(names)[:5]}"
         )
     if config.get("registered_name") != registered_name:
         found = config.get("registered_name") or config.get("class_name")
         raise ValueError(
-            f"{path} holds a {found}, not a {package} {name}: load it with keras.models.load_model"
+            f"{path} holds a {found}, not a {package} {name}: load it with "
+            f"{_LOADERS.get(str(found), 'keras.models.load_model')}"
         )
     return path
+
+
+def load_model_file(filepath: str | os.PathLike, registered_name: str, **kwargs: Any) -> Any:
+    """Return the model in a `.keras` file, as `keras.models.load_model` does, which says little of
+    damaged ones.
+
+    Args:
+        filepath: of the file.
+        registered_name: of the model's class, as for `check_model_file`.
+        **kwargs: as for `keras.models.load_model`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, holds something else, or has settings that are not known; names
+            the file.
+    """
+    path = check_model_file(filepath, registered_name)
+    try:
+        return keras.models.load_model(path, **kwargs)
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{path} cannot be loaded: {error}") from error
 
 
 def _refuse_other_suffixes(filepath: str | os.PathLike, suffixes: Sequence[str], what: str) -> None:
@@ -143,24 +185,27 @@ def _refuse_other_suffixes(filepath: str | os.PathLike, suffixes: Sequence[str],
 
 
 def _save_whole(
-    save: Callable, filepath: str | os.PathLike, overwrite: bool, **kwargs: Any
+    save: Callable, filepath: str | os.PathLike, overwrite: bool, size: int, **kwargs: Any
 ) -> None:
-    if "://" in str(filepath) or not overwrite:
+    # Keras asks whether to replace what is there.
+    if "://" in str(filepath) or (not overwrite and os.path.exists(filepath)):
         save(filepath, overwrite=overwrite, **kwargs)
         return
     if kwargs.get("max_shard_size"):
-        _save_shards(save, pathlib.Path(filepath), **kwargs)
+        _save_shards(save, pathlib.Path(filepath), size, **kwargs)
         return
     with files.written_beside(filepath) as temporary:
+        files.check_room(filepath, size)
         save(str(temporary), overwrite=True, **kwargs)
         if temporary.is_dir():  # not zipped: what else the folder holds stays, as with Keras
             files.keep_others(pathlib.Path(filepath), temporary)
 
 
-def _save_shards(save: Callable, path: pathlib.Path, **kwargs: Any) -> None:
+def _save_shards(save: Callable, path: pathlib.Path, size: int, **kwargs: Any) -> None:
     """Save to several files, which name each other; the one that names all of them comes last."""
     files.check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
+    files.check_room(path, size)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         whole = pathlib.Path(folder, path.name)
         save(str(whole), overwrite=True, **kwargs)

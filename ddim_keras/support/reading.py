@@ -24,7 +24,9 @@ _NO_DAMAGE = (
 
 
 @contextlib.contextmanager
-def refusing_damage(path: str | os.PathLike, advice: str) -> Iterator[None]:
+def refusing_damage(
+    path: str | os.PathLike, advice: str, what: str = "is damaged"
+) -> Iterator[None]:
     """Turn what a format's reader raises into a ValueError that names the file.
 
     The readers of JSON, zip archives and NumPy's files raise much: BadZipFile, EOFError, OSError,
@@ -33,6 +35,7 @@ def refusing_damage(path: str | os.PathLike, advice: str) -> Iterator[None]:
     Args:
         path: of the file.
         advice: what to do, the end of the message.
+        what: is wrong with the file.
 
     Raises:
         ValueError: the file is damaged.
@@ -45,29 +48,43 @@ def refusing_damage(path: str | os.PathLike, advice: str) -> Iterator[None]:
         raise
     except Exception as error:
         problem = str(error) or type(error).__name__
-        raise ValueError(f"{path} is damaged ({problem}): {advice}") from error
+        raise ValueError(f"{path} {what} ({problem}): {advice}") from error
 
 
-def json_of(path: str | os.PathLike, advice: str) -> dict[str, Any]:
+def dictionary_in(text: bytes) -> dict[str, Any]:
+    """Return the dictionary that JSON holds, for use within `refusing_damage`.
+
+    Raises:
+        ValueError: it holds something else.
+        RecursionError: it is nested too deep.
+    """
+    found = json.loads(text.decode("utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
+    return found
+
+
+def json_of(path: str | os.PathLike, advice: str, what: str = "is damaged") -> dict[str, Any]:
     """Return the dictionary that a JSON file holds.
 
     Args:
         path: of the file.
         advice: what to do if it is damaged.
+        what: is wrong with the file then.
 
     Raises:
         ValueError: it is damaged, or holds something else.
         FileNotFoundError, IsADirectoryError, PermissionError: it cannot be read at all.
     """
-    with refusing_damage(path, advice):
-        found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}, not a dictionary")
-        return found
+    with refusing_damage(path, advice, what):
+        return dictionary_in(pathlib.Path(path).read_bytes())
 
 
 def arrays_of(
-    path: str | os.PathLike, advice: str, names: Collection[str] | None = None
+    path: str | os.PathLike,
+    advice: str,
+    names: Collection[str] | None = None,
+    what: str = "is damaged",
 ) -> dict[str, np.ndarray]:
     """Return arrays of an .npz file by their names, all read and compared with their checksums.
 
@@ -75,12 +92,13 @@ def arrays_of(
         path: of the file.
         advice: what to do if it is damaged.
         names: which to read, all of which must be there; None for all there are.
+        what: is wrong with the file if it is damaged.
 
     Raises:
         ValueError: it is damaged, or holds something else.
         FileNotFoundError, IsADirectoryError, PermissionError: it cannot be read at all.
     """
-    with refusing_damage(path, advice):
+    with refusing_damage(path, advice, what):
         found = np.load(path, allow_pickle=False)
         if not isinstance(found, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array, not arrays by name")
