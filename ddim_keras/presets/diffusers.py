@@ -332,7 +332,10 @@ def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
     ending = "" if variant is None else f".{variant}"
     for suffix in (".safetensors", ".bin"):
         path = folder / f"{_WEIGHTS}{ending}{suffix}"
-        index = folder / f"{_WEIGHTS}{suffix}.index{ending}.json"
+        # Earlier versions of diffusers wrote the second.
+        named = ["index"] if variant is None else [f"index.{variant}", f"{variant}.index"]
+        indices = [folder / f"{_WEIGHTS}{suffix}.{name}.json" for name in named]
+        index = next((each for each in indices if each.is_file()), indices[0])
         if not path.is_file() and not index.is_file():
             continue
         # Of both, diffusers takes the shards; those of an earlier saving it removes.
