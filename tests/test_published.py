@@ -289,6 +289,23 @@ def test_other_schedulers_are_sampled_as_their_ddim_pipeline_does(kind):
     assert isinstance(defaults_of(kind, clip_sample=False).clipping, NoClipping)
 
 
+def test_a_scheduler_that_only_the_pipeline_names_is_that_one(folder, tmp_path):
+    copy = changed(folder, tmp_path)
+    anonymous = {name: value for name, value in SCHEDULER.items() if name != "_class_name"}
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(anonymous))
+    index = json.loads((copy / "model_index.json").read_text())
+
+    def named(kind):
+        told = {**index, "scheduler": ["diffusers", kind]}
+        (copy / "model_index.json").write_text(json.dumps(told))
+        return diffusers.read(copy).config["sampling_defaults"].sampler
+
+    assert isinstance(named("UniPCMultistepScheduler"), UniPC)
+    assert isinstance(named(None), DDIM)
+    with pytest.raises(ValueError, match="the scheduler is a KarrasVeScheduler: only those"):
+        named("KarrasVeScheduler")
+
+
 def test_what_is_null_in_a_scheduler_is_not_said():
     nulls = dict.fromkeys(["clip_sample_range", "trained_betas", "beta_end", "variance_type"])
     assert repr(defaults_of("DDIMScheduler", **nulls)) == repr(defaults_of("DDIMScheduler"))
@@ -366,6 +383,8 @@ def test_a_sampler_goes_out_in_a_schedulers_configuration_and_comes_back(sampler
     )
     again = diffusers_schedulers.scheduler_settings(json.loads(json.dumps(written)))
     assert repr(again["sampling_defaults"]) == repr(defaults)
+    # DDIMPipeline makes a DDIMScheduler of a solver, which clips unless told.
+    assert written["clip_sample"] is not is_solver
 
 
 def test_the_large_variance_of_ancestral_sampling_goes_out():

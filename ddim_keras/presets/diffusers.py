@@ -105,7 +105,7 @@ def read(
     )
     config = _settings(
         _scheduler_folder(folder) / _SCHEDULER,
-        diffusers_schedulers.scheduler_settings,
+        lambda config: diffusers_schedulers.scheduler_settings({**_scheduler_of(folder), **config}),
     )
     if (steps := own.get("diffusion_steps")) is not None:
         config["sampling_defaults"].diffusion_steps = positive_int(
@@ -282,6 +282,17 @@ def _others_of(index: Config) -> list[str]:
 def _network_of(index: Config) -> Any:
     found = index.get("unet")
     return found[1] if isinstance(found, list) and len(found) == 2 else None
+
+
+def _scheduler_of(folder: pathlib.Path) -> Config:
+    """What a pipeline says of its scheduler, which the scheduler's own configuration may leave
+    out.
+    """
+    path = folder / _INDEX
+    found = _json(path).get("scheduler") if path.is_file() else None
+    if isinstance(found, list) and len(found) == 2 and isinstance(found[1], str):
+        return {"_class_name": found[1]}
+    return {}
 
 
 def _part(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -399,5 +399,7 @@ def _clipping_config(clipping: Clipping | None, kind: str) -> Config:
             f"diffusers' {kind} has no clipping like {clipping!r}: {instead}", stacklevel=5
         )
     if is_solver:
-        return {"thresholding": clips, "sample_max_value": 1.0}
+        # The last is for the DDIMScheduler that DDIMPipeline makes of a solver: it clips unless
+        # told.
+        return {"thresholding": clips, "sample_max_value": 1.0, "clip_sample": False}
     return {"clip_sample": clips, "clip_sample_range": limit}
