@@ -6,6 +6,7 @@ import fnmatch
 import json
 import sys
 import types
+import warnings
 
 import keras
 import numpy as np
@@ -288,6 +289,23 @@ def test_other_schedulers_are_sampled_as_their_ddim_pipeline_does(kind):
     assert isinstance(defaults_of(kind, clip_sample=False).clipping, NoClipping)
 
 
+def test_a_scheduler_that_only_the_pipeline_names_is_that_one(folder, tmp_path):
+    copy = changed(folder, tmp_path)
+    anonymous = {name: value for name, value in SCHEDULER.items() if name != "_class_name"}
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(anonymous))
+    index = json.loads((copy / "model_index.json").read_text())
+
+    def named(kind):
+        told = {**index, "scheduler": ["diffusers", kind]}
+        (copy / "model_index.json").write_text(json.dumps(told))
+        return diffusers.read(copy).config["sampling_defaults"].sampler
+
+    assert isinstance(named("UniPCMultistepScheduler"), UniPC)
+    assert isinstance(named(None), DDIM)
+    with pytest.raises(ValueError, match="the scheduler is a KarrasVeScheduler: only those"):
+        named("KarrasVeScheduler")
+
+
 def test_what_is_null_in_a_scheduler_is_not_said():
     nulls = dict.fromkeys(["clip_sample_range", "trained_betas", "beta_end", "variance_type"])
     assert repr(defaults_of("DDIMScheduler", **nulls)) == repr(defaults_of("DDIMScheduler"))
@@ -300,6 +318,30 @@ def test_no_more_steps_than_there_are_times_are_a_default():
 def test_the_first_versions_word_for_predicted_images_is_understood():
     parameterization = settings_of(predict_epsilon=False)["parameterization"]
     assert type(parameterization).__name__ == "ImageParameterization"
+
+
+def test_the_first_versions_names_of_settings_are_understood():
+    former = settings_of(num_train_timesteps=None, timesteps=50, clip_predicted_image=False)
+    assert former["schedule"].num_times == 50
+    assert isinstance(former["sampling_defaults"].clipping, NoClipping)
+    assert settings_of(timesteps=50)["schedule"].num_times == 100
+
+
+@pytest.mark.parametrize(
+    ("spacing", "times", "is_said"),
+    [
+        ("linspace", 1000, True),
+        ("linspace", 50, False),
+        ("trailing", 1000, False),
+        ("trailing", 120, True),
+        ("leading", 120, False),
+    ],
+)
+def test_where_their_ddim_does_not_step_to_the_next_time_is_said(spacing, times, is_said):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        settings_of(timestep_spacing=spacing, num_train_timesteps=times)
+    assert ["does not step from one" in str(each.message) for each in said] == [True] * is_said
 
 
 def test_the_first_versions_names_of_blocks_are_understood():
@@ -341,6 +383,8 @@ def test_a_sampler_goes_out_in_a_schedulers_configuration_and_comes_back(sampler
     )
     again = diffusers_schedulers.scheduler_settings(json.loads(json.dumps(written)))
     assert repr(again["sampling_defaults"]) == repr(defaults)
+    # DDIMPipeline makes a DDIMScheduler of a solver, which clips unless told.
+    assert written["clip_sample"] is not is_solver
 
 
 def test_the_large_variance_of_ancestral_sampling_goes_out():
@@ -439,7 +483,14 @@ def test_of_weights_in_one_file_and_in_several_those_are_taken_that_diffusers_ta
     index = {"weight_map": dict.fromkeys(arrays, shard)}
     (copy / "unet" / f"{single.name}.index.json").write_text(json.dumps(index))
     assert np.array_equal(diffusers.read(copy).arrays["conv_in.bias"], halved["conv_in.bias"])
-    (copy / "unet" / shard).unlink()  # of an earlier saving, whose index stays
+    (copy / "unet" / shard).rename(copy / "unet" / f"16-{shard}")
+    for named in ("index.fp16", "fp16.index"):  # the second by earlier versions
+        there = copy / "unet" / f"diffusion_pytorch_model.safetensors.{named}.json"
+        there.write_text(json.dumps({"weight_map": dict.fromkeys(arrays, f"16-{shard}")}))
+        found = diffusers.read(copy, variant="fp16").arrays["conv_in.bias"]
+        assert np.array_equal(found, halved["conv_in.bias"])
+        there.unlink()
+    # Of an earlier saving, whose index stays.
     assert np.array_equal(diffusers.read(copy).arrays["conv_in.bias"], arrays["conv_in.bias"])
 
 
@@ -694,12 +745,75 @@ def test_what_parallel_training_and_compiling_put_before_names_is_left_out(befor
         ("model.downs.0.0.block1.proj.weight", "denoising-diffusion-pytorch"),
         ("ema_model.model.init_conv.weight", "denoising-diffusion-pytorch"),
         ("downblocks.0.block1.0.weight", "pytorch-ddpm"),
+        ("net.all_modules.0.weight", "score_sde"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "latent diffusion"),
     ],
 )
 def test_networks_of_other_libraries_are_refused_by_name(name, whose, tmp_path):
     safetensors.write(tmp_path / "model.safetensors", {name: np.zeros((4, 4), "float32")})
     with pytest.raises(ValueError, match=f"holds a network of {whose}, which has"):
         DiffusionModel.from_checkpoint(tmp_path / "model.safetensors")
+
+
+# Those of the weights of the DDIM paper's network that say how large it is.
+OF_THE_AUTHORS = {
+    "conv_in.weight": np.zeros((32, 1, 3, 3), "float32"),
+    "temb.dense.0.weight": np.zeros((128, 32), "float32"),
+    "down.0.block.0.conv1.weight": np.zeros((32, 32, 3, 3), "float32"),
+    "down.0.attn.0.q.weight": np.zeros((32, 32, 1, 1), "float32"),
+}
+
+
+def read_checkpoint(path, *parts):
+    """What is read of a file with networks, each given as what its names begin with and a factor,
+    and with arrays besides.
+    """
+    arrays = {}
+    for part in parts:
+        if isinstance(part, dict):
+            arrays |= part
+        else:
+            before, number = part
+            arrays |= {before + name: each + number for name, each in OF_THE_AUTHORS.items()}
+    safetensors.write(path, arrays)
+    return checkpoints.read(path, checkpoints.Told())
+
+
+@pytest.mark.parametrize(
+    "before", ["model.", "net.module.", "model._orig_mod.", "diffusion_model.", "ema_model."]
+)
+def test_a_network_within_a_larger_model_is_read_by_its_own_names(before, tmp_path):
+    constants = {"betas": np.ones(9, "float32"), "n_averaged": np.array(3)}
+    found = read_checkpoint(tmp_path / "model.safetensors", (before, 2), constants)
+    assert set(found.arrays) == set(OF_THE_AUTHORS)
+    assert found.config["image_size"] == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ("trained", "average"),
+    [
+        ("model.", "ema_model."),
+        ("model.", "model_ema."),
+        ("", "ema."),
+        ("online_model.", "ema_model."),
+        ("ema.online_model.", "ema.ema_model."),
+    ],
+)
+def test_of_a_network_and_its_average_the_average_is_taken(trained, average, tmp_path):
+    found = read_checkpoint(tmp_path / "model.safetensors", (trained, 1), (average, 2))
+    assert all((part == 2).all() for part in found.arrays.values())
+    assert set(found.arrays) == set(OF_THE_AUTHORS)
+
+
+def test_of_several_networks_none_is_guessed(tmp_path):
+    with pytest.raises(ValueError, match=r"several networks, .* \['student.', 'teacher.'\]: which"):
+        read_checkpoint(tmp_path / "model.safetensors", ("teacher.", 1), ("student.", 2))
+
+
+def test_what_is_left_out_beside_a_network_is_said(tmp_path):
+    others = {"loss.vgg.weight": np.ones((2, 2), "float32")}
+    with pytest.warns(UserWarning, match=r"begin with 'model.': 1 others are left out, loss.vgg"):
+        read_checkpoint(tmp_path / "model.safetensors", ("model.", 1), others)
 
 
 OPENAI = {
@@ -804,6 +918,16 @@ def without(arrays, *beginnings):
             lambda arrays: {**arrays, "input_blocks.0.0.weight": np.zeros((32, 6, 3, 3), "f")},
             {"heads": 2},
             "takes 6 channels and returns 6, as one that enlarges",
+        ),
+        (
+            lambda arrays: {**arrays, "middle_block.1.qkv.weight": np.zeros((192, 64, 1, 1), "f")},
+            {"heads": 2},
+            "as consistency_models' are .* other noise levels than betas give",
+        ),
+        (
+            lambda arrays: {"unet.down_blocks.0.resnets.0.conv1.bias": np.zeros(2, "f")},
+            {},
+            "of a network of diffusers', without its configuration: give the folder",
         ),
         (
             lambda arrays: {"model.map_layer0.weight": np.zeros(2, "f")},
@@ -912,6 +1036,24 @@ def test_the_command_line_converts_in_and_out(folder, network, tmp_path):
         result = CliRunner().invoke(main, ["convert", *wrong])
         assert result.exit_code == 2
         assert message in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("arguments", [["convert"], ["convert", "--to", "keras"], ["export", "-m"]])
+def test_a_recipe_without_weights_is_not_written_as_if_it_were_trained(arguments, tmp_path):
+    out = tmp_path / "model.keras"
+    result = CliRunner().invoke(main, [*arguments, "ddpm_cifar10", str(out)])
+    assert result.exit_code == 1
+    assert "the preset ddpm_cifar10 is a recipe without weights: train it first" in result.output
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_an_untrained_model_of_images_from_minus_one_to_one_is_not_said_to_be_trained(tmp_path):
+    network = networks.ddpm_unet((8, 8, 3), **TINY)
+    model = DiffusionModel(8, network=network, pixels="symmetric", schedule="linear_beta")
+    model.save(tmp_path / "model.keras")
+    result = CliRunner().invoke(main, ["info", "-m", str(tmp_path / "model.keras")])
+    assert "trained:    no" in result.output
 
 
 def test_symmetric_pixels_run_from_minus_one_to_one(model):

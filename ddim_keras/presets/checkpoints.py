@@ -38,14 +38,23 @@ _WEIGHTS = ("state_dict", "model_state_dict", "model", "net_model")
 _INSIDE = ("shadow", "shadow_params", "module", "state_dict", "model", "params")
 # What parallel training and compiling put before the names.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
-# What weights of other networks are called, and what those have that `ddpm_unet` does not.
+# A weight that each network has, by which it is found within a larger model, as Lightning saves it.
+_FIRST = re.compile(r"((?:\w+\.)*)(?:conv_in|input_blocks\.0\.0)\.weight")
+# Parts of the names of an average, and of what an average is made of.
+_OF_AVERAGES, _OF_TRAINING = {"ema", "average", "averaged", "avg", "shadow", "swa"}, {"online"}
+# What weights of other networks are called, wherever in a model they are, and what those have that
+# `ddpm_unet` does not.
 _OTHERS = (
-    (r"(model\.)?map_layer0\.", "of EDM", "other noise levels, and sums scaled in each block"),
+    (r"map_layer0\.", "of EDM", "other noise levels, and sums scaled in each block"),
     (r"all_modules\.", "of score_sde", "other noise levels and filters that resize"),
-    (r"(model\.)?(enc|dec)\.\d+x\d+", "of EDM", "other noise levels and resizing filters"),
-    (r"(model\.)?diffusion_model\.|first_stage_model\.", "of latent diffusion", "an autoencoder"),
+    (r"(enc|dec)\.\d+x\d+", "of EDM", "other noise levels and resizing filters"),
     (
-        r"((ema_model\.|online_model\.)?model\.)?(init_conv|downs\.\d|final_conv)\.",
+        r"diffusion_model\.input_blocks\.|first_stage_model\.",
+        "of latent diffusion",
+        "an autoencoder",
+    ),
+    (
+        r"(init_conv|downs\.\d+|final_conv)\.",
         "of denoising-diffusion-pytorch",
         "linear attention and other blocks",
     ),
@@ -104,6 +113,7 @@ def read(
         raise ValueError(f"such networks are trained on a schedule of T times, got {given!r}")
     arrays = averaged_weights(path)
     _refuse_others(arrays, path)
+    arrays = _of_the_network(arrays, path)
     if openai_checkpoints.is_of_them(arrays):
         settings, arrays, naming = openai_checkpoints.read(arrays, told, given.num_times, path)
         defaults = SamplingDefaults(50, "ddim", "leading", "static")
@@ -131,17 +141,65 @@ _ONLY_OPENAI = ("heads", "head_channels", "new_attention_order", "null_class")
 
 def _refuse_others(arrays: weight_files.Arrays, path: pathlib.Path) -> None:
     """Raise ValueError for the weights of networks that are known, but not to `ddpm_unet`."""
-    if any(name.startswith("down_blocks.") for name in arrays):
+
+    def has(pattern: str) -> bool:
+        return any(re.match(rf"(?:\w+\.)*(?:{pattern})", name) for name in arrays)
+
+    if has(r"down_blocks\.\d"):
         raise ValueError(
             f"{path} holds the weights of a network of diffusers', without its configuration: give "
-            "the folder of the pipeline instead of the file (DiffusionModel.from_diffusers)"
+            "the folder of the pipeline, which save_pretrained writes, instead of the file "
+            "(DiffusionModel.from_diffusers)"
         )
     for pattern, whose, reason in _OTHERS:
-        if any(re.match(pattern, name) for name in arrays):
+        if has(pattern):
             raise ValueError(
                 f"{path} holds a network {whose}, which has {reason}: only those of the DDIM "
                 "paper, improved-diffusion and guided-diffusion can be read"
             )
+
+
+def _of_the_network(arrays: weight_files.Arrays, path: pathlib.Path) -> weight_files.Arrays:
+    """The weights of the network within those of a larger model, such as PyTorch Lightning's, by
+    their own names; of its average, where there is one.
+
+    Raises:
+        ValueError: there are several networks, and which of them is meant is not clear.
+    """
+    found = (_FIRST.fullmatch(name) for name in arrays)
+    places = sorted({match[1] for match in found if match})
+    averages = [place for place in places if _is_average(place)]
+    chosen = averages if len(places) > 1 and averages else places
+    if len(chosen) > 1:
+        raise ValueError(
+            f"{path} holds several networks, whose names begin with {chosen}: which of them is "
+            "meant is not clear. Save the one by itself"
+        )
+    if not chosen or (len(places) == 1 and not chosen[0]):
+        return arrays
+    own = {
+        name.removeprefix(chosen[0]): array
+        for name, array in arrays.items()
+        if name.startswith(chosen[0])
+    }
+    # Vectors are constants of the training, betas say.
+    others = sorted(
+        name
+        for name, array in arrays.items()
+        if array.ndim > 1 and not any(name.startswith(place) for place in places)
+    )
+    if others:
+        warnings.warn(
+            f"of the weights of {path} those are taken whose names begin with {chosen[0]!r}: "
+            f"{len(others)} others are left out, {', '.join(others[:3])}, ...",
+            stacklevel=4,
+        )
+    return own
+
+
+def _is_average(place: str) -> bool:
+    parts = set(re.split(r"[._]", place))
+    return bool(parts & _OF_AVERAGES) and not parts & _OF_TRAINING
 
 
 def averaged_weights(path: pathlib.Path) -> weight_files.Arrays:

@@ -105,7 +105,7 @@ def read(
     )
     config = _settings(
         _scheduler_folder(folder) / _SCHEDULER,
-        diffusers_schedulers.scheduler_settings,
+        lambda config: diffusers_schedulers.scheduler_settings({**_scheduler_of(folder), **config}),
     )
     if (steps := own.get("diffusion_steps")) is not None:
         config["sampling_defaults"].diffusion_steps = positive_int(
@@ -284,6 +284,17 @@ def _network_of(index: Config) -> Any:
     return found[1] if isinstance(found, list) and len(found) == 2 else None
 
 
+def _scheduler_of(folder: pathlib.Path) -> Config:
+    """What a pipeline says of its scheduler, which the scheduler's own configuration may leave
+    out.
+    """
+    path = folder / _INDEX
+    found = _json(path).get("scheduler") if path.is_file() else None
+    if isinstance(found, list) and len(found) == 2 and isinstance(found[1], str):
+        return {"_class_name": found[1]}
+    return {}
+
+
 def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
     """The folder of a part of a pipeline; the oldest ones have all in one."""
     return folder / name if (folder / name).is_dir() else folder
@@ -332,7 +343,10 @@ def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
     ending = "" if variant is None else f".{variant}"
     for suffix in (".safetensors", ".bin"):
         path = folder / f"{_WEIGHTS}{ending}{suffix}"
-        index = folder / f"{_WEIGHTS}{suffix}.index{ending}.json"
+        # Earlier versions of diffusers wrote the second.
+        named = ["index"] if variant is None else [f"index.{variant}", f"{variant}.index"]
+        indices = [folder / f"{_WEIGHTS}{suffix}.{name}.json" for name in named]
+        index = next((each for each in indices if each.is_file()), indices[0])
         if not path.is_file() and not index.is_file():
             continue
         # Of both, diffusers takes the shards; those of an earlier saving it removes.

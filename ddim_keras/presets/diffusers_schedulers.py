@@ -60,6 +60,8 @@ _KINDS = (
     *("DPMSolverMultistepInverseScheduler", "DEISMultistepScheduler", "SASolverScheduler"),
     *("RePaintScheduler", _DPM, _UNIPC),
 )
+# What the first versions of diffusers called a setting.
+_FORMER = {"timesteps": "num_train_timesteps", "clip_predicted_image": "clip_sample"}
 # Settings of the solvers and their values that have a counterpart.
 _OF_SOLVERS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     _DPM: {
@@ -92,6 +94,7 @@ def scheduler_settings(config: Config) -> Config:
         ValueError: the noise levels or the prediction have no counterpart.
     """
     said = {name: value for name, value in config.items() if value is not None}
+    said = {new: said[old] for old, new in _FORMER.items() if old in said} | said
     kind = said.get("_class_name", "DDPMScheduler")
     if kind not in _KINDS:
         raise ValueError(
@@ -114,6 +117,7 @@ def scheduler_settings(config: Config) -> Config:
         )
     schedule = _schedule(said)
     _warn_of_solvers(said, kind)
+    _warn_of_strides(said, kind, schedule)
     defaults = SamplingDefaults(
         min(_STEPS, schedule.num_times or _STEPS),
         _sampler(said, kind, schedule),
@@ -303,6 +307,20 @@ def _warn_of_solvers(said: Config, kind: str) -> None:
         )
 
 
+def _warn_of_strides(said: Config, kind: str, schedule: Schedule) -> None:
+    """Warn where diffusers' DDIM does not step from one of its times to the next."""
+    spacing, times = said.get("timestep_spacing"), schedule.num_times or _STEPS
+    steps = min(_STEPS, times)
+    strays = {"linspace": steps < times, "trailing": times % steps > 0}
+    if kind not in _OF_SOLVERS and strays.get(str(spacing)):
+        warnings.warn(
+            f"under timestep_spacing={spacing!r} diffusers' DDIMScheduler does not step from one "
+            f"of its times to the next, as is done here: images of {steps} steps differ from "
+            "DDIMPipeline's",
+            stacklevel=6,
+        )
+
+
 def _sampler(said: Config, kind: str, schedule: Schedule) -> Sampler:
     order = said.get("solver_order", 2)
     if kind == _DPM and said.get("algorithm_type") == "sde-dpmsolver++":
@@ -381,5 +399,7 @@ def _clipping_config(clipping: Clipping | None, kind: str) -> Config:
             f"diffusers' {kind} has no clipping like {clipping!r}: {instead}", stacklevel=5
         )
     if is_solver:
-        return {"thresholding": clips, "sample_max_value": 1.0}
+        # The last is for the DDIMScheduler that DDIMPipeline makes of a solver: it clips unless
+        # told.
+        return {"thresholding": clips, "sample_max_value": 1.0, "clip_sample": False}
     return {"clip_sample": clips, "clip_sample_range": limit}

@@ -37,11 +37,13 @@ class Preset(NamedTuple):
         arrays: float32, the normalizer's mean, variance and count and the EMA network's weights in
             its order; None without.
         training: the recipe.
+        has_weights: whether it is a trained model, its arrays read or not, and no recipe alone.
     """
 
     config: Config
     arrays: list[ImageArray] | None
     training: Training
+    has_weights: bool = True
 
 
 def names() -> list[str]:
@@ -112,7 +114,7 @@ def read(
             )
     with naming(preset, changes):
         config = changed(config, changes, keep_fits=arrays is not None)
-    return Preset(config, arrays, found)
+    return Preset(config, arrays, found, has_weights)
 
 
 @contextlib.contextmanager

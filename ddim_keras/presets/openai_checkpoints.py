@@ -111,6 +111,12 @@ def _refuse_others(arrays: weight_files.Arrays, source: Any) -> None:
             f"the network of {source} takes {given} channels and returns {made}, as one that "
             "enlarges images does: only those that take and return images can be read"
         )
+    if any(name.endswith(".qkv.weight") and array.ndim == 4 for name, array in arrays.items()):
+        raise ValueError(
+            f"{source} holds a network whose attention is made of convolutions along both axes, as "
+            "consistency_models' are (cd_, ct_, edm_): they were trained on other noise levels "
+            "than betas give, and cannot be read"
+        )
     known = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "out.", "label_emb")
     odd = sorted(name for name in arrays if not name.startswith(known))
     if odd:

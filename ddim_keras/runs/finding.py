@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from ddim_keras.model import DiffusionModel
 
 
-def load(source: str, compile: bool = False) -> DiffusionModel:
+def load(source: str, compile: bool = False, untrained: bool = False) -> DiffusionModel:
     """The model at a .keras file, in a folder of a run or of diffusers', or of a preset; `compile`
-    brings the optimizer and metrics along.
+    brings the optimizer and metrics along, `untrained` allows for a preset without weights.
+
+    Raises:
+        ValueError: there is none, or it is damaged or a preset without weights.
     """
     from ddim_keras import presets
     from ddim_keras.model import DiffusionModel, load_model
@@ -36,5 +39,10 @@ def load(source: str, compile: bool = False) -> DiffusionModel:
         raise ValueError(
             f"no model at {source}: expected a .keras file, a run's folder, one of diffusers', "
             f"or a preset: {presets.names()}"
+        )
+    if not untrained and not presets.read(source, load_weights=False).has_weights:
+        raise ValueError(
+            f"the preset {source} is a recipe without weights: train it first, by ddim-keras train "
+            f"--preset {source}"
         )
     return DiffusionModel.from_preset(source)

@@ -137,7 +137,9 @@ def names_of_the_authors(name: str, levels: int) -> str:
     return name
 
 
-@pytest.mark.parametrize("form", ["of Ho et al.", "of a training with an average"])
+@pytest.mark.parametrize(
+    "form", ["of Ho et al.", "of a training with an average", "of PyTorch Lightning"]
+)
 def test_a_checkpoint_of_the_authors_says_what_the_network_says(form, tmp_path):
     config = {**CIFAR10, "block_out_channels": (32, 64, 64, 64)}
     network = random_network(config)
@@ -148,6 +150,12 @@ def test_a_checkpoint_of_the_authors_says_what_the_network_says(form, tmp_path):
         weights[names_of_the_authors(name, 4)] = weight.clone()
     if form == "of Ho et al.":
         torch.save(weights, tmp_path / "model.ckpt")
+    elif form == "of PyTorch Lightning":
+        both = {f"ema_model.{name}": part for name, part in weights.items()}
+        both |= {f"model.{name}": torch.zeros_like(part) for name, part in weights.items()}
+        both |= {"betas": torch.ones(1000)}
+        whole = {"state_dict": both, "epoch": 7, "hyper_parameters": {"lr": 2e-4}}
+        torch.save(whole, tmp_path / "model.ckpt")
     else:
         trained = {f"module.{name}": torch.zeros_like(part) for name, part in weights.items()}
         optimizer = {"state": {0: {"step": 3}}, "param_groups": [{"lr": 2e-4, "params": [0]}]}

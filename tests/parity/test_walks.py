@@ -13,6 +13,7 @@ from diffusers.schedulers import scheduling_ddpm  # noqa: E402
 
 from ddim_keras import DiffusionModel  # noqa: E402
 from ddim_keras.samplers import DDIM, plan  # noqa: E402
+from ddim_keras.sampling.defaults import SamplingDefaults  # noqa: E402
 from ddim_keras.support import random  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -206,17 +207,38 @@ def test_the_inverse_walk_leads_where_theirs_leads(pairs):
     agree(np.asarray(ours), theirs)
 
 
-def test_their_pipeline_draws_our_images_from_our_folder(pairs, tmp_path):
-    _, model = pairs("epsilon")
-    model.save_to_diffusers(tmp_path)
-    pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path)
+def drawn_by_their_pipeline(folder, kind="DDIMPipeline"):
+    """Images that a pipeline of theirs draws from our folder, and the noise that it starts from."""
+    pipeline = getattr(diffusers, kind).from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((NUMBER, 3, 8, 8), generator=torch.Generator().manual_seed(0)).numpy()
     theirs = pipeline(NUMBER, generator, num_inference_steps=STEPS, output_type="np").images
-    ours = model.generate(NUMBER, STEPS, initial_noise=noise.transpose(0, 2, 3, 1), verbose=0)
     assert ((theirs > 0.01) & (theirs < 0.99)).mean() > 0.2
+    return theirs, noise.transpose(0, 2, 3, 1)
+
+
+def test_their_pipeline_draws_our_images_from_our_folder(pairs, tmp_path):
+    _, model = pairs("epsilon")
+    model.save_to_diffusers(tmp_path)
+    theirs, noise = drawn_by_their_pipeline(tmp_path)
+    ours = model.generate(NUMBER, STEPS, initial_noise=noise, verbose=0)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+
+
+def test_their_pipelines_draw_by_ddim_or_the_solver_of_a_model_that_has_a_solver(pairs, tmp_path):
+    """DDIMPipeline makes a DDIMScheduler of a solver; DDPMPipeline takes it as it is."""
+    _, model = pairs("v_prediction")
+    own = model.sampling_defaults
+    try:
+        model.sampling_defaults = SamplingDefaults(STEPS, "dpm_solver_2m", "trailing")
+        model.save_to_diffusers(tmp_path)
+        for kind, sampler in (("DDIMPipeline", "ddim"), ("DDPMPipeline", None)):
+            theirs, noise = drawn_by_their_pipeline(tmp_path, kind)
+            ours = model.generate(NUMBER, initial_noise=noise, sampler=sampler, verbose=0)
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+    finally:
+        model.sampling_defaults = own
 
 
 @pytest.mark.parametrize(
