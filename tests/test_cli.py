@@ -232,7 +232,7 @@ def test_unknown_models_name_what_there_is(tmp_path):
 
 
 def test_an_error_that_nobody_foresaw_says_where_to_see_more(model_path, monkeypatch):
-    def fail(source: str):
+    def fail(source: str, **options):
         raise TypeError("an odd thing")
 
     monkeypatch.setattr("ddim_keras.cli.models.load", fail)
