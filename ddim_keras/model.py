@@ -298,10 +298,10 @@ class DiffusionModel(EMATrainer):
         """As `denoise`, for who knows what the network is told: `conditions`, from
         `schedule.conditions`.
         """
-        spec, number = self.objective.spec, noisy_images.shape[0]
+        spec = self.objective.spec
         told: dict[str, Any] = {}
         if labels is not None or condition is not None:
-            told = sampling.conditioning(self.engine, number, labels, condition).scaled()
+            told = sampling.conditioning_of(self.engine, noisy_images, labels, condition).scaled()
         denoise = (
             network_denoiser(self.network, self.parameterization, spec, True)
             if training
