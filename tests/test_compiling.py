@@ -154,3 +154,12 @@ def test_no_loss_is_said_when_one_is_needed():
     model = compiled(small(), loss=None)
     with pytest.raises(ValueError, match="no loss to minimise.*loss=None"):
         model.train_on_batch(random_images(2))
+
+
+def test_a_policy_set_on_a_finished_model_is_refused():
+    model = small()
+    with pytest.raises(
+        ValueError, match="dtype_policy cannot be replaced.*with dtype=.*set_weights"
+    ):
+        model.dtype_policy = "mixed_bfloat16"
+    assert model.compute_dtype == "float32"
