@@ -579,6 +579,8 @@ class DiffusionModel(EMATrainer):
         return [normalizer.mean, normalizer.variance, normalizer.count, *self.ema_network.weights]
 
     def get_config(self) -> Config:
+        if not self._custom_network:
+            _refuse_quantized(self.network)
         serialize = keras.saving.serialize_keras_object
         spec, distillation = self.objective.spec, self.distillation
         condition_shape = None if spec.condition_shape is None else list(spec.condition_shape)
@@ -613,6 +615,19 @@ class DiffusionModel(EMATrainer):
             "name": self.name,
             **({} if distillation is None else {"distillation": serialize(distillation)}),
         }
+
+
+def _refuse_quantized(network: keras.Model) -> None:
+    """Raise ValueError for a network that `quantize` changed, which is not made from a model's
+    arguments: a file of it could not be loaded.
+    """
+    for layer in network._flatten_layers():
+        if getattr(layer, "quantization_mode", None) is not None:
+            raise ValueError(
+                f"the model was quantized ({layer.quantization_mode}), which its arguments do not "
+                "say, so that a file or copy of it could not be made again: save the model before, "
+                "and call quantize after loading it"
+            )
 
 
 def _published(
