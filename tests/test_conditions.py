@@ -754,7 +754,7 @@ def traced(function, *shapes):
     return tf.function(function, input_signature=signature)
 
 
-IMAGES, NUMBERS, FEATURES = ((8, 8, 1), "float32"), ((), "int32"), ((3,), "float32")
+OF_IMAGES, OF_NUMBERS, OF_FEATURES = ((8, 8, 1), "float32"), ((), "int32"), ((3,), "float32")
 
 
 @pytest.fixture(scope="module")
@@ -781,7 +781,7 @@ def test_labels_and_conditions_may_be_tensors_of_a_function_that_is_compiled(tol
     def denoised(noise, labels, condition):
         return told_model.denoise(noise, 0.6, 0.8, labels=labels, condition=condition)
 
-    found = traced(denoised, IMAGES, NUMBERS, FEATURES)(noise, labels, condition)
+    found = traced(denoised, OF_IMAGES, OF_NUMBERS, OF_FEATURES)(noise, labels, condition)
     expected = denoised(noise, [0, 1, None, 0], condition)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -789,9 +789,9 @@ def test_labels_and_conditions_may_be_tensors_of_a_function_that_is_compiled(tol
     with pytest.raises(
         ValueError, match=r"must be class numbers, integers of shape \(batch,\), go"
     ):
-        traced(denoised, IMAGES, ((2,), "float32"), FEATURES)(noise, one_hot, condition)
+        traced(denoised, OF_IMAGES, ((2,), "float32"), OF_FEATURES)(noise, one_hot, condition)
     with pytest.raises(ValueError, match="condition has shape .*one for each image, of the model"):
-        traced(denoised, IMAGES, NUMBERS, ((5,), "float32"))(noise, labels, wide)
+        traced(denoised, OF_IMAGES, OF_NUMBERS, ((5,), "float32"))(noise, labels, wide)
 
 
 @pytest.mark.slow
@@ -801,5 +801,5 @@ def test_a_walk_may_be_told_tensors_of_a_function_that_is_compiled(told_model):
     def walked(noise, labels):
         return told_model.reverse_diffusion(noise, 2, labels=labels, condition=condition[0])
 
-    found = traced(walked, IMAGES, NUMBERS)(noise, labels)
+    found = traced(walked, OF_IMAGES, OF_NUMBERS)(noise, labels)
     np.testing.assert_allclose(found, walked(noise, [0, 1, None, 0]), atol=1e-5)
