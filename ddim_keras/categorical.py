@@ -172,6 +172,7 @@ class CategoricalDiffusionModel(EMANetworks):
                     f"leave out {what}: a CategoricalDiffusionModel minimises the cross-entropy of "
                     "what the categories were, and reports loss and accuracy"
                 )
+        preparing.check_compile_arguments(optimizer, kwargs)
         self._compile_arguments = {
             "optimizer": optimizer,
             "gradient_norm": gradient_norm,
@@ -188,7 +189,11 @@ class CategoricalDiffusionModel(EMANetworks):
 
     def compile_from_config(self, config: Config) -> None:
         self.compile(
-            **{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()}
+            **{
+                name: keras.saving.deserialize_keras_object(value)
+                for name, value in config.items()
+                if name not in preparing.WITHOUT_EFFECT  # which older files may have
+            }
         )
 
     def fit(

@@ -297,10 +297,10 @@ class DiffusionModel(EMATrainer):
         """As `denoise`, for who knows what the network is told: `conditions`, from
         `schedule.conditions`.
         """
-        spec, number = self.objective.spec, noisy_images.shape[0]
+        spec = self.objective.spec
         told: dict[str, Any] = {}
         if labels is not None or condition is not None:
-            told = sampling.conditioning(self.engine, number, labels, condition).scaled()
+            told = sampling.conditioning_of(self.engine, noisy_images, labels, condition).scaled()
         denoise = (
             network_denoiser(self.network, self.parameterization, spec, True)
             if training
@@ -578,6 +578,8 @@ class DiffusionModel(EMATrainer):
         return [normalizer.mean, normalizer.variance, normalizer.count, *self.ema_network.weights]
 
     def get_config(self) -> Config:
+        if not self._custom_network:
+            _refuse_quantized(self.network)
         serialize = keras.saving.serialize_keras_object
         spec, distillation = self.objective.spec, self.distillation
         condition_shape = None if spec.condition_shape is None else list(spec.condition_shape)
@@ -612,6 +614,19 @@ class DiffusionModel(EMATrainer):
             "name": self.name,
             **({} if distillation is None else {"distillation": serialize(distillation)}),
         }
+
+
+def _refuse_quantized(network: keras.Model) -> None:
+    """Raise ValueError for a network that `quantize` changed, which is not made from a model's
+    arguments: a file of it could not be loaded.
+    """
+    for layer in network._flatten_layers():
+        if getattr(layer, "quantization_mode", None) is not None:
+            raise ValueError(
+                f"the model was quantized ({layer.quantization_mode}), which its arguments do not "
+                "say, so that a file or copy of it could not be made again: save the model before, "
+                "and call quantize after loading it"
+            )
 
 
 def _published(

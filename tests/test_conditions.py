@@ -743,3 +743,66 @@ def test_labels_that_are_true_or_false_are_refused_in_words():
     data = tf.data.Dataset.from_tensor_slices((random_images(8), np.ones(8, bool))).batch(4)
     with pytest.raises(ValueError, match="got a data set of bool labels"):
         model.fit(data, verbose=0)
+
+
+def traced(function, *shapes):
+    """A function compiled by the backend's own means; on TensorFlow for any size of the batch."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, *shape), dtype) for shape, dtype in shapes]
+    return tf.function(function, input_signature=signature)
+
+
+OF_IMAGES, OF_NUMBERS, OF_FEATURES = ((8, 8, 1), "float32"), ((), "int32"), ((3,), "float32")
+
+
+@pytest.fixture(scope="module")
+def told_model():
+    model = make_small_model(num_classes=2, condition_shape=(3,), parameterization="velocity")
+    draws = np.random.default_rng(0)
+    for weight in model.ema_network.weights:
+        if len(weight.shape) > 1:
+            weight.assign(0.3 * draws.normal(size=weight.shape))
+    return model
+
+
+def noise_and_told():
+    """Noise, labels, of which 2 says nothing, and conditions."""
+    draws = np.random.default_rng(0)
+    noise = draws.normal(size=(4, 8, 8, 1)).astype("float32")
+    return noise, np.array([0, 1, 2, 0], "int32"), draws.normal(size=(4, 3)).astype("float32")
+
+
+@pytest.mark.slow
+def test_labels_and_conditions_may_be_tensors_of_a_function_that_is_compiled(told_model):
+    noise, labels, condition = noise_and_told()
+
+    def denoised(noise, labels, condition):
+        return told_model.denoise(noise, 0.6, 0.8, labels=labels, condition=condition)
+
+    found = traced(denoised, OF_IMAGES, OF_NUMBERS, OF_FEATURES)(noise, labels, condition)
+    expected = denoised(noise, [0, 1, None, 0], condition)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    one_hot, wide = np.eye(2, dtype="float32")[[0, 1, 1, 0]], np.zeros((4, 5), "float32")
+    with pytest.raises(
+        ValueError, match=r"must be class numbers, integers of shape \(batch,\), go"
+    ):
+        traced(denoised, OF_IMAGES, ((2,), "float32"), OF_FEATURES)(noise, one_hot, condition)
+    with pytest.raises(ValueError, match="condition has shape .*one for each image, of the model"):
+        traced(denoised, OF_IMAGES, OF_NUMBERS, ((5,), "float32"))(noise, labels, wide)
+
+
+@pytest.mark.slow
+def test_a_walk_may_be_told_tensors_of_a_function_that_is_compiled(told_model):
+    noise, labels, condition = noise_and_told()
+
+    def walked(noise, labels):
+        return told_model.reverse_diffusion(noise, 2, labels=labels, condition=condition[0])
+
+    found = traced(walked, OF_IMAGES, OF_NUMBERS)(noise, labels)
+    np.testing.assert_allclose(found, walked(noise, [0, 1, None, 0]), atol=1e-5)

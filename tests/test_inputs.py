@@ -495,6 +495,23 @@ def test_validation_data_are_checked_too():
         model.evaluate(wrong("bytes as floats"), verbose=0)
 
 
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (-0.5, r"validation_split must lie in \(0, 1\).*got -0.5"),
+        (1.5, r"validation_split must lie in \(0, 1\).*got 1.5"),
+        ("a fifth", r"validation_split must lie in \(0, 1\).*got 'a fifth'"),
+        (0.99, "1 images cannot be divided by validation_split=0.99: one side would be empty"),
+    ],
+)
+def test_a_share_that_divides_nothing_is_refused(share, message):
+    model = make_small_model()
+    model.compile("adamw")
+    with pytest.raises(ValueError, match=message):
+        model.fit(random_images(1), validation_split=share, verbose=0)
+    assert not model.normalizer.adapted
+
+
 def test_data_that_cannot_be_read_twice_are_not_used_up_by_adapting():
     model = make_small_model()
     model.compile("adamw")

@@ -646,3 +646,15 @@ def test_a_damaged_note_of_the_best_model_is_said_and_replaced(small, tmp_path, 
         keep.on_train_begin()
     keep.on_epoch_end(1, {"val_i_loss": 0.7})
     assert json.loads((tmp_path / "best_score.json").read_text())["value"] == 0.7
+
+
+@pytest.mark.slow
+def test_a_quantized_model_makes_images_but_no_file_that_could_not_be_loaded(tmp_path):
+    model = make_small_model(conditioning="every_block")
+    model.normalizer.adapt(random_images(4))
+    model.quantize("int8")
+    assert np.isfinite(model.generate(1, 1, seed=0)).all()
+    for write in (model.save, model.save_to_preset):
+        with pytest.raises(ValueError, match=r"quantized \(int8\).*call quantize after loading it"):
+            write(tmp_path / "model.keras")
+    assert not list(tmp_path.iterdir())

@@ -28,6 +28,7 @@ from ddim_keras.data.batches import (
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import as_unit_range, check_images, check_range, check_shape
 from ddim_keras.support import backend
+from ddim_keras.support.arguments import is_number
 from ddim_keras.support.types import BatchLike, Data, Dataset, Labels, SampleWeights
 
 __all__ = [
@@ -330,8 +331,13 @@ def split(
     `share` of them; `spec` is what the model is told beside the images.
 
     Raises:
-        ValueError: the data are no arrays, or one side would be empty.
+        ValueError: the share is none, the data are no arrays, or one side would be empty.
     """
+    if not is_number(share) or not 0.0 < share < 1.0:
+        raise ValueError(
+            f"validation_split must lie in (0, 1), the share of the images to validate on, such as "
+            f"0.1, got {share!r}"
+        )
     if not is_one_piece(x):
         raise ValueError(
             f"validation_split divides arrays alone, got a {type(x).__name__}: divide it yourself "

@@ -2,7 +2,7 @@
 methods.
 """
 
-from ddim_keras.sampling.conditioning import conditioning
+from ddim_keras.sampling.conditioning import conditioning_of
 from ddim_keras.sampling.edit import inpaint, variations
 from ddim_keras.sampling.encode import encode, reconstruct
 from ddim_keras.sampling.engine import Engine
@@ -24,7 +24,7 @@ __all__ = [
     "LogLikelihood",
     "PairLatents",
     "Trajectory",
-    "conditioning",
+    "conditioning_of",
     "decode",
     "encode",
     "fit_sampler",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, guidances
-from ddim_keras.support.types import Condition, GuidanceLike, Labels, Numbers
+from ddim_keras.support import backend
+from ddim_keras.support.types import Condition, GuidanceLike, Images, Labels, Numbers, Tensor
 
 
 class Told(Wrapper):
@@ -61,9 +63,13 @@ class Conditioning(NamedTuple):
     def of(self, batch: Batch) -> list[Wrapper]:
         """Return the wrappers for a batch of the images, to be put around the network first."""
         told = [None if part is None else batch.of(part) for part in (self.labels, self.condition)]
-        if all(part is None for part in told):
+        return self._replace(labels=told[0], condition=told[1]).of_all()
+
+    def of_all(self) -> list[Wrapper]:
+        """As `of`, for all images at once."""
+        if self.labels is None and self.condition is None:
             return list(self.guides)
-        return [*self.guides, Told(self.engine, *told)]
+        return [*self.guides, Told(self.engine, self.labels, self.condition)]
 
     def scaled(self) -> dict[str, Any]:
         """Return labels and conditions of all images as the network takes them."""
@@ -119,6 +125,59 @@ def conditioning(
         chosen,
         guides,
     )
+
+
+def conditioning_of(
+    engine: Engine, noisy_images: Images, labels: Labels = None, condition: Condition = None
+) -> Conditioning:
+    """As `conditioning`, of noisy images that may be a tensor of a function being traced: then how
+    many they are, and labels and conditions, may be known only when it runs.
+
+    Args:
+        engine: which sees the images.
+        noisy_images: (batch, height, width, channels).
+        labels: as for `conditioning`; a tensor without values holds class numbers, (batch,) or ().
+        condition: as for `conditioning`.
+
+    Raises:
+        ValueError: as for `conditioning`, as far as it can be known.
+    """
+    known = noisy_images.shape[0]
+    number = ops.shape(noisy_images)[0]
+    if known is None:
+        known = len(labels) if isinstance(labels, (list, tuple, np.ndarray)) else 1
+    stand_ins = [labels, condition]
+    if backend.has_no_value(labels):
+        stand_ins[0] = 0
+    if backend.has_no_value(condition):
+        stand_ins[1] = np.full(engine.spec.condition_shape or (), engine.spec.nothing, "float32")
+    found = conditioning(engine, known, *stand_ins)
+    if backend.has_no_value(labels):
+        found = found._replace(labels=_class_numbers(labels))
+    if backend.has_no_value(condition):
+        if len(condition.shape) == len(engine.spec.condition_shape or ()):  # one for all
+            condition = condition[None]
+        engine.spec.check_condition_shape(tuple(condition.shape))
+        found = found._replace(condition=condition)
+
+    def for_all(part: Any) -> Any:
+        alike = (
+            part is None or not backend.has_no_value(part) and len(part) == noisy_images.shape[0]
+        )
+        return part if alike else ops.broadcast_to(part, (number, *part.shape[1:]))
+
+    return found._replace(labels=for_all(found.labels), condition=for_all(found.condition))
+
+
+def _class_numbers(labels: Tensor) -> Tensor:
+    """Labels that have no value yet, int32 (batch,) or (1,)."""
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if "int" not in dtype or len(labels.shape) > 1:
+        raise ValueError(
+            "labels that have no value yet must be class numbers, integers of shape (batch,), got "
+            f"{dtype} of shape {tuple(labels.shape)}"
+        )
+    return ops.reshape(ops.cast(labels, "int32"), (-1,))
 
 
 def _labels(engine: Engine, number: int, labels: Labels) -> Numbers | None:

@@ -168,7 +168,7 @@ class Engine:
 
     def checked(self, images: Images) -> Images:
         """Return what a walk led to, or raise FloatingPointError if it holds NaN or infinity."""
-        if not backend.in_graph() and not np.isfinite(ops.convert_to_numpy(images)).all():
+        if not backend.has_no_value(images) and not np.isfinite(ops.convert_to_numpy(images)).all():
             raise FloatingPointError(self._why_not_finite())
         return images
 

@@ -14,7 +14,7 @@ from ddim_keras.diffusion.spacings import Spacing
 from ddim_keras.samplers import DDIM, Plan, Sampler
 from ddim_keras.sampling.choices import ENCODING_SAMPLER, EVEN_TIMES, chooser
 from ddim_keras.sampling.clipping import Clipping, clipped
-from ddim_keras.sampling.conditioning import conditioning
+from ddim_keras.sampling.conditioning import conditioning, conditioning_of
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, count_evaluations
@@ -69,11 +69,10 @@ def reverse_diffusion(
     _, planned = engine.plan(
         DDIM(), positive_int("diffusion_steps", diffusion_steps), EVEN_TIMES, None
     )
-    number = initial_noise.shape[0]
-    batch = Batch(0, number, np.arange(number, dtype="int32"))
     noise = ops.convert_to_tensor(initial_noise, dtype="float32")
-    wrappers = conditioning(engine, number, labels, condition).of(batch)
-    return engine.checked(engine.walk(noise, planned, 0, batch.indices, wrappers))
+    indices = ops.arange(ops.shape(noise)[0], dtype="int32")
+    wrappers = conditioning_of(engine, noise, labels, condition).of_all()
+    return engine.checked(engine.walk(noise, planned, 0, indices, wrappers))
 
 
 def generate(

@@ -17,6 +17,7 @@ from ddim_keras.training.averages import PowerAverages
 from ddim_keras.training.overriding import refuse_another_part
 
 _NEVER_TRAINED = ("ema_network", "power_averages", "teacher")
+_READ_BY_STEPS = ("condition_noise", "ema_decay", "loss", "metric_diffusion_steps", "seed")
 
 
 class EMANetworks(WholeFiles):
@@ -78,6 +79,10 @@ class EMANetworks(WholeFiles):
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_another_part(self, name, value)
         super().__setattr__(name, value)
+        if name in _READ_BY_STEPS:
+            self._make_steps_anew()
+            if name in vars(self).get("_compile_arguments", ()):
+                self._compile_arguments[name] = value
 
     @property
     def ema_decay(self) -> float:
@@ -91,9 +96,13 @@ class EMANetworks(WholeFiles):
                 f"ema_decay must lie in [0, 1), got {decay}: 1 would never follow the network"
             )
         self._ema_decay = float(decay)
-        # A step that was compiled holds the number from before.
+
+    def _make_steps_anew(self) -> None:
+        """Have steps that were compiled take notice of a setting, which they hold as it was."""
         if getattr(self, "train_function", None) is not None:
             self.make_train_function(force=True)
+        if getattr(self, "test_function", None) is not None:
+            self.make_test_function(force=True)
 
     @property
     def trainable(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from ddim_keras.diffusion.weightings import Weighting
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.denoisers import predict
 from ddim_keras.sampling.engine import Engine
+from ddim_keras.support import backend
 from ddim_keras.support.types import Images, Rates, Tensor
 
 
@@ -151,17 +153,63 @@ class Objective:
         return losses, counted
 
     def of_images(self, true: Images, predicted: Images) -> Tensor:
-        """Return the loss for each image, shape (batch,)."""
-        function = self.loss
-        values = (
-            function.call(true, predicted)
-            if isinstance(function, keras.losses.Loss)
-            else function(true, predicted)
+        """Return the loss for each image, float32 (batch,).
+
+        A function that gives one number for a batch is asked about each image by itself: only so
+        can images, and noise levels, count more or less than others.
+
+        Raises:
+            ValueError: there is no loss, or what it gives is none of these images.
+        """
+        if self.loss is None:
+            raise ValueError(
+                "there is no loss to minimise, as the model was compiled with loss=None: give "
+                "compile a loss, or leave loss= out for the mean absolute error"
+            )
+        function = self.loss.call if isinstance(self.loss, keras.losses.Loss) else self.loss
+        values = function(true, predicted)
+        _check_values(values, function, true)
+        if _rank(values) == 0:
+            values = backend.of_each(function, true, predicted)
+        values = ops.reshape(ops.cast(values, "float32"), (ops.shape(true)[0], -1))
+        return ops.mean(values, axis=1)
+
+
+def _rank(values: Tensor) -> int | None:
+    return getattr(values.shape, "rank", len(values.shape) if values.shape is not None else None)
+
+
+def _check_values(values: Any, function: Callable, true: Images) -> None:
+    """Raise ValueError unless a loss function gave floating numbers, one or as many for each image
+    of a batch.
+    """
+    expected = (
+        "a loss is a function (true, predicted) -> numbers, both arguments (batch, height, width, "
+        "channels): for each image one, (batch,), or several, (batch, ...), or one for all"
+    )
+    name = getattr(function, "__qualname__", repr(function))
+    if not hasattr(values, "shape") or not hasattr(values, "dtype"):
+        raise ValueError(f"the loss {name} gives a {type(values).__name__}: {expected}")
+    if "float" not in keras.backend.standardize_dtype(values.dtype):
+        raise ValueError(
+            f"the loss {name} gives {keras.backend.standardize_dtype(values.dtype)}, which has no "
+            "gradient: let it give floating numbers"
         )
-        batch_size = ops.shape(true)[0]
-        if len(values.shape) == 0:  # a function that averages over the batch by itself
-            return ops.broadcast_to(values, (batch_size,))
-        return ops.mean(ops.reshape(values, (batch_size, -1)), axis=1)
+    if not _rank(values):  # one number, or a shape that shows later
+        return
+    shape, given = tuple(values.shape), tuple(true.shape)
+    flat = len(shape) == 1 and (shape[0] is None or None not in given)
+    if flat and shape[0] is not None:
+        flat = shape[0] == math.prod(given)
+    of_images = shape[0] == given[0]
+    if of_images and given[0] in given[1:] and len(shape) < len(given):
+        # By chance, perhaps: the mean over the batch has an axis of pixels first.
+        of_images = function(true[:1], true[:1]).shape[0] == 1
+    if not (of_images or flat):
+        raise ValueError(
+            f"the loss {name} gives the shape {shape} for images {given}, without their first "
+            f"axis: {expected}"
+        )
 
 
 def _weights_and_counted(sample_weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -23,6 +23,7 @@ _PARTS = {
     "image_shape": _ANEW.format("image_size"),
     "network": _ANEW.format("network") + ", or give this one weights, network.set_weights(...)",
     "ema_network": "give this one weights, ema_network.set_weights(...)",
+    "dtype_policy": _ANEW.format("dtype") + ", and give it this one's weights by set_weights",
     "normalizer": _ANEW.format("pixels") + ", or call normalizer.adapt",
 }
 

@@ -286,7 +286,40 @@ def figures_of(metric: keras.metrics.Metric, broken: bool) -> dict[str, float]:
     return result if isinstance(result, dict) else {metric.name: float(result)}
 
 
-def as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
+WITHOUT_EFFECT = ("loss_weights", "weighted_metrics")
+
+
+def check_compile_arguments(optimizer: Any, others: Mapping[str, Any]) -> None:
+    """Raise ValueError for what `keras.Model.compile` takes and would change nothing here, or
+    cannot be.
+    """
+    if optimizer is None:
+        raise ValueError("compile needs an optimizer, such as 'adamw', got None")
+    advice = {
+        "loss_weights": "there is one loss: let loss= multiply it, or take another learning rate",
+        "weighted_metrics": "sample weights count for the losses; give metrics=",
+    }
+    for name in WITHOUT_EFFECT:
+        if others.get(name) is not None:
+            raise ValueError(f"{name} would change nothing of this model: {advice[name]}")
+    if others.get("steps_per_execution") is not None:
+        positive_int("steps_per_execution", others["steps_per_execution"])
+
+
+def as_metrics(metrics: Any, run_eagerly: bool) -> list[keras.metrics.Metric]:
+    """Return what a user gave to `compile` as metrics: Keras metrics, or functions, in a list.
+
+    Raises:
+        ValueError: it is no list, or as for each of them.
+    """
+    if metrics is None:
+        return []
+    if not isinstance(metrics, (list, tuple)):
+        raise ValueError(f"metrics must be a list, such as [KID(extractor)], got {metrics!r}")
+    return [_as_metric(metric, run_eagerly) for metric in metrics]
+
+
+def _as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
     """Return what a user gave to `compile` as a Keras metric.
 
     Raises:
@@ -301,13 +334,18 @@ def as_metric(metric: Any, run_eagerly: bool) -> keras.metrics.Metric:
         )
     if isinstance(metric, keras.metrics.Metric):
         return metric
-    if callable(metric):
+    if callable(metric) and not isinstance(metric, type):
         return keras.metrics.MeanMetricWrapper(
             metric, name=getattr(metric, "__name__", "metric"), dtype="float32"
         )
     raise ValueError(
         "a metric must be a keras.metrics.Metric or a function (real_images, generated_images), "
-        f"got {metric!r}: names of metrics are for model.score"
+        f"got {metric!r}: "
+        + (
+            "make one of the class first"
+            if isinstance(metric, type)
+            else "names of metrics are for model.score"
+        )
     )
 
 

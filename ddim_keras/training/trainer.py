@@ -41,7 +41,9 @@ class EMATrainer(EMASteps):
         Args:
             optimizer: a Keras optimizer or its name.
             loss: a Keras loss, its name or a function (true, predicted) -> values, applied to what
-                the network predicts. What regularizers of the network's weights say is added to
+                the network predicts: for each image one, or several, whose mean counts. A function
+                that gives one number for a batch is applied to each image by itself. `model.loss`
+                can also be set later. What regularizers of the network's weights say is added to
                 it; what layers give to `add_loss`, or regularizers of activities, is not.
             metrics: Keras metrics, or functions, that compare images: `update_state(real_images,
                 generated_images)`, both (batch, height, width, channels) in [0, 1]. They are
@@ -59,8 +61,7 @@ class EMATrainer(EMASteps):
             **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`, as in
                 `keras.Model.compile`.
         """
-        if kwargs.get("steps_per_execution") is not None:
-            positive_int("steps_per_execution", kwargs["steps_per_execution"])
+        preparing.check_compile_arguments(optimizer, kwargs)
         # The loss compares what happens inside a step, not the model's output: Keras must not try
         # to build it on that.
         super().compile(
@@ -71,10 +72,8 @@ class EMATrainer(EMASteps):
             jit_compile=jit_compile,
             **kwargs,
         )
-        self.loss = self.objective.loss = keras.losses.get(loss)
-        self.image_metrics = [
-            preparing.as_metric(metric, bool(kwargs.get("run_eagerly"))) for metric in metrics or []
-        ]
+        self.objective.loss = keras.losses.get(loss)
+        self.image_metrics = preparing.as_metrics(metrics, bool(kwargs.get("run_eagerly")))
         self.gradient_norm_tracker = (
             keras.metrics.Mean(name="gradient_norm", dtype="float32") if gradient_norm else None
         )
@@ -87,13 +86,23 @@ class EMATrainer(EMASteps):
             "metrics": self.image_metrics,
             "metric_diffusion_steps": metric_diffusion_steps,
             "gradient_norm": gradient_norm,
-            "ema_lengths": list(ema_lengths),
+            "ema_lengths": ema_lengths,
             "jit_compile": jit_compile,
             **kwargs,
         }
         self.power_averages.follow(self.network.weights, ema_lengths)
         # Built here, its state can be loaded before the first step.
         self.optimizer.build(self.trainable_variables)
+
+    @property
+    def loss(self) -> Any:
+        """What training minimises, as `compile` has it. Can be set."""
+        return self.objective.loss
+
+    @loss.setter
+    def loss(self, loss: Any) -> None:
+        if "objective" in vars(self):  # Keras itself begins with None, before
+            self.objective.loss = keras.losses.get(loss)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         check_settings(
@@ -106,7 +115,7 @@ class EMATrainer(EMASteps):
         arguments = {
             name: keras.saving.deserialize_keras_object(value)
             for name, value in config.items()
-            if name != "metrics"
+            if name not in ("metrics", *preparing.WITHOUT_EFFECT)  # which older files may have
         }
         metrics = []
         for value in config.get("metrics", []):

@@ -27,6 +27,31 @@ def in_graph() -> bool:
     return not tf.executing_eagerly()
 
 
+def has_no_value(array: Any) -> bool:
+    """Whether it is a tensor of a function that is being traced, which has no value yet."""
+    if BACKEND == "jax":
+        import jax
+
+        return isinstance(array, jax.core.Tracer)
+    import tensorflow as tf
+
+    return bool(tf.is_symbolic_tensor(array))
+
+
+def of_each(function: Callable, *batches: Any) -> Any:
+    """Return what a function of batches gives for each element as a batch of its own, stacked."""
+
+    def of_one(parts: Any) -> Any:
+        return function(*(part[None] for part in parts))
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        if tf.executing_eagerly():  # which may print, or look at values
+            return tf.stack([of_one(parts) for parts in zip(*batches)])
+    return keras.ops.vectorized_map(of_one, batches)
+
+
 def compile_function(
     function: Callable,
     variables: list,
