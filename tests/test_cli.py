@@ -591,6 +591,11 @@ def test_what_the_restore_command_cannot_do_is_said(tmp_path, model_path, pictur
     assert "belong together" in run(
         "restore", "-m", model_path, *pictures, "--task", "mask", "-o", out, code=2
     )
+    said = run(
+        *("restore", "-m", model_path, *pictures, "--task", "colorize", "--factor", 2, "-o", out),
+        code=2,
+    )
+    assert "--factor is for --task super-resolution, not for --task colorize" in said
 
 
 @pytest.mark.slow

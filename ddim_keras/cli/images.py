@@ -14,6 +14,7 @@ from ddim_keras.cli.options import (
     PNG,
     PNG_OR_ANIMATION,
     fit_option,
+    given_flags,
     images_argument,
     label_options,
     model_option,
@@ -308,6 +309,12 @@ def restore(
 
     if (mask is not None) != (task == "mask"):
         raise click.UsageError("--task mask and --mask belong together: give both")
+    of_tasks = {"factor": "super-resolution", "blur_width": "blur"}
+    for name, flag in given_flags().items():
+        if of_tasks.get(name, task) != task:
+            raise click.UsageError(
+                f"{flag} is for --task {of_tasks[name]}, not for --task {task}: leave it out"
+            )
     if mask is not None:
         for path in images:
             _check_sizes(path, mask)

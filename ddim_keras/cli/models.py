@@ -12,6 +12,7 @@ from ddim_keras.cli.options import (
     EMA_LENGTH,
     PLACE,
     SIZE,
+    given_flags,
     guidance_of,
     guidance_options,
     model_option,
@@ -266,14 +267,11 @@ def convert(
 
 def _refuse_others(allowed: set[str], what: str) -> None:
     """Raise a usage error where an option was given that says nothing of such a source."""
-    context = click.get_current_context()
-    for option in context.command.params:
-        name = option.name or ""
-        given = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-        if given and name not in {"source", "out", "kind", *allowed}:
+    source = click.get_current_context().params["source"]
+    for name, flag in given_flags().items():
+        if name not in {"source", "out", "kind", *allowed}:
             raise click.UsageError(
-                f"{option.opts[0]} says nothing of {what}, which {context.params['source']} is: "
-                "leave it out"
+                f"{flag} says nothing of {what}, which {source} is: leave it out"
             )
 
 

@@ -188,6 +188,17 @@ SIZE = _ImageSize()
 _PARSED: Mapping[str, click.ParamType] = {"image_size": SIZE, "split": _Split()}
 
 
+def given_flags() -> dict[str, str]:
+    """Return the flags that stand on the command line, by the names of their values."""
+    context = click.get_current_context()
+    return {
+        option.name: option.opts[0]
+        for option in context.command.params
+        if option.name
+        and context.get_parameter_source(option.name) == click.core.ParameterSource.COMMANDLINE
+    }
+
+
 def model_option(command: Callable) -> Callable:
     about = (
         "A .keras file, a preset's name or folder, or the folder of a run.  [default: "
