@@ -517,6 +517,7 @@ class DiffusionModel(EMATrainer):
                 `folder`. Nothing is written then.
         """
         self.synchronize()
+        self._refuse_quantized(whole_networks=False)
         network = self.ema_network
         if not isinstance(network, DDPMUNet):
             raise ValueError(
@@ -553,6 +554,7 @@ class DiffusionModel(EMATrainer):
                 else stands at `folder`.
         """
         self.synchronize()
+        self._refuse_quantized(whole_networks=False)
         config = self.get_config()
         if not self.normalizer.adapted:
             raise ValueError(
@@ -578,8 +580,6 @@ class DiffusionModel(EMATrainer):
         return [normalizer.mean, normalizer.variance, normalizer.count, *self.ema_network.weights]
 
     def get_config(self) -> Config:
-        if not self._custom_network:
-            _refuse_quantized(self.network)
         serialize = keras.saving.serialize_keras_object
         spec, distillation = self.objective.spec, self.distillation
         condition_shape = None if spec.condition_shape is None else list(spec.condition_shape)
@@ -614,19 +614,6 @@ class DiffusionModel(EMATrainer):
             "name": self.name,
             **({} if distillation is None else {"distillation": serialize(distillation)}),
         }
-
-
-def _refuse_quantized(network: keras.Model) -> None:
-    """Raise ValueError for a network that `quantize` changed, which is not made from a model's
-    arguments: a file of it could not be loaded.
-    """
-    for layer in network._flatten_layers():
-        if getattr(layer, "quantization_mode", None) is not None:
-            raise ValueError(
-                f"the model was quantized ({layer.quantization_mode}), which its arguments do not "
-                "say, so that a file or copy of it could not be made again: save the model before, "
-                "and call quantize after loading it"
-            )
 
 
 def _published(

@@ -156,6 +156,26 @@ def test_no_loss_is_said_when_one_is_needed():
         model.train_on_batch(random_images(2))
 
 
+def test_what_is_set_after_compile_is_checked_and_only_what_reads_it_is_made_anew():
+    model = make_small_model()
+    model.compile("adam")
+    images = random_images(4)
+    model.fit(images, batch_size=4, validation_data=images, verbose=0)
+    train, test = model.train_function, model.test_function
+    model.ema_decay = 0.5
+    assert model.train_function is not train and model.test_function is test
+    train = model.train_function
+    model.metric_diffusion_steps = 3
+    assert model.train_function is train and model.test_function is not test
+    for name, wrong in (("metric_diffusion_steps", 0), ("condition_noise", -1.0)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            setattr(model, name, wrong)
+    with pytest.raises(ValueError, match="what training minimises.*needs another name"):
+        model.loss = keras.metrics.Mean(name="loss")
+    model.dtype_policy = model.dtype_policy
+    make_small_model().compile("adam", ema_lengths=np.array([0.05, 0.1]))
+
+
 def test_a_policy_set_on_a_finished_model_is_refused():
     model = small()
     with pytest.raises(

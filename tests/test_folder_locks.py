@@ -1,5 +1,6 @@
 """One process at a time works in a folder; who is killed locks nobody out."""
 
+import errno
 import fcntl
 import importlib.util
 import os
@@ -21,8 +22,30 @@ def test_a_second_one_is_refused_and_told_who_is_there_and_what_to_do(tmp_path):
         with pytest.raises(FolderInUseError) as told:
             with only_one_in(tmp_path / "run", "trains"):
                 pytest.fail("two have it")
-    assert f"another process ({os.getpid()} on " in str(told.value)
-    assert f") trains in {tmp_path / 'run'}: wait until it has ended, or end it" in str(told.value)
+    assert f"this very process trains in {tmp_path / 'run'} already: wait" in str(told.value)
+
+
+def test_a_lock_that_is_another_ones_by_now_is_left_to_it(tmp_path):
+    with only_one_in(tmp_path, "trains"):
+        (tmp_path / ".lock").unlink()  # by hand, say
+        (tmp_path / ".lock").write_text("another")
+    assert (tmp_path / ".lock").read_text() == "another"
+
+
+def test_a_lock_file_that_may_only_be_read_is_locked_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / ".lock").write_text("of another user")
+    opened = os.open
+
+    def refusing(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with only_one_in(tmp_path, "trains"):
+        with pytest.raises(FolderInUseError, match="another process .of another user. trains"):
+            with only_one_in(tmp_path, "trains"):
+                pytest.fail("two have it")
 
 
 def test_an_error_within_releases_it(tmp_path):
@@ -146,7 +169,7 @@ def test_windows_locks_a_byte_and_removes_the_file_once_it_is_closed(tmp_path, m
     spec.loader.exec_module(windows)
     folder = tmp_path.resolve()
     with windows.only_one_in(folder, "trains"):
-        with pytest.raises(windows.FolderInUseError, match=f"{os.getpid()} on "):
+        with pytest.raises(windows.FolderInUseError, match="this very process trains"):
             with windows.only_one_in(folder, "trains"):
                 pytest.fail("two have it")
     assert not list(folder.iterdir())

@@ -435,6 +435,9 @@ def test_shards_of_another_saving_are_refused(small, tmp_path):
     changed[0].write_bytes(older[changed[0]])
     with pytest.raises(ValueError, match=f"{changed[0]} was not written together with {index}"):
         small.load_weights(index)
+    changed[0].unlink()
+    with pytest.raises(ValueError, match="No such file"):  # which is not what a kill leaves
+        small.load_weights(index)
 
 
 def test_shards_of_weights_have_checksums_too(small, tmp_path):
@@ -547,10 +550,10 @@ def test_a_folder_is_replaced_in_one_go_where_the_system_can(tmp_path, monkeypat
 
 
 def test_where_room_cannot_be_reserved_what_is_free_counts(tmp_path, monkeypatch):
-    def unknown(*_):
+    def unknown(*_, **__):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    monkeypatch.setattr(files.ctypes, "CDLL", unknown)
     files.check_room(tmp_path / "file", 1000)
     with pytest.raises(OSError, match="No space left on device: make room"):
         files.check_room(tmp_path / "file", 2**60)
@@ -649,12 +652,33 @@ def test_a_damaged_note_of_the_best_model_is_said_and_replaced(small, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_quantized_model_makes_images_but_no_file_that_could_not_be_loaded(tmp_path):
+@pytest.mark.parametrize("part", ["model", "average"])
+def test_a_quantized_model_makes_images_but_no_file_that_could_not_be_loaded(tmp_path, part):
     model = make_small_model(conditioning="every_block")
     model.normalizer.adapt(random_images(4))
-    model.quantize("int8")
-    assert np.isfinite(model.generate(1, 1, seed=0)).all()
+    (model if part == "model" else model.ema_network).quantize("int8")
+    refused = r"quantized \(int8\).*call quantize after loading it"
     for write in (model.save, model.save_to_preset):
-        with pytest.raises(ValueError, match=r"quantized \(int8\).*call quantize after loading it"):
+        with pytest.raises(ValueError, match=refused):
             write(tmp_path / "model.keras")
+    assert np.isfinite(model.generate(1, 1, seed=0)).all()
     assert not list(tmp_path.iterdir())
+    assert exporting.export_images(model, tmp_path / "images", 2, diffusion_steps=1) == 1
+
+
+@pytest.mark.slow
+def test_other_models_are_not_written_quantized_either(tmp_path):
+    network = ddim_keras.networks.ddpm_unet((8, 8, 1), [4, 8], 1, groups=4)
+    published = ddim_keras.DiffusionModel(8, channels=1, network=network)
+    categorical = ddim_keras.CategoricalDiffusionModel((8, 8), 2, widths=[4], block_depth=1)
+    for model in (published, categorical):
+        model.quantize("int8")
+        with pytest.raises(ValueError, match="call quantize after loading it"):
+            model.save(tmp_path / "model.keras")
+    own = keras.Sequential([keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)])
+    noisy, rates = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
+    network = keras.Model([noisy, rates], own(noisy) * rates)
+    model = ddim_keras.DiffusionModel(8, channels=1, network=network)
+    model.quantize("int8")
+    model.save(tmp_path / "model.keras")
+    ddim_keras.load_model(tmp_path / "model.keras")

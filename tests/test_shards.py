@@ -122,7 +122,7 @@ def test_a_part_is_made_by_one_process_at_a_time(trained_model, tmp_path):
 
     export_images(trained_model, tmp_path, 4, shard=(0, 2), **{**options, "tell": telling})
     ((part, message, was_there),) = held
-    assert part == (0, 2) and f"makes part 0/2 of the images in {tmp_path}: wait" in message
+    assert part == (0, 2) and f"makes part 0/2 of the images in {tmp_path} already: wait" in message
     names = ["contact_sheet.png", "metadata.json", "shard_00000.npz", "shard_00001.npz"]
     assert was_there and sorted(path.name for path in tmp_path.iterdir()) == names
 

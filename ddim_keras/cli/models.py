@@ -368,8 +368,9 @@ def _trained(model: DiffusionModel) -> str:
 
     if not checkpoints.weights_are_finite(model):
         return "diverged: its weights hold NaN or infinity"
-    # The last layer starts at zero; images from -1 to 1 need no measuring.
-    last = model.ema_network.layers[-1].get_weights()
+    # The last layer with weights starts at zero; images from -1 to 1 need no measuring.
+    layers = reversed(model.ema_network.layers)
+    last: list[Any] = next((weights for layer in layers if (weights := layer.get_weights())), [])
     is_as_it_starts = bool(last) and not any(part.any() for part in last)
     return "yes" if model.normalizer.adapted and not is_as_it_starts else "no"
 

@@ -145,7 +145,8 @@ def conditioning_of(
     known = noisy_images.shape[0]
     number = ops.shape(noisy_images)[0]
     if known is None:
-        known = len(labels) if isinstance(labels, (list, tuple, np.ndarray)) else 1
+        axes = len(engine.spec.condition_shape or ()) + 1
+        known = _length(labels, 1) or _length(condition, axes) or 1
     stand_ins = [labels, condition]
     if backend.has_no_value(labels):
         stand_ins[0] = 0
@@ -167,6 +168,16 @@ def conditioning_of(
         return part if alike else ops.broadcast_to(part, (number, *part.shape[1:]))
 
     return found._replace(labels=for_all(found.labels), condition=for_all(found.condition))
+
+
+def _length(part: Any, axes: int) -> int | None:
+    """How many images labels or conditions are for, where they have values, and an axis of images;
+    a string is one label.
+    """
+    if part is None or isinstance(part, str) or backend.has_no_value(part):
+        return None
+    shape = np.shape(part)
+    return shape[0] if len(shape) == axes else None
 
 
 def _class_numbers(labels: Tensor) -> Tensor:

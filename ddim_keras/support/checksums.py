@@ -45,7 +45,7 @@ def check_weights(filepath: str | os.PathLike) -> None:
     together = _named_in(path).get(_ATTRIBUTE)
     for part in _parts(path):
         digest = _checked_part(part)
-        if isinstance(together, dict) and digest != together.get(part.name):
+        if isinstance(together, dict) and digest is not None and digest != together.get(part.name):
             raise ValueError(
                 f"{part} was not written together with {path}, as when a process is killed while "
                 f"it saves over older files: {_ADVICE}"
@@ -60,7 +60,9 @@ def _check_zip(path: pathlib.Path) -> None:
 
 
 def _checked_part(path: pathlib.Path) -> str | None:
-    """Return the checksum in a file, which is that of what it holds; None if it has none."""
+    """Return the checksum in a file, which is that of what it holds; "" if it has none, and None
+    if it cannot be read, which is left to who loads it.
+    """
     import h5py
 
     try:
@@ -75,7 +77,7 @@ def _checked_part(path: pathlib.Path) -> str | None:
             raise ValueError(f"{path} is damaged ({error}): {_ADVICE}") from error
     if not whole:
         raise ValueError(f"{path} is damaged, its numbers fail their checksum: {_ADVICE}")
-    return expected
+    return expected or ""
 
 
 def _parts(path: pathlib.Path) -> list[pathlib.Path]:

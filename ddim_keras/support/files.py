@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,11 +16,15 @@ from collections.abc import Iterator
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+_TEMPORARY = f".{8 * '[0-9a-f]'}"
+
+
 def remove_leftovers(folder: str | os.PathLike, name: str = "*") -> None:
     """Remove what killed processes left of `written_beside` in a folder, where no other process
     writes a file of this name.
     """
-    for path in pathlib.Path(folder).glob(f".{8 * '[0-9a-f]'}.{name}"):
+    found = pathlib.Path(folder)
+    for path in {path for end in ("", ".old") for path in found.glob(f"{_TEMPORARY}.{name}{end}")}:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -85,14 +90,19 @@ def check_room(path: str | os.PathLike, size: int) -> None:
 
 
 def _reserve(descriptor: int, size: int, folder: pathlib.Path) -> None:
-    """Let a file have a size, or raise OSError."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
+    """Let a file have a size, or raise OSError.
+
+    Not by `os.posix_fallocate`, which writes the file where the file system knows no such thing.
+    """
+    try:
+        allocate = ctypes.CDLL(None, use_errno=True).fallocate64
+    except (AttributeError, TypeError, OSError):
+        allocate = None
+    if allocate is not None:
+        if not allocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
             return
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise
+        if ctypes.get_errno() in _NO_ROOM:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     # Not on this system, or this file system.
     if shutil.disk_usage(folder).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -129,7 +139,7 @@ def _naming(path: str | os.PathLike, temporary: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         number = getattr(error, "errno", None)
         full = [each for each in _NO_ROOM if each == number or os.strerror(each) in str(error)]
-        if "requested and" in str(error) and number is None:  # NumPy's words, without a number
+        if re.match(r"\d+ requested and \d+ written", str(error)):  # NumPy, without a number
             full = [errno.ENOSPC]
         if full:
             reason = f"{os.strerror(full[0])}: make room; what stood there before is whole"
@@ -155,6 +165,8 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         OSError: the disk is full, say; names `path`.
     """
     path = pathlib.Path(path)
+    if path.is_symlink() and path.is_dir():
+        path = path.resolve()  # the folder is replaced, and the link stays
     check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)

@@ -64,7 +64,7 @@ def only_one_in(folder: str | os.PathLike, doing: str, name: str = ".lock") -> I
     try:
         yield
     finally:
-        if _REMOVED_WHILE_LOCKED:
+        if _REMOVED_WHILE_LOCKED and _is_still(path, descriptor):
             _remove(path)
         os.close(descriptor)
         if not _REMOVED_WHILE_LOCKED:
@@ -79,7 +79,7 @@ def _locked(path: pathlib.Path, doing: str) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _opened(path)
         except FileNotFoundError:
             if path.parent.is_dir():
                 raise
@@ -91,12 +91,23 @@ def _locked(path: pathlib.Path, doing: str) -> int:
                 with contextlib.suppress(OSError):  # a full disk
                     os.ftruncate(descriptor, 0)
                     os.lseek(descriptor, 0, os.SEEK_SET)
-                    os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
+                    os.write(descriptor, _own_name().encode())
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _opened(path: pathlib.Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # of another user's, which can be locked all the same
+        return os.open(path, os.O_RDONLY)
+
+
+def _own_name() -> str:
+    return f"{os.getpid()} on {socket.gethostname()}"
 
 
 @contextlib.contextmanager
@@ -108,9 +119,10 @@ def _refused_if_held(path: pathlib.Path, doing: str) -> Iterator[None]:
             who = ""
             with contextlib.suppress(OSError):  # it has just ended
                 who = path.read_text(encoding="utf-8", errors="replace")
+            other = f"another process ({who})" if who else "another process"
             raise FolderInUseError(
-                f"another process{f' ({who})' if who else ''} {doing} in {path.parent}: wait until "
-                "it has ended, or end it, or give another folder"
+                f"{'this very process' if who == _own_name() else other} {doing} in {path.parent} "
+                "already: wait until that has ended, or end it, or give another folder"
             ) from error
         # Else the file system knows no locks.
 

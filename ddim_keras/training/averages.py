@@ -134,8 +134,6 @@ class PowerAverages(keras.layers.Layer):
         """Have averages of these weights from now on; those there are stay, if they are of the same
         lengths.
         """
-        if not isinstance(lengths, (list, tuple)):
-            raise ValueError(f"ema_lengths must be a list, such as [0.05, 0.1], got {lengths!r}")
         lengths = tuple(length_of(length) for length in lengths)
         if lengths == self.lengths:
             return

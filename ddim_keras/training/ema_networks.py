@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ from keras import ops
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend, replicas
+from ddim_keras.support.arguments import not_negative, positive_int
 from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.keras_files import WholeFiles
 from ddim_keras.support.types import Config, Data, Logs, Rates, Tensor, Times
@@ -17,7 +19,15 @@ from ddim_keras.training.averages import PowerAverages
 from ddim_keras.training.overriding import refuse_another_part
 
 _NEVER_TRAINED = ("ema_network", "power_averages", "teacher")
-_READ_BY_STEPS = ("condition_noise", "ema_decay", "loss", "metric_diffusion_steps", "seed")
+# What steps that were compiled hold as it was, by the functions of Keras's that take them.
+_READ_BY = {
+    "condition_noise": ("train", "test"),
+    "ema_decay": ("train",),
+    "loss": ("train", "test"),
+    "metric_diffusion_steps": ("test",),
+    "seed": ("train", "test"),
+}
+_CHECKS = {"condition_noise": not_negative, "metric_diffusion_steps": positive_int}
 
 
 class EMANetworks(WholeFiles):
@@ -78,11 +88,20 @@ class EMANetworks(WholeFiles):
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_another_part(self, name, value)
+        if name in _CHECKS:
+            value = _CHECKS[name](name, value)
         super().__setattr__(name, value)
-        if name in _READ_BY_STEPS:
-            self._make_steps_anew()
-            if name in vars(self).get("_compile_arguments", ()):
-                self._compile_arguments[name] = value
+        for kind in _READ_BY.get(name, ()):
+            if getattr(self, f"{kind}_function", None) is not None:
+                getattr(self, f"make_{kind}_function")(force=True)
+        if name in _READ_BY and name in vars(self).get("_compile_arguments", ()):
+            self._compile_arguments[name] = value
+
+    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any) -> None:
+        self._refuse_quantized()
+        super().save(filepath, overwrite, **kwargs)
+
+    save.__doc__ = WholeFiles.save.__doc__
 
     @property
     def ema_decay(self) -> float:
@@ -97,12 +116,19 @@ class EMANetworks(WholeFiles):
             )
         self._ema_decay = float(decay)
 
-    def _make_steps_anew(self) -> None:
-        """Have steps that were compiled take notice of a setting, which they hold as it was."""
-        if getattr(self, "train_function", None) is not None:
-            self.make_train_function(force=True)
-        if getattr(self, "test_function", None) is not None:
-            self.make_test_function(force=True)
+    def _refuse_quantized(self, whole_networks: bool = True) -> None:
+        """Raise ValueError if `quantize` has changed a network that is not stored as it is, but
+        made again from the model's arguments: a file of it could not be loaded.
+        """
+        trained, average = _quantization(self.network), _quantization(self.ema_network)
+        stored = self.get_config().get("network")
+        is_stored = isinstance(stored, dict) and stored.get("class_name") == "Functional"
+        if (trained or average) and not (whole_networks and is_stored and trained == average):
+            raise ValueError(
+                f"the model was quantized ({', '.join(sorted({*trained, *average}))}), which its "
+                "file could not say, so that it could not be loaded: save the model before, and "
+                "call quantize after loading it"
+            )
 
     @property
     def trainable(self) -> bool:
@@ -237,3 +263,9 @@ class EMANetworks(WholeFiles):
         state = super()._get_jax_state(**parts)
         self._jax_state = backend.named_state(state, parts)
         return state
+
+
+def _quantization(network: keras.Model) -> list[str]:
+    """The ways in which layers of a network were quantized."""
+    modes = (getattr(layer, "quantization_mode", None) for layer in network._flatten_layers())
+    return [mode for mode in modes if mode is not None]

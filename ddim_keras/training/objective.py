@@ -176,7 +176,9 @@ class Objective:
 
 
 def _rank(values: Tensor) -> int | None:
-    return getattr(values.shape, "rank", len(values.shape) if values.shape is not None else None)
+    """How many axes there are; None where TensorFlow's graph does not know it."""
+    shape = values.shape
+    return shape.rank if hasattr(shape, "rank") else len(shape)
 
 
 def _check_values(values: Any, function: Callable, true: Images) -> None:
@@ -195,7 +197,9 @@ def _check_values(values: Any, function: Callable, true: Images) -> None:
             f"the loss {name} gives {keras.backend.standardize_dtype(values.dtype)}, which has no "
             "gradient: let it give floating numbers"
         )
-    if not _rank(values):  # one number, or a shape that shows later
+    if _rank(values) is None:
+        raise ValueError(f"the loss {name} gives no known shape, set_shape says it: {expected}")
+    if _rank(values) == 0:
         return
     shape, given = tuple(values.shape), tuple(true.shape)
     flat = len(shape) == 1 and (shape[0] is None or None not in given)

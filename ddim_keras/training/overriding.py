@@ -60,7 +60,7 @@ def refuse_another_part(model: Any, name: str, value: Any) -> None:
     would not notice.
     """
     held = vars(model)
-    if name in _PARTS and "engine" in held and held.get(name) is not value:
+    if name in _PARTS and "engine" in held and getattr(model, name) is not value:
         raise ValueError(
             f"model.{name} cannot be replaced: training or generate would go on with the one that "
             f"the model was made with. Instead, {_PARTS[name]}"

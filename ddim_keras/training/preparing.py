@@ -306,6 +306,33 @@ def check_compile_arguments(optimizer: Any, others: Mapping[str, Any]) -> None:
         positive_int("steps_per_execution", others["steps_per_execution"])
 
 
+def as_loss(loss: Any) -> Any:
+    """Return the loss function that a user names or gives; None stays.
+
+    Raises:
+        ValueError: it is none, or no such name is known.
+    """
+    is_one = loss is None or isinstance(loss, (str, Mapping)) or callable(loss)
+    if not is_one or isinstance(loss, keras.metrics.Metric):
+        raise ValueError(
+            "loss, which model.loss is as well, is what training minimises: a function of "
+            "(true, predicted), the name of one or a keras.losses.Loss, got "
+            f"{loss!r}. A tracker of your own needs another name"
+        )
+    return keras.losses.get(loss)
+
+
+def as_lengths(lengths: Any) -> list[float]:
+    """Return lengths of averages as a list.
+
+    Raises:
+        ValueError: they are no sequence of numbers.
+    """
+    if isinstance(lengths, str) or not hasattr(lengths, "__iter__"):
+        raise ValueError(f"ema_lengths must be a list, such as [0.05, 0.1], got {lengths!r}")
+    return list(lengths)
+
+
 def as_metrics(metrics: Any, run_eagerly: bool) -> list[keras.metrics.Metric]:
     """Return what a user gave to `compile` as metrics: Keras metrics, or functions, in a list.
 

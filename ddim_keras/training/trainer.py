@@ -72,7 +72,7 @@ class EMATrainer(EMASteps):
             jit_compile=jit_compile,
             **kwargs,
         )
-        self.objective.loss = keras.losses.get(loss)
+        self.objective.loss = preparing.as_loss(loss)
         self.image_metrics = preparing.as_metrics(metrics, bool(kwargs.get("run_eagerly")))
         self.gradient_norm_tracker = (
             keras.metrics.Mean(name="gradient_norm", dtype="float32") if gradient_norm else None
@@ -86,7 +86,7 @@ class EMATrainer(EMASteps):
             "metrics": self.image_metrics,
             "metric_diffusion_steps": metric_diffusion_steps,
             "gradient_norm": gradient_norm,
-            "ema_lengths": ema_lengths,
+            "ema_lengths": preparing.as_lengths(ema_lengths),
             "jit_compile": jit_compile,
             **kwargs,
         }
@@ -102,7 +102,7 @@ class EMATrainer(EMASteps):
     @loss.setter
     def loss(self, loss: Any) -> None:
         if "objective" in vars(self):  # Keras itself begins with None, before
-            self.objective.loss = keras.losses.get(loss)
+            self.objective.loss = preparing.as_loss(loss)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         check_settings(
