@@ -314,7 +314,7 @@ tf.config.set_logical_device_configuration(devices[0], [tf.config.LogicalDeviceC
 import keras, numpy as np
 from ddim_keras import metrics
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-features = np.random.default_rng(0).normal(size=(40, 128)).astype("float32")
+features = np.random.default_rng(0).normal(size=(400, 128)).astype("float32")
 def values(make):
     with strategy.scope():
         metric = make()
@@ -325,7 +325,7 @@ def values(make):
     alone.update_features(features, features + 0.5)
     return metric.result(), alone.result()
 print(*values(lambda: metrics.FID("fashion_mnist")))
-print(*values(lambda: metrics.KID("fashion_mnist", subsets=0, capacity=100)))
+print(*values(lambda: metrics.KID("fashion_mnist", subsets=0, capacity=400)))
 """
     )
     for line in printed.strip().splitlines():
