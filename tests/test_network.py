@@ -104,7 +104,7 @@ OPTIONS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_trains_saves_and_comes_back(options, tmp_path):
-    model = make_small_model(**options)
+    model = make_small_model(widths=[4, 8], **options)
     images = random_images(8)
     model.compile(optimizer=keras.optimizers.Adam(0.1))
     model.fit(images, batch_size=4, epochs=2, verbose=0)
