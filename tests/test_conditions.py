@@ -788,6 +788,12 @@ def test_labels_and_conditions_may_be_tensors_of_a_function_that_is_compiled(tol
     expected = denoised(noise, [0, 1, None, 0], condition)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+    def of_four(noise):  # how many they are is known of the condition alone
+        return told_model.denoise(noise, 0.6, 0.8, labels=0, condition=condition)
+
+    for one, other in zip(traced(of_four, OF_IMAGES)(noise), of_four(noise), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
     one_hot, wide = np.eye(2, dtype="float32")[[0, 1, 1, 0]], np.zeros((4, 5), "float32")
     with pytest.raises(
         ValueError, match=r"must be class numbers, integers of shape \(batch,\), go"

@@ -1050,10 +1050,12 @@ def test_a_recipe_without_weights_is_not_written_as_if_it_were_trained(arguments
 @pytest.mark.slow
 def test_an_untrained_model_of_images_from_minus_one_to_one_is_not_said_to_be_trained(tmp_path):
     network = networks.ddpm_unet((8, 8, 3), **TINY)
-    model = DiffusionModel(8, network=network, pixels="symmetric", schedule="linear_beta")
-    model.save(tmp_path / "model.keras")
-    result = CliRunner().invoke(main, ["info", "-m", str(tmp_path / "model.keras")])
-    assert "trained:    no" in result.output
+    published = DiffusionModel(8, network=network, pixels="symmetric", schedule="linear_beta")
+    in_patches = DiffusionModel(8, widths=[4], block_depth=1, patch_size=2, pixels="symmetric")
+    for model in (published, in_patches):
+        model.save(tmp_path / "model.keras")
+        result = CliRunner().invoke(main, ["info", "-m", str(tmp_path / "model.keras")])
+        assert "trained:    no" in result.output
 
 
 def test_symmetric_pixels_run_from_minus_one_to_one(model):
