@@ -687,7 +687,8 @@ def test_a_line_of_a_log_whose_epoch_is_no_number_is_left_out(tmp_path):
 
 @pytest.mark.slow
 def test_what_cannot_work_leaves_no_configuration_behind(tmp_path, photos):
-    for wrong in (small_config(photos, image_size=9), small_config(tmp_path / "nowhere")):
+    odd = small_config(photos, image_size=9, model={**SMALL, "widths": [4, 8]})  # to be halved
+    for wrong in (odd, small_config(tmp_path / "nowhere")):
         with pytest.raises(ValueError):
             runs.train(wrong, tmp_path / "run", verbose=0)
     (tmp_path / "run").mkdir(exist_ok=True)
