@@ -486,7 +486,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, photos, monkeypa
 def test_one_process_trains_in_a_folder_and_others_read_in_it(photos, whole_run):
     before = sorted(whole_run.rglob("*"))
     with only_one_in(whole_run, "trains"):
-        with pytest.raises(FolderInUseError, match=rf"trains in {whole_run}: wait until it has"):
+        with pytest.raises(FolderInUseError, match=rf"trains in {whole_run} already: wait until"):
             runs.train(small_config(photos), whole_run, verbose=0)
         assert finding.load(str(whole_run)).image_shape == (8, 8, 1)
     assert sorted(whole_run.rglob("*")) == before
