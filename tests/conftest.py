@@ -42,6 +42,18 @@ def first_quick(cases, number: int = 1) -> list:
     return [*cases[:number], *rest]
 
 
+def crossed(ones, others) -> list:
+    """Each of the ones with each of the others. Quick are the first of either with all of the
+    other, and the rest is slow.
+    """
+    ones, others = list(ones), list(others)
+    return [
+        pytest.param(one, other, marks=[pytest.mark.slow] if number and place else [])
+        for number, one in enumerate(ones)
+        for place, other in enumerate(others)
+    ]
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)

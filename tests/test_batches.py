@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import random_images
+from conftest import crossed, first_quick, random_images
 from keras import ops
 
 import ddim_keras
@@ -145,7 +145,7 @@ def without_the_weightless():
     return np.where(WEIGHTS[:, None, None, None] > 0, IMAGES, 1.0 - IMAGES)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", first_quick(FORMS, 2))
 def test_images_of_weight_zero_change_nothing(form, step):
     options = {"batch_size": 8 if form == "array" else None}
     first, second = (
@@ -161,7 +161,7 @@ def test_images_of_weight_zero_change_nothing(form, step):
     assert first == second
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", first_quick(FORMS, 2))
 def test_evaluation_and_validation_take_weighted_means(form, step):
     ones = [step.evaluate(IMAGES, sample_weight=one) for one in np.eye(8)]
     data = FORMS[form]((IMAGES, LABELS, WEIGHTS))
@@ -239,16 +239,7 @@ LABELS_OF_EVERY_KIND = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "form"),
-    [
-        (kind, form)
-        if kind == "integers" or form == "array"
-        else pytest.param(kind, form, marks=pytest.mark.slow)
-        for kind in LABELS_OF_EVERY_KIND
-        for form in FORMS
-    ],
-)
+@pytest.mark.parametrize(("kind", "form"), crossed(LABELS_OF_EVERY_KIND, FORMS))
 def test_weights_of_classes_become_weights_of_images(kind, form, step, alone):
     moved, _ = step.fit(
         FORMS[form]((IMAGES, LABELS_OF_EVERY_KIND[kind])),

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from conftest import (
     ROOT,
+    first_quick,
     make_small_model,
     make_trained_model,
     random_images,
@@ -401,7 +402,7 @@ def test_a_killed_export_goes_on_and_leaves_nothing_half_written(tmp_path, model
     np.testing.assert_allclose(np.concatenate(shards).astype(int), expected, atol=1)
 
 
-@pytest.mark.parametrize("format", exporting.FORMATS)
+@pytest.mark.parametrize("format", first_quick(exporting.FORMATS))
 def test_a_damaged_shard_is_made_again_and_said(tmp_path, model_path, format):
     model = ddim_keras.load_model(model_path)
     options = {"diffusion_steps": 1, "format": format, "shard_size": 2, "tell": lambda line: None}

@@ -6,7 +6,14 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import make_small_model, make_trained_model, random_images, slow_on_jax
+from conftest import (
+    crossed,
+    first_quick,
+    make_small_model,
+    make_trained_model,
+    random_images,
+    slow_on_jax,
+)
 from keras import ops
 
 import ddim_keras
@@ -74,7 +81,7 @@ def error_of_one_evaluation(model):
     return float(np.abs(2.0 * made - 1.0 - np.clip(low / high * noises, -1.0, 1.0)).mean())
 
 
-@pytest.mark.parametrize("method", ["progressive", "consistency"])
+@pytest.mark.parametrize("method", first_quick(["progressive", "consistency"]))
 def test_of_gaussian_data_one_evaluation_learns_where_the_whole_path_leads(method):
     teacher = gaussian_model()
     recipe = Training(
@@ -104,8 +111,7 @@ class Exact(keras.layers.Layer):
         return (ops.cos(apart) - scale(there) / scale(here)) / ops.sin(apart) * noisy_images
 
 
-@pytest.mark.parametrize("method", ["progressive", "consistency"])
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize(("method", "steps"), crossed(["progressive", "consistency"], [1, 2, 4]))
 def test_the_exact_paths_of_gaussian_data_have_next_to_no_loss(method, steps):
     teacher_steps = {"progressive": 30, "consistency": 100}[method]
     few = student(gaussian_model(), steps, method, teacher_steps=teacher_steps)
@@ -152,6 +158,7 @@ def test_what_is_drawn_in_a_few_steps_is_the_default_of_the_model(taught):
     np.testing.assert_array_equal(few.generate(2, seed=0), by_name)
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_the_teacher_stays_and_the_student_moves(taught):
     teacher, before, few = taught

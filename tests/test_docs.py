@@ -36,6 +36,7 @@ def test_the_site_builds_without_a_warning(site):
     assert (site / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_everything_public_has_its_place_in_the_api_pages(site):
     pages = "".join(path.read_text() for path in (site / "api").rglob("*.html"))
     documented = {
@@ -57,6 +58,7 @@ def test_everything_public_has_its_place_in_the_api_pages(site):
     assert not missing
 
 
+@pytest.mark.slow
 def test_the_command_line_is_documented_from_itself(site):
     from ddim_keras.cli import main
 

@@ -201,6 +201,7 @@ def test_a_part_that_another_would_not_replace_cannot_be_set():
             setattr(model, name, DiffusionModel(8, [4], 1).schedule)
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_trackers_set_anew_by_compile_count_and_start_anew_each_epoch():
     """The Keras example's `compile` makes its own, and its `metrics` names those two."""
@@ -227,6 +228,7 @@ def test_trackers_set_anew_by_compile_count_and_start_anew_each_epoch():
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 @slow_on_jax
 def test_what_an_overridden_test_step_adds_is_reported():
     class Example(DiffusionModel):

@@ -374,6 +374,7 @@ def test_eta_leaves_where_the_models_own_walk_ends():
     assert abs(model.generate(2, 3, sampler="ddim", seed=0) - own).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it calls tf.function")
 def test_a_graph_takes_the_reverse_walk_and_refuses_arrays_in_words(trained_model):
     import tensorflow as tf

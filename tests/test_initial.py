@@ -217,11 +217,12 @@ def test_the_command_finds_the_model_from_any_folder(photos, tmp_path, monkeypat
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(photos, tmp_path):
+    small = {"widths": [4], "attention_levels": None, "conditioning": "input"}
     make_small_model().save(tmp_path / "untrained.keras")
-    trained(class_names=KINDS).save(tmp_path / "by_label.keras")
-    trained(channels=3).save(tmp_path / "colour.keras")
-    student(trained(), 2).save(tmp_path / "few.keras")
-    trained(condition_shape=(4, 4, 1)).save(tmp_path / "upscaler.keras")
+    trained(**small, class_names=KINDS).save(tmp_path / "by_label.keras")
+    trained(**small, channels=3).save(tmp_path / "colour.keras")
+    student(trained(**small), 2).save(tmp_path / "few.keras")
+    trained(**small, condition_shape=(4, 4, 1)).save(tmp_path / "upscaler.keras")
     for name, message in (
         ("untrained.keras", "never trained"),
         ("by_label.keras", "takes labels, and the run has none: give --labels"),
@@ -235,13 +236,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(photos, tmp_pat
             runs.train(config_of(photos, tmp_path / name), tmp_path / "run", verbose=0)
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="do not fit a model with another widths"):
-        config_of(photos, tmp_path / "colour.keras", model={"widths": [4]})
+        config_of(photos, tmp_path / "colour.keras", model={"widths": [8]})
     with pytest.raises(ValueError, match="starts from its teacher"):
         config_of(photos, "cifar10_32", distill={"model": "cifar10_32"})
     with pytest.raises(ValueError, match="init_from must be a name"):
         config_of(photos, " ")
 
 
+@pytest.mark.slow
 def test_a_preset_of_few_steps_is_no_start_for_a_run_of_many(photos, tmp_path):
     student(trained(), 2).save_to_preset(tmp_path / "few")
     with pytest.raises(ValueError, match="draws in 2 steps what another model draws in more"):

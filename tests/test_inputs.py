@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_small_model, random_images, slow_on_jax
+from conftest import crossed, first_quick, make_small_model, random_images, slow_on_jax
 
 import ddim_keras
 from ddim_keras.data import inputs
@@ -232,7 +232,9 @@ def through_python(dataset, function, dtype="float32"):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("shape", [(None, None, None, 3), (None, None, None, None), None])
+@pytest.mark.parametrize(
+    "shape", first_quick([None, (None, None, None, 3), (None, None, None, None)], 2)
+)
 def test_shapes_that_are_not_known_before_are_checked_batch_by_batch(shape, model):
     known = model.evaluate(PICTURES, verbose=0)
     np.testing.assert_allclose(
@@ -268,8 +270,7 @@ def test_shapes_that_python_functions_lost_are_found_again(model):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("form", WHOLE)
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "form"), crossed(["bfloat16", "float64", "float16"], WHOLE))
 def test_every_floating_type_is_taken(dtype, form, model):
     images = (
         keras.ops.convert_to_numpy(keras.ops.cast(PICTURES, "bfloat16"))
@@ -293,8 +294,7 @@ DICTIONARIES = {
 }
 
 
-@pytest.mark.parametrize("form", WHOLE)
-@pytest.mark.parametrize("names", DICTIONARIES)
+@pytest.mark.parametrize(("names", "form"), crossed(DICTIONARIES, WHOLE))
 def test_dictionaries_are_taken_by_their_names(names, form, model):
     expected = model.evaluate(PICTURES, verbose=0)
     batch = DICTIONARIES[names]
@@ -633,8 +633,12 @@ class Loader:
         return self.length
 
 
-@pytest.mark.parametrize("form", ["loader", "labels", "dictionaries", "singles", "whole"])
-@pytest.mark.parametrize("trouble", ["gradient", "gpu", "bfloat16"])
+@pytest.mark.parametrize(
+    ("trouble", "form"),
+    crossed(
+        ["gradient", "gpu", "bfloat16"], ["loader", "labels", "dictionaries", "singles", "whole"]
+    ),
+)
 def test_tensors_that_numpy_does_not_take_are_taken(form, trouble, model):
     dtype = "torch.bfloat16" if trouble == "bfloat16" else "torch.float32"
     images = Tensor(random_images(8, (8, 8, 3)), dtype, {trouble} - {"bfloat16"})

@@ -257,7 +257,7 @@ def test_metrics_agree_with_their_functions(name):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", first_quick(METRICS, 2))
 def test_states_merge(name):
     """Sums merge to the same figure, samples to all of the images."""
     real, generated = two_sides()

@@ -468,6 +468,7 @@ def test_images_are_channels_last_whatever_keras_is_told():
     )
 
 
+@pytest.mark.slow
 @slow_on_jax
 @pytest.mark.parametrize(
     ("policy", "options"),

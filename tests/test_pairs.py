@@ -183,6 +183,7 @@ def test_a_pair_may_begin_with_nothing_of_the_image_left():
         model.encode(images, 10, exact="o_belm")
 
 
+@pytest.mark.slow
 def test_states_too_large_to_be_exact_are_told(trained_model, monkeypatch):
     monkeypatch.setattr(pairs, "LARGEST_EXACT", 0.1)
     with pytest.warns(UserWarning, match=r"reach .* standard deviations: .* do not come back exac"):

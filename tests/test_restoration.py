@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import (
     SLOW_CASE_ON_JAX,
+    crossed,
     make_oracle_model,
     make_small_model,
     random_images,
@@ -81,7 +82,7 @@ def test_compressed_coefficients_are_as_many_as_asked_for():
     [
         SuperResolution(4),
         pytest.param(Blur.gaussian(1.0), marks=SLOW_CASE_ON_JAX),
-        pytest.param(Mask(np.arange(64).reshape(8, 8) % 2), marks=SLOW_CASE_ON_JAX),
+        pytest.param(Mask(np.arange(64).reshape(8, 8) % 2), marks=pytest.mark.slow),
         pytest.param(Compressed(0.25), marks=pytest.mark.slow),
         pytest.param(
             LinearOperator(lambda images: images[:, :3], lambda seen: _padded(seen)),
@@ -121,8 +122,7 @@ def make_gaussian_model(deviation):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("eta", [0.0, 0.85])
-@pytest.mark.parametrize("noise_level", [0.0, 0.05])
+@pytest.mark.parametrize(("eta", "noise_level"), crossed([0.85, 0.0], [0.0, 0.05]))
 def test_a_gaussian_is_restored_to_its_posterior(eta, noise_level):
     """The mean of 4 pixels is measured: their deviations from it stay as they were."""
     deviation, operator = 0.12, SuperResolution(2)

@@ -119,7 +119,7 @@ def test_samplers_have_their_order_on_the_gaussian(sampler):
     assert slope(STEPS[2:], errors[2:]) > 0.9 * sampler.order, errors
 
 
-@pytest.mark.parametrize("sampler", first_quick(DETERMINISTIC, 3), ids=repr)
+@pytest.mark.parametrize("sampler", first_quick(DETERMINISTIC), ids=repr)
 def test_samplers_have_their_order_on_the_mixture(sampler):
     schedule = AngleSchedule()
     noise = np.random.default_rng(0).normal(size=200)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import (
     ROOT,
+    first_quick,
     make_small_model,
     make_trained_model,
     random_images,
@@ -367,7 +368,9 @@ def wrong_weights(kind, small, path):
         other.save_weights(path)
 
 
-@pytest.mark.parametrize("kind", ["cut", "text", "empty", "wider", "deeper", "other channels"])
+@pytest.mark.parametrize(
+    "kind", first_quick(["wider", "cut", "text", "empty", "deeper", "other channels"], 4)
+)
 def test_weights_that_do_not_fit_are_refused_and_change_nothing(kind, small, tmp_path):
     path = tmp_path / "wrong.weights.h5"
     wrong_weights(kind, small, path)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from conftest import (
     SLOW_CASE_ON_JAX,
+    crossed,
+    first_quick,
     make_small_model,
     make_trained_model,
     random_images,
@@ -41,8 +43,7 @@ def test_training_lowers_the_loss():
     assert history["n_loss"][-1] < 0.5
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(("parameterization", "weighting"), crossed(PARAMETERIZATIONS, WEIGHTINGS))
 def test_the_loss_is_the_weighted_error_of_the_prediction(parameterization, weighting):
     """An untrained network predicts 0, so the loss is the weighted mean of the target's absolute
     value.
@@ -234,7 +235,7 @@ def diverged(value=np.nan, **changes):
     return model
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", first_quick([np.nan, np.inf]))
 def test_an_evaluation_of_diverged_weights_warns_and_gives_nan(value):
     model = compiled(diverged(value), metrics=[SumOfPixels("pixels")])
     with pytest.warns(UserWarning, match="the training has diverged. Load the best") as said:
@@ -270,7 +271,7 @@ def test_losses_that_are_not_finite_though_the_weights_are_have_another_reason(s
 @pytest.mark.parametrize(
     "loss",
     [
-        "mse",
+        pytest.param("mse", marks=pytest.mark.slow),
         pytest.param(keras.losses.mean_absolute_error, marks=pytest.mark.slow),
         pytest.param(keras.losses.Huber(), marks=pytest.mark.slow),
         lambda true, predicted: ops.mean(true - predicted),
@@ -680,7 +681,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["callback", "data", "evaluation", "bad image"])
+@pytest.mark.parametrize("where", first_quick(["callback", "bad image", "data", "evaluation"], 2))
 def test_an_interrupted_training_leaves_weights_that_can_be_saved(where, shared, tmp_path):
     """On JAX the weights are outside the model meanwhile, in memory that each step gives away."""
     images = random_images(16)
