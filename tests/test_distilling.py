@@ -182,6 +182,7 @@ def test_training_goes_on_after_a_file_as_if_nothing_had_happened(tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@slow_on_jax
 def test_a_preset_draws_the_same_without_the_teacher(tmp_path, taught):
     _, _, few = taught
     few.save_to_preset(tmp_path / "few", half=False)

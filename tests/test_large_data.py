@@ -144,6 +144,7 @@ def test_images_come_in_one_order_wherever_they_are_kept(folder, tmp_path, monke
     assert any(tmp_path.iterdir())
 
 
+@slow_on_jax
 @pytest.mark.parametrize("cache", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_parts_of_batches_join_to_the_whole(folder, cache):
     options = {"image_size": 8, "batch_size": 8, "flip": True, "cache": cache, "labels": True}

@@ -242,6 +242,7 @@ def test_metrics_do_not_depend_on_the_batches(name):
         )
 
 
+@slow_on_jax
 @pytest.mark.parametrize("name", ["fid", "kid", "precision_recall", "density_coverage"])
 def test_metrics_agree_with_their_functions(name):
     real, generated = two_sides()

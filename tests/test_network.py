@@ -1,7 +1,14 @@
 import keras
 import numpy as np
 import pytest
-from conftest import make_small_model, random_images, run_python, slow_on_jax
+from conftest import (
+    SLOW_CASE_ON_JAX,
+    crossed,
+    make_small_model,
+    random_images,
+    run_python,
+    slow_on_jax,
+)
 
 from ddim_keras.networks import (
     BatchNormalization,
@@ -57,7 +64,12 @@ def test_the_examples_settings_have_exactly_the_examples_number_of_parameters():
 
 
 @pytest.mark.parametrize(
-    ("shape", "widths"), [((8, 8, 1), [4]), ((8, 16, 4), [4, 8, 12]), ((6, 4, 7), [4, 8])]
+    ("shape", "widths"),
+    [
+        ((8, 8, 1), [4]),
+        pytest.param((8, 16, 4), [4, 8, 12], marks=SLOW_CASE_ON_JAX),
+        ((6, 4, 7), [4, 8]),
+    ],
 )
 def test_output_has_the_shape_of_the_images(shape, widths):
     network = residual_unet(shape, widths, 1)
@@ -359,8 +371,7 @@ def test_impossible_embeddings_are_refused(dims, frequency, message):
         SinusoidalEmbedding(dims, frequency)
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3])
-@pytest.mark.parametrize("size", [(7, 5), (3, 4), (2, 3), (1, 8)])
+@pytest.mark.parametrize(("size", "kernel_size"), crossed([(7, 5), (3, 4), (2, 3), (1, 8)], [3, 1]))
 def test_conditioned_convolution_is_that_of_the_repeated_vector(size, kernel_size):
     random = np.random.default_rng(0)
     images, vectors = (
