@@ -8,6 +8,7 @@ import pytest
 from conftest import GaussianOracle, first_quick, make_small_model
 from keras import ops
 
+import ddim_keras
 from ddim_keras import random
 from ddim_keras.diffusion.parameterizations import PARAMETERIZATIONS
 from ddim_keras.diffusion.schedules import SCHEDULES
@@ -18,7 +19,9 @@ from ddim_keras.guidance import (
     count_evaluations,
     guidances,
 )
+from ddim_keras.runs import exporting
 from ddim_keras.samplers import MEMORY, SAMPLERS, Conditions
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.generate import plan_walk
 
 MEANS, DEVIATION = (-0.5, 0.4), 0.3
@@ -104,6 +107,44 @@ def check_all_samplers(model):
 @pytest.mark.parametrize("parameterization", first_quick(PARAMETERIZATIONS))
 def test_the_guided_walk_is_that_of_the_gaussian_further_out(parameterization):
     check_all_samplers(make_two_classes(parameterization))
+
+
+def test_a_models_own_guidance_acts_where_there_are_labels_and_no_other(tmp_path):
+    model = make_two_classes()
+    told = {"labels": [1, 0, None], "seed": SEED}
+    plain, guided = (model.generate(3, 4, **told, guidance=weight) for weight in (1, WEIGHT))
+    unlabelled = model.generate(3, 4, seed=SEED)
+    model.sampling_defaults = SamplingDefaults(guidance=WEIGHT)
+    model.save(tmp_path / "model.keras")
+    for own in (model, ddim_keras.load_model(tmp_path / "model.keras")):
+        assert own.sampling_defaults.guidance == WEIGHT
+        np.testing.assert_array_equal(own.generate(3, 4, **told), guided)
+        np.testing.assert_array_equal(own.generate(3, 4, **told, guidance=1), plain)
+        np.testing.assert_array_equal(own.generate(3, 4, seed=SEED), unlabelled)
+    assert abs(guided - plain)[:2].max() > 0.1
+    changed = {"image": guided[0], "num_images": 1, "diffusion_steps": 4, "labels": 1, "seed": SEED}
+    np.testing.assert_array_equal(
+        model.variations(**changed), model.variations(**changed, guidance=WEIGHT)
+    )
+    described = [tmp_path / "own" / "metadata.json", tmp_path / "given" / "metadata.json"]
+    for path, chosen in zip(described, ({}, {"guidance": WEIGHT})):
+        exporting.export_images(model, path.parent, 2, labels=1, diffusion_steps=4, **chosen)
+    assert described[0].read_text() == described[1].read_text()
+
+
+@pytest.mark.parametrize("weight", ["strong", float("nan"), ClassifierFreeGuidance(2.0), [2.0]])
+def test_a_models_own_guidance_is_a_weight(weight):
+    with pytest.raises(ValueError, match="None or a finite weight, such as 2.0"):
+        SamplingDefaults(guidance=weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, "needs a model with labels"), ({"num_classes": 2, "label_dropout": 0.0}, "label_drop")],
+)
+def test_a_model_that_cannot_be_guided_has_no_guidance_of_its_own(changes, told):
+    with pytest.raises(ValueError, match=told):
+        make_small_model(sampling_defaults=SamplingDefaults(guidance=2.0), **changes)
 
 
 @pytest.mark.slow

@@ -236,7 +236,13 @@ def score_generated(
     wanted = [name for name, value in told.items() if value is True]
     if wanted:
         told |= _told_by(dataset, engine, num_images, wanted)
-    checked = conditioning(engine, num_images, **told, guidance=sampling.get("guidance"))
+    checked = conditioning(
+        engine,
+        num_images,
+        **told,
+        guidance=sampling.get("guidance"),
+        default_guidance=engine.defaults.guidance,
+    )
     generated = _generated_in_batches(engine, num_images, batch_size, checked, **options)
     names = getattr(dataset, "class_names", None)
     real = inputs.checked(dataset, engine.image_shape)

@@ -90,7 +90,10 @@ def export_images(
     told = conditioning(
         model.engine,
         num_images,
-        *(sampling.get(name) for name in ("labels", "condition", "guidance")),
+        sampling.get("labels"),
+        sampling.get("condition"),
+        sampling.get("guidance"),
+        model.engine.defaults.guidance,
     )
     plain = {name: sampling[name] for name in sampling if name not in ("labels", "condition")}
     options = {"seed": seed, "batch_size": batch_size, "verbose": 0, **plain}
@@ -102,7 +105,7 @@ def export_images(
         "format": format,
         "shard_size": shard_size,
         "seed": seed,
-        "sampling": _described_sampling(sampling, model.engine.defaults, walk),
+        "sampling": _described_sampling(sampling, model.engine.defaults, walk, told),
         "network_evaluations": count_evaluations(walk.planned, told.guidance),
         "versions": _versions(),
     }
@@ -179,7 +182,8 @@ def model_hash(model: DiffusionModel) -> str:
         if name not in ("seed", "name", "ema_decay", "class_names", *_told_in_training(model))
     }
     # They change no prediction, and what makes an image is said beside.
-    config["sampling_defaults"]["config"].pop("samplers", None)
+    for name in ("samplers", "guidance"):
+        config["sampling_defaults"]["config"].pop(name, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     normalizer = model.normalizer
     for weight in (normalizer.mean, normalizer.variance, *model.ema_network.weights):
@@ -198,7 +202,7 @@ def _told_in_training(model: DiffusionModel) -> list[str]:
 
 
 def _described_sampling(
-    sampling: dict[str, Any], defaults: SamplingDefaults, walk: PlannedWalk
+    sampling: dict[str, Any], defaults: SamplingDefaults, walk: PlannedWalk, told: Conditioning
 ) -> dict[str, Any]:
     """Return the arguments of `generate` that fix the images, the defaults that they stand for
     included, as JSON knows them.
@@ -208,6 +212,8 @@ def _described_sampling(
     given["diffusion_steps"] = own or defaults.steps(given.get("diffusion_steps"))
     if "clipping" in given or defaults.clipping is not None:
         given["clipping"] = defaults.clipping_for(given.get("clipping"))
+    if told.guidance and given.get("guidance") is None:
+        given["guidance"] = defaults.guidance
     described = {**given, "sampler": _described(walk.sampler), "spacing": walk.spacing}
     return {name: _plain(value) for name, value in sorted(described.items())}
 

@@ -96,6 +96,7 @@ def conditioning(
     labels: Labels = None,
     condition: Condition = None,
     guidance: GuidanceLike = None,
+    default_guidance: float | None = None,
 ) -> Conditioning:
     """Check what a user says of the conditions of `number` images.
 
@@ -105,11 +106,15 @@ def conditioning(
             says nothing, or one-hot (number, K); or None for no labels.
         condition: (number, *condition_shape), or one condition for all images; None for none.
         guidance: as for `guidances`.
+        default_guidance: the weight where there is no other and an image has a label or condition.
 
     Raises:
         ValueError: a label or condition that is wrong or that the model does not take, or guidance
             that it was not trained for.
     """
+    numbers = _labels(engine, number, labels)
+    if guidance is None and (condition is not None or _tells(engine, numbers)):
+        guidance = default_guidance
     chosen = guidances(guidance)
     guides: list[Wrapper] = [part.wrapper(engine) for part in chosen]
     nothing_is_told = labels is None and condition is None
@@ -118,13 +123,12 @@ def conditioning(
         raise ValueError(
             f"guidance strengthens {what}, but none are given: give {what}=, or leave guidance out"
         )
-    return Conditioning(
-        engine,
-        _labels(engine, number, labels),
-        _condition(engine, number, condition),
-        chosen,
-        guides,
-    )
+    return Conditioning(engine, numbers, _condition(engine, number, condition), chosen, guides)
+
+
+def _tells(engine: Engine, numbers: Numbers | None) -> bool:
+    """Whether any image has a label."""
+    return numbers is not None and bool((numbers != engine.spec.num_classes).any())
 
 
 def conditioning_of(

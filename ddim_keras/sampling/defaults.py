@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from ddim_keras.diffusion.spacings import SPACINGS, Spacing
 from ddim_keras.samplers import SAMPLERS, FittedSampler, Sampler
 from ddim_keras.sampling.clipping import CLIPPINGS, Clipping
-from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.arguments import is_number, positive_int
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.types import Config
 
@@ -31,6 +32,11 @@ class SamplingDefaults(Configurable):
         clipping: a `Clipping` or its name, or None for "none".
         samplers: `FittedSampler`s, each for its number of steps; where the user gives that number
             and neither sampler, eta, spacing nor schedule, it goes before the others.
+        guidance: the weight of guidance where there are labels or a condition, or None for 1,
+            which is none. Programs that are exported have it too.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Examples:
 
@@ -45,6 +51,7 @@ class SamplingDefaults(Configurable):
         spacing: str | Spacing | Config | None = None,
         clipping: str | Clipping | Config | None = None,
         samplers: Sequence[FittedSampler | Config] = (),
+        guidance: float | None = None,
     ):
         self.diffusion_steps = (
             None if diffusion_steps is None else positive_int("diffusion_steps", diffusion_steps)
@@ -53,6 +60,12 @@ class SamplingDefaults(Configurable):
         self.spacing = None if spacing is None else resolve(spacing, Spacing, SPACINGS)
         self.clipping = None if clipping is None else resolve(clipping, Clipping, CLIPPINGS)
         self.samplers = [resolve(sampler, FittedSampler, {}) for sampler in samplers]
+        if guidance is not None and (not is_number(guidance) or not math.isfinite(guidance)):
+            raise ValueError(
+                f"guidance must be None or a finite weight, such as 2.0, got {guidance!r}; other "
+                "guidance is given to `generate` itself"
+            )
+        self.guidance = None if guidance is None else float(guidance)
 
     def steps(self, diffusion_steps: Any) -> Any:
         """Return the user's steps, or the default."""
@@ -93,10 +106,11 @@ class SamplingDefaults(Configurable):
                 for name, part in parts.items()
             },
             **({"samplers": samplers} if samplers else {}),
+            **({} if self.guidance is None else {"guidance": self.guidance}),
         }
 
     def __repr__(self) -> str:
-        parts = ("diffusion_steps", "sampler", "spacing", "clipping")
+        parts = ("diffusion_steps", "sampler", "spacing", "clipping", "guidance")
         given = ", ".join(
             f"{name}={getattr(self, name)!r}" for name in parts if getattr(self, name) is not None
         )

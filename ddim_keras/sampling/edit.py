@@ -78,7 +78,7 @@ def variations(
         raise ValueError(
             f"strength must lie in [0, 1], got {strength}: 0 keeps the image, 1 nearly forgets it"
         )
-    told = conditioning(engine, num_images, labels, condition, guidance)
+    told = conditioning(engine, num_images, labels, condition, guidance, engine.defaults.guidance)
     images = np.empty((num_images, *engine.image_shape), "float32")
     if strength == 0.0:
         images[:] = ops.convert_to_numpy(engine.denormalize(normalized))
@@ -155,7 +155,9 @@ def inpaint(
     showings = np.concatenate([showings, np.zeros((len(table) - len(showings), 4), "float32")])
     planned = Plan(table, np.arange(resampling, len(evaluations) + 1, resampling))
     outside = clipped(engine.defaults.clipping_for(clipping), engine.normalizer)
-    told = conditioning(engine, len(normalized), labels, condition, guidance)
+    told = conditioning(
+        engine, len(normalized), labels, condition, guidance, engine.defaults.guidance
+    )
     seed = engine.seed(seed)
     result = np.empty_like(normalized)
     for batch in engine.batches(len(normalized), batch_size, verbose):

@@ -139,7 +139,7 @@ def generate(
             (num_images, *condition_shape), or one for all images.
         guidance: how strongly the images follow labels and conditions: a weight, of which 1 is
             none, or a `ddim_keras.guidance.Guidance`, such as `ClassifierFreeGuidance(2.0)` or
-            `Autoguidance(weaker_model, 2.0)`; or a list of those.
+            `Autoguidance(weaker_model, 2.0)`; or a list of those. None is 1.
         return_trajectory: also return every step on the way.
         on_step: called after each step of each batch with the number of steps done and the images
             that the step predicted, float32 (batch, height, width, channels) in [0, 1]. What it
@@ -158,7 +158,7 @@ def generate(
     Source: Song, Meng & Ermon (2021), eq. 12 and 16.
     """
     num_images = integer("num_images", num_images, minimum=0)
-    told = conditioning(engine, num_images, labels, condition, guidance)
+    told = conditioning(engine, num_images, labels, condition, guidance, engine.defaults.guidance)
     times, planned, *_ = plan_walk(
         engine,
         diffusion_steps,

@@ -74,9 +74,17 @@ def portable_walk(
     Raises:
         ValueError: as for `generate`, or a walk on which noise is added.
     """
+    if guidance is None and (engine.spec.takes_labels or engine.spec.takes_condition):
+        guidance = engine.defaults.guidance
     chosen = guidances(guidance)
     _, planned, *_ = plan_walk(
-        engine, diffusion_steps, sampler=sampler, eta=eta, spacing=spacing, schedule=schedule
+        engine,
+        diffusion_steps,
+        sampler=sampler,
+        eta=eta,
+        spacing=spacing,
+        schedule=schedule,
+        guidance=chosen,
     )
     if planned.table[:, 5].any():
         raise ValueError(

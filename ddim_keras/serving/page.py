@@ -67,7 +67,7 @@ def build(playground: Playground) -> Any:
             text = f"{height} x {width} x {channels}, {model.network.count_params():,} weights"
             return (
                 gr.Dropdown([_NO_LABEL, *names], value=_NO_LABEL, visible=bool(names)),
-                gr.Slider(visible=bool(names)),
+                gr.Slider(visible=bool(names), value=model.sampling_defaults.guidance or 1.0),
                 text,
             )
 

@@ -98,6 +98,7 @@ class Service:
             "num_classes": model.num_classes,
             "class_names": model.class_names,
             "default_steps": model.sampling_defaults.steps(None),
+            "default_guidance": model.sampling_defaults.guidance,
             "most_images": limits.images,
             "most_steps": limits.steps,
             "seconds": limits.seconds,

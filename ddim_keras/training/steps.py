@@ -15,6 +15,7 @@ from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.engine import Engine
+from ddim_keras.sampling.guidance import guidances
 from ddim_keras.support import backend, random, replicas
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.types import Config, Data, ImageShape, Logs, Tensor
@@ -101,7 +102,10 @@ class EMASteps(EMANetworks):
     @sampling_defaults.setter
     def sampling_defaults(self, defaults: SamplingDefaults | Config | None) -> None:
         chosen = SamplingDefaults() if defaults is None else defaults
-        self.engine.defaults = resolve(chosen, SamplingDefaults, {})
+        chosen = resolve(chosen, SamplingDefaults, {})
+        for part in guidances(chosen.guidance):
+            part.wrapper(self.engine)  # refuses what the model was not trained for
+        self.engine.defaults = chosen
 
     @property
     def samplers(self) -> list[FittedSampler]:
