@@ -8,7 +8,12 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_small_model, slow_on_jax
 
-from ddim_keras import Autoguidance, ClassifierFreeGuidance, GuidanceFunction
+from ddim_keras import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    GuidanceFunction,
+    SamplingDefaults,
+)
 from ddim_keras.cli import main
 from ddim_keras.presets import programs
 from ddim_keras.sampling import portable
@@ -51,6 +56,15 @@ def test_the_exported_walk_makes_the_images_of_generate(labelled, sampler):
     expected = labelled.generate(3, initial_noise=NOISE, labels=LABELS, verbose=0, **options)
     assert expected.std() > 0.05
     np.testing.assert_allclose(images, expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_models_own_guidance_is_exported_with_the_walk(labelled, monkeypatch):
+    monkeypatch.setattr(labelled.engine, "defaults", SamplingDefaults(2, guidance=3.0))
+    images = walked(labelled, {"initial_noise": NOISE, "labels": NUMBERS})
+    told = {"initial_noise": NOISE, "labels": LABELS, "verbose": 0}
+    np.testing.assert_allclose(images, labelled.generate(3, **told), atol=1e-5)
+    assert abs(images - labelled.generate(3, guidance=1, **told)).max() > 0.01
 
 
 def test_one_evaluation_after_another_is_the_walk(labelled):
