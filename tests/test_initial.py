@@ -217,7 +217,7 @@ def test_the_command_finds_the_model_from_any_folder(photos, tmp_path, monkeypat
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(photos, tmp_path):
-    small = {"widths": [4], "attention_levels": None, "conditioning": "input"}
+    small = {"widths": [4], "attention_levels": (), "conditioning": "input"}
     make_small_model().save(tmp_path / "untrained.keras")
     trained(**small, class_names=KINDS).save(tmp_path / "by_label.keras")
     trained(**small, channels=3).save(tmp_path / "colour.keras")
