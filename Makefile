@@ -45,9 +45,10 @@ test: setup
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m "not slow and not parity and not extras"
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m "not slow and not parity and not extras"
 
+# With MINUTES=10 each backend begins none after ten.
 test-slow: setup
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m slow
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m slow
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(SHARED) -m slow $(if $(MINUTES),--minutes $(MINUTES))
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(SHARED) -m slow $(if $(MINUTES),--minutes $(MINUTES))
 
 test-all: test test-slow
 

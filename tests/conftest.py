@@ -4,12 +4,15 @@ had.
 
 from __future__ import annotations
 
+import datetime
 import gc
 import gzip
 import os
 import pathlib
 import subprocess
 import sys
+import time
+import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -52,6 +55,30 @@ def crossed(ones, others) -> list:
         for number, one in enumerate(ones)
         for place, other in enumerate(others)
     ]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--minutes",
+        type=float,
+        help="begin no test later than that; another file of tests comes first each day",
+    )
+
+
+def pytest_configure(config):
+    config.started = time.monotonic()
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.minutes is not None:
+        day = datetime.date.today()
+        items.sort(key=lambda item: zlib.crc32(f"{day} {item.path.name}".encode()))
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.option.minutes
+    if minutes is not None and time.monotonic() - item.config.started > 60.0 * minutes:
+        pytest.skip(f"{minutes:g} minutes were over")
 
 
 @pytest.fixture(autouse=True)
