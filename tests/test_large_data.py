@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import pathlib
 import sys
 import warnings
@@ -11,7 +12,7 @@ import PIL.Image
 import pytest
 from conftest import slow_on_jax
 
-from ddim_keras.data import decoding, load_dataset
+from ddim_keras.data import caching, decoding, load_dataset
 from ddim_keras.data.caching import FOLDER_VARIABLE, chosen
 from ddim_keras.support import memory
 
@@ -106,6 +107,26 @@ def test_more_images_go_to_files_or_are_read_anew_and_it_is_said_which(monkeypat
 def test_what_the_user_says_of_the_cache_stands(monkeypatch, cache):
     monkeypatch.setattr(memory, "available", lambda: 0)
     assert chosen(cache, 10**9, 100, "photos") is cache
+
+
+def test_who_comes_second_with_a_cache_leaves_the_first_ones(tmp_path, monkeypatch):
+    """Which is being read by now, perhaps over a network, where no removed file can be."""
+    saved = []
+
+    class Images:
+        def save(self, path):
+            if len(saved) < 2:  # another process comes in between
+                saved.append(path)
+                caching.cached(Images(), tmp_path, "photos", "the same")
+            pathlib.Path(path).mkdir()
+            (pathlib.Path(path) / str(len(saved))).touch()
+            saved.append(path)
+
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.data.Dataset, "load", lambda path: sorted(os.listdir(path)))
+    assert caching.cached(Images(), tmp_path, "photos", "the same") == ["2"]
+    assert len(saved) == 5 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_command_lines_names_of_caches_are_no_folders():
