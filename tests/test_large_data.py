@@ -241,10 +241,32 @@ def test_what_tfrecords_lack_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no encoded images .* features are speed \(float_list\)"):
         load_dataset(path, 8)
     path.write_bytes(b"no record at all, but a text")
-    with pytest.raises(ValueError, match="no TFRecord, or is damaged"):
+    with pytest.raises(ValueError, match=r"no TFRecord, or is damaged: [^{}\[\]]*: copy or write"):
         load_dataset(path, 8)
     with pytest.raises(ValueError, match="no such file"):
         load_dataset(str(tmp_path / "missing-*.tfrecord"), 8)
+
+
+@pytest.mark.parametrize("place", [0, 9])
+def test_records_that_are_no_examples_are_told(tmp_path, place):
+    """A DecodeError came from the first, and a UnicodeDecodeError from others."""
+    import tensorflow as tf
+
+    write_records(tmp_path / "photos-0.tfrecord", range(3))
+    write_records(tmp_path / "photos-1.tfrecord", range(10))
+    records = [
+        each.numpy() for each in tf.data.TFRecordDataset(str(tmp_path / "photos-1.tfrecord"))
+    ]
+    records[place] = b"\xff\xfe no example"
+    name = f"photos-{int(place > 0)}.tfrecord"
+    with tf.io.TFRecordWriter(str(tmp_path / name)) as writer:
+        for record in records:
+            writer.write(record)
+    message = (
+        "photos-1.tfrecord is damaged: a record of it is no tf.train.Example: copy or write it"
+    )
+    with pytest.raises(ValueError, match=message if place else "records that are no tf.train.Exam"):
+        load_dataset(str(tmp_path / "photos-*.tfrecord"), 8)
 
 
 def test_tars_of_webdataset_are_a_source(tmp_path):
@@ -352,7 +374,7 @@ def test_damaged_files_of_examples_are_told(tmp_path):
         whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
     ):
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match="photos.tfrecord is damaged"):
+        with pytest.raises(ValueError, match=r"photos.tfrecord is damaged: [^{}\[\]]*: copy or"):
             load_dataset(path, 8)
     pytest.importorskip("webdataset")
     path = tmp_path / "photos.tar"
