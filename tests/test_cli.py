@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ from ddim_keras.data import pairs
 from ddim_keras.guidance import ClassifierFreeGuidance
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
+from ddim_keras.runs.signals import terminated_like_interrupted
 from ddim_keras.support import cores
 from ddim_keras.support.docstrings import attributes
 
@@ -201,6 +203,36 @@ def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, mon
     said = run("train", "-d", "embedded", "-o", tmp_path / "run", code=130)
     assert said == "Interrupted.\n" and not (tmp_path / "run").exists()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["collector", "finalizer"])
+def test_a_signal_is_not_lost_where_python_ignores_exceptions(number, where):
+    """JAX has a callback of the garbage collector, in which a Ctrl-C during imports often came."""
+
+    def signalled(phase="start", *_):
+        if phase == "start":
+            os.kill(os.getpid(), number)
+            time.sleep(0.001)
+
+    class Finalized:
+        def __del__(self):
+            signalled()
+
+    before = [signal.getsignal(each) for each in (number, signal.SIGALRM)]
+    with pytest.raises(KeyboardInterrupt), terminated_like_interrupted():
+        if where == "finalizer":
+            Finalized()
+        else:
+            gc.callbacks.append(signalled)
+            try:
+                gc.collect()
+            finally:
+                gc.callbacks.remove(signalled)
+        for _ in range(200):
+            time.sleep(0.01)
+    assert before == [signal.getsignal(each) for each in (number, signal.SIGALRM)]
 
 
 @pytest.mark.parametrize(
