@@ -34,6 +34,7 @@ from ddim_keras.runs import RunConfig
 from ddim_keras.runs.signals import terminated_like_interrupted
 from ddim_keras.support import cores
 from ddim_keras.support.docstrings import attributes
+from ddim_keras.support.folder_locks import only_one_in
 
 pytestmark = slow_on_jax
 
@@ -897,6 +898,15 @@ def test_fit_sampler_writes_the_model_with_its_samplers(tmp_path, model_path):
     before = exporting.model_hash(ddim_keras.load_model(model_path))
     assert described["model_sha256"] == before
     assert "must end in .keras" in run("fit-sampler", "-m", model_path, "x.npz", code=2)
+
+
+def test_a_model_gets_its_samplers_from_one_process_at_a_time(tmp_path):
+    """The second would have written over what the first had found."""
+    with only_one_in(tmp_path, "fits", ".lock_few.keras"):
+        said = run("fit-sampler", "-m", "nowhere", tmp_path / "few.keras", code=1)
+    assert f"fits samplers for few.keras in {tmp_path} already: wait until" in said
+    assert "no model at nowhere" in run("fit-sampler", "-m", "nowhere", tmp_path / "x", code=1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
