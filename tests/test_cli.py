@@ -236,6 +236,19 @@ def test_a_signal_is_not_lost_where_python_ignores_exceptions(number, where):
     assert before == [signal.getsignal(each) for each in (number, signal.SIGALRM)]
 
 
+def test_an_alarm_of_the_program_around_is_left_to_it():
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        own = signal.getsignal(signal.SIGALRM)
+        signal.setitimer(signal.ITIMER_REAL, 600.0)
+        with terminated_like_interrupted():
+            assert signal.getsignal(signal.SIGALRM) is own
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "divides"),
     [

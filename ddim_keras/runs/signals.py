@@ -55,7 +55,9 @@ def terminated_like_interrupted() -> Iterator[None]:
     half written is removed. Neither is lost where Python would ignore an exception.
     """
     before: dict[int, Any] = {}
-    numbers = [signal.SIGTERM, *_ALARM]
+    # Not of a program that calls this and has an alarm of its own.
+    numbers = [alarm for alarm in _ALARM if signal.getsignal(alarm) is signal.SIG_DFL]
+    numbers.append(signal.SIGTERM)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not of what a shell shields
         numbers.append(signal.SIGINT)
     try:
@@ -66,10 +68,10 @@ def terminated_like_interrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        for _ in _ALARM:
+        for _ in before.keys() & _ALARM:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for changed, handler in before.items():
+            signal.signal(changed, signal.SIG_DFL if handler is None else handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
