@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -31,8 +32,10 @@ from ddim_keras.data import pairs
 from ddim_keras.guidance import ClassifierFreeGuidance
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
+from ddim_keras.runs.signals import terminated_like_interrupted
 from ddim_keras.support import cores
 from ddim_keras.support.docstrings import attributes
+from ddim_keras.support.folder_locks import only_one_in
 
 pytestmark = slow_on_jax
 
@@ -202,6 +205,49 @@ def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, mon
     said = run("train", "-d", "embedded", "-o", tmp_path / "run", code=130)
     assert said == "Interrupted.\n" and not (tmp_path / "run").exists()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["collector", "finalizer"])
+def test_a_signal_is_not_lost_where_python_ignores_exceptions(number, where):
+    """JAX has a callback of the garbage collector, in which a Ctrl-C during imports often came."""
+
+    def signalled(phase="start", *_):
+        if phase == "start":
+            os.kill(os.getpid(), number)
+            time.sleep(0.001)
+
+    class Finalized:
+        def __del__(self):
+            signalled()
+
+    before = [signal.getsignal(each) for each in (number, signal.SIGALRM)]
+    with pytest.raises(KeyboardInterrupt), terminated_like_interrupted():
+        if where == "finalizer":
+            Finalized()
+        else:
+            gc.callbacks.append(signalled)
+            try:
+                gc.collect()
+            finally:
+                gc.callbacks.remove(signalled)
+        for _ in range(200):
+            time.sleep(0.01)
+    assert before == [signal.getsignal(each) for each in (number, signal.SIGALRM)]
+
+
+def test_an_alarm_of_the_program_around_is_left_to_it():
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        own = signal.getsignal(signal.SIGALRM)
+        signal.setitimer(signal.ITIMER_REAL, 600.0)
+        with terminated_like_interrupted():
+            assert signal.getsignal(signal.SIGALRM) is own
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(
@@ -866,6 +912,15 @@ def test_fit_sampler_writes_the_model_with_its_samplers(tmp_path, model_path):
     before = exporting.model_hash(ddim_keras.load_model(model_path))
     assert described["model_sha256"] == before
     assert "must end in .keras" in run("fit-sampler", "-m", model_path, "x.npz", code=2)
+
+
+def test_a_model_gets_its_samplers_from_one_process_at_a_time(tmp_path):
+    """The second would have written over what the first had found."""
+    with only_one_in(tmp_path, "fits", ".lock_few.keras"):
+        said = run("fit-sampler", "-m", "nowhere", tmp_path / "few.keras", code=1)
+    assert f"fits samplers for few.keras in {tmp_path} already: wait until" in said
+    assert "no model at nowhere" in run("fit-sampler", "-m", "nowhere", tmp_path / "x", code=1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from ddim_keras.data import load_dataset
 from ddim_keras.distilling import student
 from ddim_keras.networks.copying import take_weights
 from ddim_keras.presets import Training
-from ddim_keras.runs import RunConfig
+from ddim_keras.runs import RunConfig, making, training
 from ddim_keras.runs.folder import RunFolder
-from ddim_keras.runs.making import make_model
+from ddim_keras.runs.making import make_model, source_of
 
 pytestmark = slow_on_jax
 KINDS = ("cat", "dog")
@@ -76,7 +76,8 @@ def started(photos, source, tmp_path, **changes):
     data, _ = load_dataset(
         photos, config.image_size, 4, split=0.0, channels=config.channels, labels=config.labels
     )
-    return make_model(config, config.recipe(), data, RunFolder(tmp_path / "run"))
+    known = source_of(config, RunFolder(tmp_path / "run"))
+    return make_model(config, config.recipe(), data, known)
 
 
 def test_both_networks_start_from_the_averaged_weights(photos, tmp_path):
@@ -201,6 +202,38 @@ def test_a_run_trains_on_and_resumes_without_what_it_started_from(photos, tmp_pa
     message = r"initial.keras is not a whole .keras file .*the run's copy of .*mine: .*remove"
     with pytest.raises(ValueError, match=message):
         runs.train(dataclasses.replace(config, steps=6), tmp_path / "run", verbose=0)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_very_model_that_it_started_from(photos, tmp_path, monkeypatch):
+    """Though another training writes a newer one there meanwhile; and all processes resume so."""
+    source, place = trained(), tmp_path / "source.keras"
+    source.save(place)
+    load, started_from = making.load, []
+
+    def loading(name):
+        started_from.append(load(name).ema_network.get_weights())
+        found = load(name)
+        source.ema_network.set_weights([each + 1.0 for each in started_from[0]])
+        source.save(place)
+        return found
+
+    def ended(prepared, *_):
+        started_from.append(prepared.model.ema_network.get_weights())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "load", loading)
+    monkeypatch.setattr(training, "_resume", ended)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(config_of(photos, place, jit=False), tmp_path / "run", verbose=0)
+    kept = load_model(tmp_path / "run" / "initial.keras").ema_network.get_weights()
+    place.unlink()
+    monkeypatch.setattr(making, "load", load)
+    config, shared = RunConfig.read(tmp_path / "run" / "config.yaml"), RunFolder(tmp_path / "run")
+    second = training._prepare(config, shared, RunFolder(tmp_path / "second"), print, True)
+    for others in (started_from[1], kept, second.model.ema_network.get_weights()):
+        for ours, theirs in zip(started_from[0], others, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import pathlib
 import sys
 import warnings
@@ -11,7 +12,7 @@ import PIL.Image
 import pytest
 from conftest import slow_on_jax
 
-from ddim_keras.data import decoding, load_dataset
+from ddim_keras.data import caching, decoding, load_dataset
 from ddim_keras.data.caching import FOLDER_VARIABLE, chosen
 from ddim_keras.support import memory
 
@@ -106,6 +107,26 @@ def test_more_images_go_to_files_or_are_read_anew_and_it_is_said_which(monkeypat
 def test_what_the_user_says_of_the_cache_stands(monkeypatch, cache):
     monkeypatch.setattr(memory, "available", lambda: 0)
     assert chosen(cache, 10**9, 100, "photos") is cache
+
+
+def test_who_comes_second_with_a_cache_leaves_the_first_ones(tmp_path, monkeypatch):
+    """Which is being read by now, perhaps over a network, where no removed file can be."""
+    saved = []
+
+    class Images:
+        def save(self, path):
+            if len(saved) < 2:  # another process comes in between
+                saved.append(path)
+                caching.cached(Images(), tmp_path, "photos", "the same")
+            pathlib.Path(path).mkdir()
+            (pathlib.Path(path) / str(len(saved))).touch()
+            saved.append(path)
+
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.data.Dataset, "load", lambda path: sorted(os.listdir(path)))
+    assert caching.cached(Images(), tmp_path, "photos", "the same") == ["2"]
+    assert len(saved) == 5 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_command_lines_names_of_caches_are_no_folders():
@@ -221,10 +242,32 @@ def test_what_tfrecords_lack_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no encoded images .* features are speed \(float_list\)"):
         load_dataset(path, 8)
     path.write_bytes(b"no record at all, but a text")
-    with pytest.raises(ValueError, match="no TFRecord, or is damaged"):
+    with pytest.raises(ValueError, match=r"no TFRecord, or is damaged: [^{}\[\]]*: copy or write"):
         load_dataset(path, 8)
     with pytest.raises(ValueError, match="no such file"):
         load_dataset(str(tmp_path / "missing-*.tfrecord"), 8)
+
+
+@pytest.mark.parametrize("place", [0, 9])
+def test_records_that_are_no_examples_are_told(tmp_path, place):
+    """A DecodeError came from the first, and a UnicodeDecodeError from others."""
+    import tensorflow as tf
+
+    write_records(tmp_path / "photos-0.tfrecord", range(3))
+    write_records(tmp_path / "photos-1.tfrecord", range(10))
+    records = [
+        each.numpy() for each in tf.data.TFRecordDataset(str(tmp_path / "photos-1.tfrecord"))
+    ]
+    records[place] = b"\xff\xfe no example"
+    name = f"photos-{int(place > 0)}.tfrecord"
+    with tf.io.TFRecordWriter(str(tmp_path / name)) as writer:
+        for record in records:
+            writer.write(record)
+    message = (
+        "photos-1.tfrecord is damaged: a record of it is no tf.train.Example: copy or write it"
+    )
+    with pytest.raises(ValueError, match=message if place else "records that are no tf.train.Exam"):
+        load_dataset(str(tmp_path / "photos-*.tfrecord"), 8)
 
 
 def test_tars_of_webdataset_are_a_source(tmp_path):
@@ -332,7 +375,7 @@ def test_damaged_files_of_examples_are_told(tmp_path):
         whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
     ):
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match="photos.tfrecord is damaged"):
+        with pytest.raises(ValueError, match=r"photos.tfrecord is damaged: [^{}\[\]]*: copy or"):
             load_dataset(path, 8)
     pytest.importorskip("webdataset")
     path = tmp_path / "photos.tar"

@@ -28,7 +28,7 @@ import ddim_keras
 from ddim_keras import plotting
 from ddim_keras.callbacks import KeepBest
 from ddim_keras.runs import exporting
-from ddim_keras.support import checksums, files
+from ddim_keras.support import checksums, files, leftovers
 
 NOISE = np.random.default_rng(0).uniform(size=(3, 32, 32, 1))
 
@@ -633,8 +633,74 @@ def test_a_file_never_replaces_a_folder(small, tmp_path):
 def test_what_a_killed_process_left_is_told_from_what_a_user_keeps(tmp_path):
     (tmp_path / ".0123abcd.model.keras").write_text("half")
     (tmp_path / ".mybackup.txt").write_text("kept")
-    files.remove_leftovers(tmp_path)
+    leftovers.remove(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".mybackup.txt"]
+
+
+def test_what_a_killed_process_left_goes_when_the_same_is_written_again(tmp_path):
+    for name in (".0123abcd.a.png", ".0123abcd-old.a.png", ".0123abcd.other.png"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "a.png").write_text("older")
+    plotting.save_images(tmp_path / "a.png", NOISE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".0123abcd.other.png", "a.png"]
+
+
+def test_a_folder_that_was_put_aside_comes_back_if_nothing_took_its_place(tmp_path):
+    """As a kill between two renamings leaves it, where a system cannot do both in one go."""
+    (tmp_path / ".0123abcd-old.preset").mkdir()
+    (tmp_path / ".0123abcd-old.preset" / "preset.json").write_text("older")
+    with pytest.raises(ZeroDivisionError), files.written_beside(tmp_path / "preset"):
+        raise ZeroDivisionError
+    assert (tmp_path / "preset" / "preset.json").read_text() == "older"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_request_to_end_leaves_no_folder_put_aside(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").touch()
+    replace = os.replace
+
+    def interrupted(source, target):
+        replace(source, target)
+        if pathlib.Path(source).name == "there":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.written_beside(tmp_path / "there") as temporary:
+        temporary.mkdir()
+    assert (tmp_path / "there" / "old").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("where", ["this process", "another"])
+def test_what_is_just_being_written_is_no_leftover(tmp_path, where):
+    code = (
+        "import sys; from ddim_keras.support.files import written_beside\n"
+        "with written_beside(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('first'); print('begun', flush=True); input()"
+    )
+    place = tmp_path / "file"
+    with contextlib.ExitStack() as stack:
+        if where == "another":
+            options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            first = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", code, str(place)], env=environment, **options
+                )
+            )
+            assert first.stdout.readline() == "begun\n"
+        else:
+            temporary = stack.enter_context(files.written_beside(place))
+            temporary.write_text("first")
+        leftovers.remove(tmp_path)
+        with files.written_beside(place) as temporary:
+            temporary.write_text("second")
+        assert place.read_text() == "second" and len(list(tmp_path.iterdir())) == 2
+        if where == "another":
+            first.communicate("\n")
+            assert first.returncode == 0
+    assert place.read_text() == "first" and list(tmp_path.iterdir()) == [place]
 
 
 NOTES = ["", "[]", "[" * 100000, '{"monitor": "val_i_loss"}']

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_trained_model
 
+from ddim_keras.runs import exporting
 from ddim_keras.runs.exporting import export_images
+from ddim_keras.support import files
 from ddim_keras.support.folder_locks import FolderInUseError
 
 # So many shards that a process is not through before it is killed.
@@ -125,6 +127,32 @@ def test_a_part_is_made_by_one_process_at_a_time(trained_model, tmp_path):
     assert part == (0, 2) and f"makes part 0/2 of the images in {tmp_path} already: wait" in message
     names = ["contact_sheet.png", "metadata.json", "shard_00000.npz", "shard_00001.npz"]
     assert was_there and sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_machines_whose_parts_overlap_leave_each_others_files(tmp_path):
+    path, images = tmp_path / "shard_00000.npz", np.zeros((1, 4, 4, 1))
+    with files.written_beside(path) as temporary:  # by 0/1, as 0/2 makes the same shard
+        temporary.write_bytes(b"half")
+        exporting._write_shard(path, "npz", images, 0)
+        assert temporary.exists()
+
+
+def test_of_two_machines_that_begin_at_once_with_other_settings_one_is_refused(
+    tmp_path, monkeypatch
+):
+    """Each had seen an empty folder, and the second replaced what the first had said."""
+    dumps = json.dumps
+
+    def first(description, **options):
+        monkeypatch.setattr(json, "dumps", dumps)
+        exporting._describe(tmp_path, {"seed": 1})
+        return dumps(description, **options)
+
+    monkeypatch.setattr(json, "dumps", first)
+    with pytest.raises(ValueError, match="made otherwise .seed: 1 there, 0 now"):
+        exporting._describe(tmp_path, {"seed": 0})
+    assert json.loads((tmp_path / "metadata.json").read_text()) == {"seed": 1}
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_part_is_not_added_to_images_that_are_divided_otherwise(trained_model, tmp_path):

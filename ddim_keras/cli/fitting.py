@@ -12,6 +12,7 @@ from ddim_keras.cli.options import PLACE, model_option
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.runs.config import recipe_of
 from ddim_keras.runs.finding import load
+from ddim_keras.support import folder_locks
 
 
 @main.command("fit-sampler")
@@ -66,22 +67,25 @@ def fit_sampler(
         )
     check_out(out)  # not after minutes
     divide_batches()
-    model = load(source, compile=True)
-    for budget in budgets or (2, 3, 4):
-        fitted = model.fit_sampler(
-            budget,
-            guidance=guidance,
-            num_images=num_images,
-            epochs=epochs,
-            teacher_steps=teacher_steps,
-            seed=seed,
-        )
-        click.echo(
-            f"{budget} evaluations: distance from the long walks {fitted.errors['fitted']:.3g}, "
-            f"before {fitted.errors['before']:.3g}"
-        )
-    if out.suffix == ".keras":
-        model.save(out)
-    else:
-        model.save_to_preset(out, training=recipe_of(source))
+    with folder_locks.only_one_in(  # or it would write over what another has just found
+        out.absolute().parent, f"fits samplers for {out.name}", f".lock_{out.name}"
+    ):
+        model = load(source, compile=True)
+        for budget in budgets or (2, 3, 4):
+            fitted = model.fit_sampler(
+                budget,
+                guidance=guidance,
+                num_images=num_images,
+                epochs=epochs,
+                teacher_steps=teacher_steps,
+                seed=seed,
+            )
+            click.echo(
+                f"{budget} evaluations: distance from the long walks {fitted.errors['fitted']:.3g},"
+                f" before {fitted.errors['before']:.3g}"
+            )
+        if out.suffix == ".keras":
+            model.save(out)
+        else:
+            model.save_to_preset(out, training=recipe_of(source))
     click.echo(f"Written to {out}")

@@ -97,6 +97,7 @@ def cached(dataset: Dataset, cache: bool | str | os.PathLike, name: str, identit
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     place = pathlib.Path(cache) / f"{name}_{digest}"
     if not place.exists():
-        with files.written_beside(place) as temporary:
+        with files.beside(place) as temporary:
             dataset.save(str(temporary))
+            files.place_first(temporary, place)  # another process may read its own by now
     return tf.data.Dataset.load(str(place))

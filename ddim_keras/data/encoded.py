@@ -51,7 +51,8 @@ def look_at(images: Iterable[bytes], wanted: Wanted, what: str) -> Look:
             facts.append(decoding.examine(io.BytesIO(encoded), wanted.bits))
         except Exception as error:  # decoders raise whatever they like on damaged files
             raise ValueError(
-                f"image {number} of {what} cannot be read ({type(error).__name__}: {error})"
+                f"image {number} of {what} cannot be read ({_said(error)}): repair it or leave it "
+                "out"
             ) from error
     if not facts:
         raise ValueError(f"{what} holds no images")
@@ -64,6 +65,12 @@ def look_at(images: Iterable[bytes], wanted: Wanted, what: str) -> Look:
     bits = max(depth.settle([fact.depth for fact in facts], names, what))
     own = 1 if all(fact.grey for fact in facts) and colours.is_grey(wanted.background) else 3
     return Look(wanted.channels or own, wanted.bits or bits)
+
+
+def _said(error: Exception) -> str:
+    """The words of a decoder's error; Pillow names the object in memory, of which nobody knows."""
+    words = re.sub(r" <_io.BytesIO object at \w+>", "", str(error))
+    return f"{type(error).__name__}: {words}"
 
 
 def reader(look: Look, background: Colour, what: str, encoded_of: Callable | None = None) -> Any:
@@ -86,7 +93,7 @@ def reader(look: Look, background: Colour, what: str, encoded_of: Callable | Non
                 io.BytesIO(encoded), look.channels, background, int(look.bits)
             )
         except Exception as error:
-            message = f"an image of {what} cannot be read ({type(error).__name__}: {error})"
+            message = f"an image of {what} cannot be read ({_said(error)})"
             raise ValueError(
                 f"{image_checks.ERROR_START}{message}{image_checks.ERROR_END}"
             ) from error

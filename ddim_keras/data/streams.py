@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ddim_keras.data import encoded, ending, image_checks
@@ -15,9 +16,13 @@ from ddim_keras.support.types import Dataset
 _IMAGE_NAMES = ("image/encoded", "image", "jpg", "jpeg", "png", "webp", "img", "image_raw")
 _LABEL_NAMES = ("image/class/label", "label", "labels", "class", "cls")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
-
-
 _MOST_CLASSES = 100_000
+_ADVICE = "copy or write it again, or leave it out"
+# What TensorFlow lays around the words of an error.
+_AROUND = re.compile(
+    r"\{\{function_node [^}]*\}\} |Error in user-defined function passed to \S+ "
+    r"transformation with iterator: \S+: | \[Op:\w+\].*"
+)
 
 
 class Stream(NamedTuple):
@@ -127,27 +132,25 @@ def _with_labels_of(stream: Stream, kept: Stream | None, what: str) -> Stream:
     return stream._replace(labels=max(stream.labels, kept.labels))
 
 
-def _counted(examples: Dataset, labels: bool, what: str) -> Stream:
+def _counted(
+    examples_of: Callable[[list[str]], Dataset], files: Sequence[str], labels: bool, what: str
+) -> Stream:
     """Go through all examples once: their number must be known, for a training to resume.
 
     Args:
-        examples: (encoded image, label), -1 where an example has none.
+        examples_of: opens files: (encoded image, label), -1 where an example has none.
+        files: all of them.
         labels: whether labels are wanted.
         what: what to call the data set in a message.
     """
     import tensorflow as tf
 
-    def add(found: Any, example: Any) -> Any:
-        image, label = example
-        size = tf.cast(tf.strings.length(image), tf.int64)
-        lacking = tf.cast(label < 0, tf.int64)
-        return found[0] + 1, found[1] + size, tf.maximum(found[2], label), found[3] + lacking
-
-    start = tuple(tf.constant(value, tf.int64) for value in (0, 0, -1, 0))
+    examples = examples_of(list(files))
     try:
-        number, size, largest, lacking = (int(part) for part in examples.reduce(start, add))
-    except tf.errors.OpError as error:
-        raise ValueError(f"{what} is damaged: {_said(str(error.message))}") from None
+        number, size, largest, lacking = _figures(examples)
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        name = _damaged_one(examples_of, files) or what
+        raise ValueError(f"{name} is damaged: {_said(error)}: {_ADVICE}") from None
     if not number:
         raise ValueError(f"{what} holds no images")
     if labels and 0 < lacking < number:
@@ -164,12 +167,44 @@ def _counted(examples: Dataset, labels: bool, what: str) -> Stream:
     return Stream(counted, number, size, largest if labels and lacking < number else None)
 
 
-def _said(message: str) -> str:
+def _figures(examples: Dataset) -> tuple[int, int, int, int]:
+    """How many examples there are, the bytes of their images, the largest label, and how many lack
+    one.
+    """
+    import tensorflow as tf
+
+    def add(found: Any, example: Any) -> Any:
+        image, label = example
+        size = tf.cast(tf.strings.length(image), tf.int64)
+        lacking = tf.cast(label < 0, tf.int64)
+        return found[0] + 1, found[1] + size, tf.maximum(found[2], label), found[3] + lacking
+
+    start = tuple(tf.constant(value, tf.int64) for value in (0, 0, -1, 0))
+    number, size, largest, lacking = (int(part) for part in examples.reduce(start, add))
+    return number, size, largest, lacking
+
+
+def _damaged_one(examples_of: Callable[[list[str]], Dataset], files: Sequence[str]) -> str | None:
+    """The first of the files that cannot be read to its end."""
+    import tensorflow as tf
+
+    for name in files:
+        try:
+            _figures(examples_of([name]))
+        except (tf.errors.OpError, UnicodeDecodeError):
+            return name
+    return None
+
+
+def _said(error: Exception) -> str:
     """The words of an error, where TensorFlow has laid its own and a traceback around them."""
+    if isinstance(error, UnicodeDecodeError):  # TensorFlow quotes the record in its error
+        return "a record of it is no tf.train.Example"
+    message = str(getattr(error, "message", error))
     start, end = image_checks.ERROR_START, image_checks.ERROR_END
     if start in message:
         return message.split(start)[1].split(end)[0]
-    return message.splitlines()[0]
+    return _AROUND.sub("", message.splitlines()[0]).strip().rstrip(".")
 
 
 def _records(files: Sequence[str], what: str, with_labels: bool) -> Stream:
@@ -179,14 +214,8 @@ def _records(files: Sequence[str], what: str, with_labels: bool) -> Stream:
     packed = {name.lower().endswith(".gz") for name in files}
     if len(packed) > 1:
         raise ValueError(f"only some files of {what} end with .gz: pack all of them, or none")
-    records = tf.data.TFRecordDataset(list(files), "GZIP" if packed == {True} else "")
-    try:
-        first = next(iter(records.take(1).as_numpy_iterator()), None)
-    except tf.errors.OpError as error:
-        raise ValueError(f"{what} is no TFRecord, or is damaged: {error.message}") from None
-    if first is None:
-        raise ValueError(f"{what} holds no images")
-    features = tf.train.Example.FromString(first).features.feature
+    packing = "GZIP" if packed == {True} else ""
+    features = _first_features(files, packing, what)
     kinds = {name: feature.WhichOneof("kind") for name, feature in features.items()}
     images = [name for name in _IMAGE_NAMES if kinds.get(name) == "bytes_list"]
     if not images:
@@ -204,8 +233,34 @@ def _records(files: Sequence[str], what: str, with_labels: bool) -> Stream:
         found = tf.io.parse_single_example(record, wanted)
         return found[images[0]], found[labels[0]] if labels else tf.constant(-1, tf.int64)
 
-    examples = records.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-    return _counted(examples, with_labels, what)
+    def examples_of(files: list[str]) -> Dataset:
+        records = tf.data.TFRecordDataset(files, packing)
+        return records.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+    return _counted(examples_of, files, with_labels, what)
+
+
+def _first_features(files: Sequence[str], packing: str, what: str) -> Any:
+    """The features of the first record."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    records = tf.data.TFRecordDataset(list(files), packing).take(1)
+    try:
+        first = next(iter(records.as_numpy_iterator()), None)
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"{what} is no TFRecord, or is damaged: {_said(error)}: {_ADVICE}"
+        ) from None
+    if first is None:
+        raise ValueError(f"{what} holds no images")
+    try:
+        return tf.train.Example.FromString(first).features.feature
+    except DecodeError:
+        raise ValueError(
+            f"{what} holds records that are no tf.train.Example: write one for each image, with "
+            f"the encoded image under one of the names {', '.join(_IMAGE_NAMES)}"
+        ) from None
 
 
 def _tars(files: Sequence[str], what: str, with_labels: bool) -> Stream:
@@ -235,14 +290,16 @@ def _tars(files: Sequence[str], what: str, with_labels: bool) -> Stream:
                 return image, _class_of(sample) if with_labels else -1
         return None
 
-    def examples() -> Iterator[tuple[bytes, int]]:
-        samples = iter(webdataset.WebDataset(list(files), shardshuffle=False, empty_check=False))
-        while (example := next_of(samples)) is not None:
-            yield example
+    def examples_of(files: list[str]) -> Dataset:
+        def examples() -> Iterator[tuple[bytes, int]]:
+            samples = iter(webdataset.WebDataset(files, shardshuffle=False, empty_check=False))
+            while (example := next_of(samples)) is not None:
+                yield example
 
-    spec = (tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64))
-    dataset = tf.data.Dataset.from_generator(examples, output_signature=spec)
-    return _counted(dataset, with_labels, what)
+        spec = (tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64))
+        return tf.data.Dataset.from_generator(examples, output_signature=spec)
+
+    return _counted(examples_of, files, with_labels, what)
 
 
 def _ends_as_tar(name: str) -> bool:

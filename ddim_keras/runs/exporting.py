@@ -110,7 +110,7 @@ def export_images(
         "versions": _versions(),
     }
     folder = _checked_folder(folder)
-    # What was left of its shards is removed, and none is made twice.
+    # None of its shards is made twice.
     part = f"makes part {machine}/{machines} of the images"
     with folder_locks.only_one_in(folder, part, f".lock_{machine}_of_{machines}"):
         _describe(folder, description)
@@ -123,7 +123,6 @@ def export_images(
             these = told.arguments(np.arange(starts[index], starts[index] + count))
             images = model.generate(count, first_image=starts[index], **these, **options)
             if index == 0:
-                files.remove_leftovers(folder, "contact_sheet.png")
                 plotting.save_images(folder / "contact_sheet.png", images[:_CONTACT_SHEET])
             _write_shard(path, format, images, starts[index])
             made += 1
@@ -151,7 +150,6 @@ def _checked_folder(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def _write_shard(path: pathlib.Path, format: str, images: ImageArray, first: int) -> None:
-    files.remove_leftovers(path.parent, path.name)
     with files.written_beside(path) as temporary:
         FORMATS[format].write(temporary, np.rint(255.0 * images).astype("uint8"), first)
 
@@ -255,9 +253,9 @@ def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
     if not path.is_file():
         if has_shards:
             raise ValueError(f"{folder} holds shards without metadata.json: choose another folder")
-        with files.written_beside(path) as temporary:
+        with files.beside(path) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n")
-        return
+            files.place_first(temporary, path)
     found = reading.json_of(path, "choose another folder")
     different = [
         name

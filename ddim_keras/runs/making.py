@@ -22,7 +22,10 @@ from ddim_keras.training import averages
 
 
 def make_model(
-    config: RunConfig, recipe: presets.Training, training_data: Dataset, place: RunFolder
+    config: RunConfig,
+    recipe: presets.Training,
+    training_data: Dataset,
+    source: DiffusionModel | None,
 ) -> DiffusionModel:
     """Return the model that a run trains, compiled.
 
@@ -30,12 +33,11 @@ def make_model(
         config: of the run.
         recipe: how it is trained.
         training_data: what it is to make.
-        place: the run's folder, where the model that it starts from may be kept already.
+        source: the model that it starts from, or that teaches it, by `source_of`.
 
     Raises:
         ValueError: an unknown precision, or a model to start from that does not fit the data.
     """
-    make = _student if config.distill else _started if config.init_from else _untrained
     precision = backend.fastest_precision() if config.precision == "auto" else config.precision
     try:
         keras.dtype_policies.get(precision)
@@ -44,7 +46,11 @@ def make_model(
             f"unknown precision {precision!r}: expected auto, or a policy of Keras, such as "
             "float32, mixed_bfloat16 or mixed_float16"
         ) from error
-    model = make(config, training_data, precision, place)
+    if source is None:
+        model = _untrained(config, training_data, precision)
+    else:
+        make = _student if config.distill else _started
+        model = make(config, training_data, precision, source)
     own_metrics = []
     if (
         config.kid
@@ -63,9 +69,7 @@ def make_model(
     return model
 
 
-def _untrained(
-    config: RunConfig, training_data: Dataset, precision: str, _: RunFolder
-) -> DiffusionModel:
+def _untrained(config: RunConfig, training_data: Dataset, precision: str) -> DiffusionModel:
     """The model that the configuration describes, for such data."""
     settings = _settings(config, training_data, precision)
     return DiffusionModel.from_preset(config.preset, load_weights=False, **settings)
@@ -89,15 +93,14 @@ def _settings(config: RunConfig, training_data: Dataset, precision: str) -> dict
 
 
 def _started(
-    config: RunConfig, training_data: Dataset, precision: str, place: RunFolder
+    config: RunConfig, training_data: Dataset, precision: str, source: DiffusionModel
 ) -> DiffusionModel:
-    """A model that starts from another's averaged weights, which the folder keeps.
+    """A model that starts from another's averaged weights.
 
     Its images may have another size and its classes other names: those of the same name start from
     what was learned of them.
     """
     name = config.init_from
-    source = _kept(place.initial, str(name))
     settings = _settings(config, training_data, precision)
     _check_fits(source, settings, str(name))
     classes: Sequence[int | None] = ()
@@ -153,38 +156,46 @@ def _told(condition_shape: Sequence[int] | None) -> str:
     return f"conditions of shape {tuple(condition_shape)}" if condition_shape else "noise alone"
 
 
-def _kept(copy: pathlib.Path, source: str) -> DiffusionModel:
-    """The model that a run starts from: its own copy, once it has one."""
+def source_of(config: RunConfig, place: RunFolder) -> DiffusionModel | None:
+    """Return the model that a run starts from, or that teaches it: the run's own copy, once it has
+    one; None for a run without.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    name = config.distill["model"] if config.distill else config.init_from
+    if not name:
+        return None
+    copy = _copy_in(place, config)
     if not copy.is_file():
-        return load(source)
+        return load(name)
     try:
         return load(str(copy))
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{error}. It is the run's copy of {source}: if that is still the same model, remove "
+            f"{error}. It is the run's copy of {name}: if that is still the same model, remove "
             f"{copy}, and it is copied again"
         ) from error
 
 
-def keep_source(config: RunConfig, place: RunFolder) -> None:
+def keep_source(config: RunConfig, place: RunFolder, source: DiffusionModel | None) -> None:
     """Keep the model that a run starts from in its folder, so that it resumes wherever that came
-    from.
+    from, and whatever has been made of that since.
     """
-    if config.distill and not place.teacher.is_file():
-        load(config.distill["model"]).save(place.teacher)
-    if config.init_from and not place.initial.is_file():
-        load(config.init_from).save(place.initial)
+    if source is not None and not _copy_in(place, config).is_file():
+        source.save(_copy_in(place, config))
+
+
+def _copy_in(place: RunFolder, config: RunConfig) -> pathlib.Path:
+    return place.teacher if config.distill else place.initial
 
 
 def _student(
-    config: RunConfig, training_data: Dataset, precision: str, place: RunFolder
+    config: RunConfig, training_data: Dataset, precision: str, teacher: DiffusionModel
 ) -> DiffusionModel:
-    """A model that starts from the weights of its teacher, which the folder keeps: the run resumes
-    wherever that came from.
-    """
+    """A model that starts from the weights of its teacher."""
     options = dict(config.distill)
     source = options.pop("model")
-    teacher = _kept(place.teacher, source)
     shape = tuple(taken_apart(training_data.element_spec).images.shape[1:])
     if shape != teacher.image_shape:
         raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs.checkpoints import DivergedError
-from ddim_keras.support import files, reading
+from ddim_keras.support import files, leftovers, reading
 from ddim_keras.support.types import Array
 
 _ARRAYS = ("averages", "step", "updates", "lengths")
@@ -93,7 +93,7 @@ class Snapshots:
 
     def forget_after(self, step: int) -> None:
         """Remove those of steps that will be taken again."""
-        files.remove_leftovers(self.folder)
+        leftovers.remove(self.folder)
         for path in self.folder.glob("step_*.npz"):
             number = path.stem.removeprefix("step_")
             if number.isdecimal() and int(number) > step:

@@ -20,12 +20,12 @@ from ddim_keras.runs import callbacks, copying, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import AUTO, RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
-from ddim_keras.runs.making import keep_source, make_model
+from ddim_keras.runs.making import keep_source, make_model, source_of
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
 from ddim_keras.runs.workers import lost_workers_told, only_training_in
-from ddim_keras.support import backend, files, keras_files, progress
+from ddim_keras.support import backend, keras_files, leftovers, progress
 from ddim_keras.support import devices as on_devices
 from ddim_keras.support.types import Data, Dataset
 
@@ -133,7 +133,7 @@ def _train(
     config = shared.reconcile(config, tell)
     fitted = shared.config.is_file()
     _meet()  # nobody writes before all have read
-    training = _prepare(config, place, tell, fitted)
+    training = _prepare(config, shared, place, tell, fitted)
     config = training.config
     checkpoints, written = (Checkpoints(each.checkpoints, config.keep) for each in (shared, place))
     step = _resume(training, checkpoints)
@@ -186,10 +186,18 @@ def _model_is_saved(place: RunFolder, checkpoints: Checkpoints, tell: Tell) -> b
     return True
 
 
-def _prepare(config: RunConfig, place: RunFolder, tell: Tell, fitted: bool) -> _Training:
+def _prepare(
+    config: RunConfig,
+    shared: RunFolder,
+    place: RunFolder,
+    tell: Tell,
+    fitted: bool,
+    source: DiffusionModel | None = None,
+) -> _Training:
     """Load the data, make the model, and write the configuration now that it is known to work.
 
-    `fitted` says whether the number of steps is already what fits into the minutes.
+    `fitted` says whether the number of steps is already what fits into the minutes. The model to
+    start from is loaded once: what another training makes of its file meanwhile does not count.
     """
     keras.utils.set_random_seed(
         config.seed
@@ -221,13 +229,14 @@ def _prepare(config: RunConfig, place: RunFolder, tell: Tell, fitted: bool) -> _
     validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
+    source = source or source_of(config, shared)
     if config.minutes is not None and not fitted:
-        config = _fitted_into_minutes(config, recipe, training_data, place, tell)
+        config = _fitted_into_minutes(config, recipe, training_data, source, tell)
         # Afresh, as when it is resumed: trying steps has drawn random numbers.
-        return _prepare(config, place, tell, fitted=True)
-    model = make_model(config, recipe, training_data, place)
+        return _prepare(config, shared, place, tell, True, source)
+    model = make_model(config, recipe, training_data, source)
     place.write(config)
-    keep_source(config, place)
+    keep_source(config, place, source)
     return _Training(config, recipe, place, model, training_data, validation, tell)
 
 
@@ -245,11 +254,11 @@ def _fitted_into_minutes(
     config: RunConfig,
     recipe: presets.Training,
     training_data: Dataset,
-    place: RunFolder,
+    source: DiffusionModel | None,
     tell: Tell,
 ) -> RunConfig:
     minutes = float(config.minutes or 0.0)
-    model = make_model(config, recipe, training_data, place)
+    model = make_model(config, recipe, training_data, source)
     model.normalizer.adapt(training_data.take(10))
     part = backend.process()
     steps = steps_within(minutes, model, training_data.from_step(0, part=part))
@@ -264,7 +273,7 @@ def _resume(training: _Training, checkpoints: Checkpoints) -> int:
     """
     config, model = training.config, training.model
     for place in (training.folder.path, training.folder.checkpoints, training.folder.samples):
-        files.remove_leftovers(place)
+        leftovers.remove(place)
     step = 0
     newest = checkpoints.newest_whole()
     if newest is not None:

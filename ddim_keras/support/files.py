@@ -9,26 +9,12 @@ import os
 import pathlib
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
+
+from ddim_keras.support import leftovers
 
 # The disk is full, or a file is as long as it may be, or a user has all that he may.
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-_TEMPORARY = f".{8 * '[0-9a-f]'}"
-
-
-def remove_leftovers(folder: str | os.PathLike, name: str = "*") -> None:
-    """Remove what killed processes left of `written_beside` in a folder, where no other process
-    writes a file of this name.
-    """
-    found = pathlib.Path(folder)
-    for path in {path for end in ("", ".old") for path in found.glob(f"{_TEMPORARY}.{name}{end}")}:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def check_folder(folder: str | os.PathLike) -> None:
@@ -81,7 +67,7 @@ def check_room(path: str | os.PathLike, size: int) -> None:
     Raises:
         OSError: there is not, on the disk or by what may be written; names the file.
     """
-    probe = _temporary_name(pathlib.Path(path))
+    probe = leftovers.temporary_name(pathlib.Path(path))
     try:
         with _naming(path, probe), open(probe, "wb") as file:
             _reserve(file.fileno(), size, probe.parent)
@@ -125,10 +111,6 @@ def keep_others(folder: pathlib.Path, new: pathlib.Path) -> None:
                 shutil.copy2(kept, new / kept.name, follow_symlinks=False)
 
 
-def _temporary_name(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-
-
 @contextlib.contextmanager
 def _naming(path: str | os.PathLike, temporary: pathlib.Path) -> Iterator[None]:
     """Let errors in writing name the file that is written, where they name none or a temporary one;
@@ -157,7 +139,8 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     The block may make a file or a folder there. The folder around it is made if need be. A file
     that stood at `path` is replaced by a file, a folder by a folder. When the block raises, what it
-    made is removed and `path` stays as it was.
+    made is removed and `path` stays as it was. What a killed process left of writing to the same
+    path is removed first.
 
     Raises:
         IsADirectoryError: the block made a file, and a folder stands at `path`.
@@ -167,18 +150,39 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     if path.is_symlink() and path.is_dir():
         path = path.resolve()  # the folder is replaced, and the link stays
+    with beside(path) as temporary:
+        yield temporary
+        _rename(temporary, path)
+
+
+@contextlib.contextmanager
+def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a temporary path as `written_beside` does; what stands there at the end is removed."""
     check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_name(path)
+    temporary = leftovers.temporary_name(path)
+    with leftovers.writing(path):
+        try:
+            with _naming(path, temporary):
+                yield temporary
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def place_first(new: pathlib.Path, path: pathlib.Path) -> None:
+    """Let a file or folder take its place, unless another process has come first."""
+    is_folder = new.is_dir()
     try:
-        with _naming(path, temporary):
-            yield temporary
-            _rename(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        (os.rename if is_folder else os.link)(new, path)
+    except OSError:
+        if os.path.lexists(path):
+            return
+        if is_folder:
+            raise
+        os.replace(new, path)  # on a file system without links
 
 
 def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
@@ -189,12 +193,13 @@ def _rename(temporary: pathlib.Path, path: pathlib.Path) -> None:
         return
     if _exchanged(temporary, path):  # what was there is removed with what is temporary
         return
-    old = temporary.with_name(f"{temporary.name}.old")  # only an empty one is replaced in one go
-    os.replace(path, old)
+    old = leftovers.old_name(temporary)  # only an empty one is replaced in one go
     try:
+        os.replace(path, old)
         os.replace(temporary, path)
-    except OSError:
-        os.replace(old, path)
+    except BaseException:  # a request to terminate, too
+        if not os.path.lexists(path):
+            os.replace(old, path)
         raise
     shutil.rmtree(old)
 

@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -203,12 +202,11 @@ def _save_whole(
 
 def _save_shards(save: Callable, path: pathlib.Path, size: int, **kwargs: Any) -> None:
     """Save to several files, which name each other; the one that names all of them comes last."""
-    files.check_folder(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.check_room(path, size)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        whole = pathlib.Path(folder, path.name)
+    with files.beside(path) as folder:
+        files.check_room(path, size)
+        folder.mkdir()
+        whole = folder / path.name
         save(str(whole), overwrite=True, **kwargs)
-        for shard in whole.parent.glob("*.weights.h5"):
+        for shard in folder.glob("*.weights.h5"):
             os.replace(shard, path.with_name(shard.name))
         os.replace(whole, path)
