@@ -363,7 +363,9 @@ class CategoricalDiffusionModel(EMANetworks):
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(_NOT_A_FUNCTION)
+        if type(self).call is CategoricalDiffusionModel.call:
+            raise TypeError(_NOT_A_FUNCTION)
+        return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(_NOT_A_FUNCTION)

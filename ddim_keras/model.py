@@ -333,16 +333,23 @@ class DiffusionModel(EMATrainer):
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(_NOT_A_FUNCTION.format(what="cannot be called"))
+        self._require_a_call("cannot be called")
+        return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(_NOT_A_FUNCTION.format(what="cannot be called"))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(_NOT_A_FUNCTION.format(what="has no predict"))
+        self._require_a_call("has no predict")
+        return super().predict(*args, **kwargs)
 
     def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(_NOT_A_FUNCTION.format(what="has no predict_on_batch"))
+        self._require_a_call("has no predict_on_batch")
+        return super().predict_on_batch(*args, **kwargs)
+
+    def _require_a_call(self, what: str) -> None:
+        if type(self).call is DiffusionModel.call:
+            raise TypeError(_NOT_A_FUNCTION.format(what=what))
 
     def compute_output_shape(self, input_shape: Any = None) -> tuple[int | None, ...]:
         """Return the shape of the images it generates, (batch, height, width, channels)."""
