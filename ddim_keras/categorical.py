@@ -187,7 +187,7 @@ class CategoricalDiffusionModel(EMANetworks):
         )
         self.optimizer.build(self.trainable_variables)
 
-    def compile_from_config(self, config: Config) -> None:
+    def _compile_again(self, config: Config) -> None:
         self.compile(
             **{
                 name: keras.saving.deserialize_keras_object(value)

@@ -15,7 +15,7 @@ from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
 from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.placement import workers_placed
-from ddim_keras.support.types import Callbacks, Data, Labels, Logs, SampleWeights
+from ddim_keras.support.types import Callbacks, Config, Data, Labels, Logs, SampleWeights
 from ddim_keras.training import preparing
 from ddim_keras.training.monitoring import watching_what_exists
 from ddim_keras.training.steps import EMASteps
@@ -104,7 +104,7 @@ class EMATrainer(EMASteps):
         if "objective" in vars(self):  # Keras itself begins with None, before
             self.objective.loss = preparing.as_loss(loss)
 
-    def compile_from_config(self, config: dict[str, Any]) -> None:
+    def _compile_again(self, config: Config) -> None:
         check_settings(
             config,
             "what the model was compiled with",
@@ -210,8 +210,7 @@ class EMATrainer(EMASteps):
                 self.normalizer, data.x, batch_size, steps_per_epoch, verbose
             )
             preparing.require_steps(data.x, steps_per_epoch, "x", "steps_per_epoch")
-            own_step = type(self).test_step is not EMASteps.test_step
-            only_these = data.validation_data is not None and not own_step
+            only_these = data.validation_data is not None and self._validates_as_made
             watching = watching_what_exists(callbacks, self.image_metrics, only_these)
             batched = data.in_batches(self, x, batch_size, validation_batch_size, shuffle)
             with watching, workers_placed(), taking_turns(self.engine, callbacks) as callbacks:
@@ -232,6 +231,11 @@ class EMATrainer(EMASteps):
                     validation_batch_size=validation_batch_size,
                     **kwargs,
                 )
+
+    @property
+    def _validates_as_made(self) -> bool:
+        """Whether the figures of a validation are the losses and `image_metrics` alone."""
+        return type(self).test_step is EMASteps.test_step
 
     def evaluate(
         self,
