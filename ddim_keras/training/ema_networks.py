@@ -114,9 +114,9 @@ class EMANetworks(WholeFiles):
 
     @ema_decay.setter
     def ema_decay(self, decay: float) -> None:
-        if not 0.0 <= decay < 1.0:
+        if isinstance(decay, str) or not 0.0 <= decay < 1.0:
             raise ValueError(
-                f"ema_decay must lie in [0, 1), got {decay}: 1 would never follow the network"
+                f"ema_decay must lie in [0, 1), got {decay!r}: 1 would never follow the network"
             )
         self._ema_decay = float(decay)
 
