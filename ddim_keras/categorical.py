@@ -23,6 +23,7 @@ from ddim_keras.support.arguments import (
     integers,
     not_negative,
     positive_int,
+    unit_number,
 )
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import load_model_file
@@ -187,7 +188,7 @@ class CategoricalDiffusionModel(EMANetworks):
         )
         self.optimizer.build(self.trainable_variables)
 
-    def compile_from_config(self, config: Config) -> None:
+    def _compile_again(self, config: Config) -> None:
         self.compile(
             **{
                 name: keras.saving.deserialize_keras_object(value)
@@ -341,8 +342,7 @@ class CategoricalDiffusionModel(EMANetworks):
         Raises:
             ValueError: as for `fit`, or a time out of its range.
         """
-        if not 0.0 <= diffusion_time <= 1.0:
-            raise ValueError(f"diffusion_time must lie in [0, 1], got {diffusion_time}")
+        diffusion_time = unit_number("diffusion_time", diffusion_time)
         categories = checked_categories(categories, self.shape, self.categories)
         places = ops.arange(len(categories), dtype="int32")
         fresh, kept = (
@@ -363,7 +363,9 @@ class CategoricalDiffusionModel(EMANetworks):
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(_NOT_A_FUNCTION)
+        if type(self).call is CategoricalDiffusionModel.call:
+            raise TypeError(_NOT_A_FUNCTION)
+        return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(_NOT_A_FUNCTION)

@@ -333,16 +333,19 @@ class DiffusionModel(EMATrainer):
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(_NOT_A_FUNCTION.format(what="cannot be called"))
+        _require_a_call(self, "cannot be called")
+        return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(_NOT_A_FUNCTION.format(what="cannot be called"))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(_NOT_A_FUNCTION.format(what="has no predict"))
+        _require_a_call(self, "has no predict")
+        return super().predict(*args, **kwargs)
 
     def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(_NOT_A_FUNCTION.format(what="has no predict_on_batch"))
+        _require_a_call(self, "has no predict_on_batch")
+        return super().predict_on_batch(*args, **kwargs)
 
     def compute_output_shape(self, input_shape: Any = None) -> tuple[int | None, ...]:
         """Return the shape of the images it generates, (batch, height, width, channels)."""
@@ -614,6 +617,11 @@ class DiffusionModel(EMATrainer):
             "name": self.name,
             **({} if distillation is None else {"distillation": serialize(distillation)}),
         }
+
+
+def _require_a_call(model: DiffusionModel, what: str) -> None:
+    if type(model).call is DiffusionModel.call:
+        raise TypeError(_NOT_A_FUNCTION.format(what=what))
 
 
 def _published(

@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -510,6 +511,9 @@ def test_what_cannot_be_generated_leaves_nothing_behind(tmp_path, model_path):
         assert not out.exists()
     out.write_text("a file")
     assert "is a file: give a folder" in run("generate", "-m", model_path, "-o", out, code=1)
+    picture = tmp_path / "new.png"
+    assert f"such as {tmp_path / 'new'}" in run("generate", "-m", model_path, "-o", picture, code=1)
+    assert not picture.exists()
 
 
 def test_metadata_names_what_the_defaults_stood_for(tmp_path, model_path):
@@ -1000,3 +1004,23 @@ def test_another_teacher_is_refused_and_a_moved_one_is_not(tmp_path, model_path,
     again = ["distill", "-o", tmp_path / "few", "-m"]
     assert "is another one: choose another folder" in run(*again, tmp_path / "o.keras", code=1)
     assert "Nothing is left to do" in run(*again, tmp_path / "moved.keras")
+
+
+@pytest.mark.slow
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(
+    tmp_path, model_path, pictures, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(model_path, tmp_path / "kept.keras")
+    few = ["--steps", 1]
+    run("generate", "--model=~/kept.keras", "--out=~/new", "-n", 1, *few)
+    run("reconstruct", "-m", "~/kept.keras", f"~/{pictures[0].name}", "-o", "~/rows.png", *few)
+    run("export", "-m", "~/kept.keras", "~/preset")
+    run("convert", "~/preset", "~/again.keras")
+    for name in ("new/metadata.json", "rows.png", "preset/preset.json", "again.keras"):
+        assert (tmp_path / name).is_file()
+    told = run("train", "--config=~/none.yaml", "--out=~/run", code=1)
+    assert str(tmp_path / "none.yaml") in told
+    assert not (tmp_path / "~").exists()

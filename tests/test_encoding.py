@@ -359,6 +359,7 @@ def make_brightness_model():
             "diffusion_steps must be an integer, at least 1",
         ),
         (lambda m, x: m.variations(x[0], 1.5), r"strength must lie in \[0, 1\], got 1.5"),
+        (lambda m, x: m.variations(x[0], "0.5"), r"strength must lie in \[0, 1\], got '0.5': 0 k"),
     ],
 )
 def test_bad_edits_are_refused(trained_model, call, message):

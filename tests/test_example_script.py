@@ -261,3 +261,51 @@ def test_an_overridden_loss_that_is_never_called_is_said():
         class Whole(Example):
             def train_step(self, *arguments):
                 return super().train_step(*arguments)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="steps of TensorFlow's trainer")
+def test_figures_of_an_own_test_step_are_watched_and_losses_it_does_not_measure_left_out(tmp_path):
+    class Example(DiffusionModel):
+        def compile(self, **options):
+            super().compile(**options)
+            self.kid = KID(name="kid")
+
+        @property
+        def metrics(self):
+            return [self.noise_loss_tracker, self.image_loss_tracker, self.kid]
+
+        def test_step(self, images):
+            images = self.normalizer(images)
+            noises = keras.random.normal(ops.shape(images))
+            pred_noises, _ = self.denoise(noises, 1.0, 0.02, training=False)
+            self.noise_loss_tracker.update_state(self.loss(noises, pred_noises))
+            self.kid.update_state(images, self.reverse_diffusion(noises, 2))
+            return {metric.name: metric.result() for metric in (self.noise_loss_tracker, self.kid)}
+
+    model = Example(8, [4], 1, channels=1, seed=1)
+    model.compile(optimizer="sgd", loss="mae")
+    images, path = random_images(8), tmp_path / "best.weights.h5"
+    saving = keras.callbacks.ModelCheckpoint(
+        path, monitor="val_kid", mode="min", save_best_only=True, save_weights_only=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        history = model.fit(images, validation_data=images, callbacks=[saving], verbose=0).history
+    assert {name for name in history if name.startswith("val_")} == {"val_n_loss", "val_kid"}
+    assert saving.best == history["val_kid"][0] and path.is_file()
+
+
+@slow_on_jax
+def test_a_model_whose_subclass_says_how_it_is_called_can_be_called():
+    class Denoising(DiffusionModel):
+        def call(self, noisy_images, training=False):
+            return self.denoise(noisy_images, 0.6, 0.8)[1]
+
+    model = Denoising(8, [4], 1, channels=1)
+    images = random_images(4)
+    expected = ops.convert_to_numpy(model.denoise(images, 0.6, 0.8)[1])
+    for found in (model(images), model.predict(images, verbose=0), model.predict_on_batch(images)):
+        np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
+    for method in ("__call__", "call", "predict", "predict_on_batch"):
+        with pytest.raises(TypeError, match="a DiffusionModel .*model.generate"):
+            getattr(DiffusionModel(8, [4], 1, channels=1), method)(images)

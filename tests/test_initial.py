@@ -267,6 +267,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(photos, tmp_pat
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             runs.train(config_of(photos, tmp_path / name), tmp_path / "run", verbose=0)
+    trained(conditioning="input").save(tmp_path / "input.keras")
+    with pytest.raises(ValueError, match="do not fit this run.*every_block.*leave .* out, or lab"):
+        runs.train(config_of(photos, tmp_path / "input.keras", labels=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="do not fit a model with another widths"):
         config_of(photos, tmp_path / "colour.keras", model={"widths": [8]})

@@ -460,7 +460,7 @@ def test_the_table_tells_the_network_the_noise_level():
     assert table_of([], SCHEDULE.conditions).shape == planned.table.shape
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), "0.5", None, [0.5, 0.1]])
 def test_eta_outside_the_unit_interval_is_refused(eta):
     with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\], got"):
         DDIM(eta)

@@ -284,6 +284,29 @@ def test_settings_of_a_later_version_are_named_with_the_file(part, saved, tmp_pa
         assert ddim_keras.load_model(path, compile=False).normalizer.adapted
 
 
+def test_a_subclass_that_does_not_take_its_settings_is_told_how_to(tmp_path):
+    class Small(ddim_keras.DiffusionModel):
+        def __init__(self):
+            super().__init__(8, [4], 1)
+
+    class Mended(Small):
+        @classmethod
+        def from_config(cls, config, custom_objects=None):
+            return cls()
+
+    class Needy(ddim_keras.DiffusionModel):
+        def __init__(self, image_size, depth, **options):
+            super().__init__(image_size, **{**options, "block_depth": depth})
+
+    path = tmp_path / "small.keras"
+    Small().save(path)
+    with pytest.raises(ValueError, match=r"Small.__init__ does not take .*from_config\(cls, con"):
+        keras.models.load_model(path, custom_objects={"Small": Small})
+    assert keras.models.load_model(path, custom_objects={"Small": Mended}).widths == [4]
+    with pytest.raises(ValueError, match=r"Needy.__init__ needs \['depth'\].*get_config that ret"):
+        Needy.from_config(Needy(8, 1, widths=[4]).get_config())
+
+
 def test_settings_that_are_missing_have_their_defaults(saved, trained_model, tmp_path):
     needed = {"image_size", "widths", "block_depth", "channels", "parameterization"}  # not defaults
 

@@ -735,6 +735,30 @@ def test_what_is_frozen_is_said_and_the_average_is_never_trained():
         few.train_on_batch(random_images(8))
 
 
+def test_layers_frozen_after_a_fit_stay_as_they_are_and_a_file_says_so(tmp_path):
+    model = make_small_model()
+    model.compile("sgd")
+    images = random_images(8)
+    model.fit(images, verbose=0)
+    normalizing = [layer for layer in model.network.layers if "normalization" in layer.name]
+    for layer in normalizing:  # nothing of them is trained by gradients
+        layer.trainable = False
+    before = [layer.get_weights() for layer in normalizing]
+    model.fit(images, verbose=0)
+    for old, layer in zip(before, normalizing):
+        assert layer.weights and all(map(np.array_equal, old, layer.get_weights()))
+    frozen = [layer for layer in model.network.layers if layer.weights][:-1]
+    for layer in frozen:
+        layer.trainable = False
+    model.compile("adam")
+    model.save(tmp_path / "frozen.keras")
+    again = ddim_keras.load_model(tmp_path / "frozen.keras")
+    names = [weight.path.split("/")[-1] for weight in again.trainable_variables]
+    assert names == ["kernel", "bias"] and len(again.optimizer.variables) == 2 + 2 * 2
+    flags = [layer.trainable for layer in model.network.layers]
+    assert [layer.trainable for layer in again.network.layers] == flags
+
+
 @pytest.mark.slow
 def test_weights_of_classes_go_by_name_too():
     images, labels = random_images(8), np.array(["cat", "dog"] * 4)

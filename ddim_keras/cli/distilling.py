@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ddim_keras.cli.group import main
-from ddim_keras.cli.options import devices_option, options_of, out_option
+from ddim_keras.cli.options import SOURCE, devices_option, options_of, out_option
 from ddim_keras.cli.training import run
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
@@ -26,6 +26,7 @@ _NOT_OPTIONS = (
     "--model",
     "-m",
     "source",
+    type=SOURCE,
     default=None,
     help="The teacher: a .keras file, a preset's name or folder, or the folder of a run.",
 )

@@ -12,6 +12,7 @@ from ddim_keras.cli.options import (
     EMA_LENGTH,
     PLACE,
     SIZE,
+    SOURCE,
     given_flags,
     guidance_of,
     guidance_options,
@@ -157,7 +158,7 @@ def _to_be_exported(source: str, ema_length: float | str | None) -> DiffusionMod
 
 
 @main.command()
-@click.argument("source")
+@click.argument("source", type=SOURCE)
 @click.argument("out", type=PLACE)
 @click.option(
     "--to",

@@ -16,6 +16,29 @@ from ddim_keras.support import files
 from ddim_keras.support.docstrings import attributes
 
 
+class _Source(click.ParamType):
+    """A name, or a file or folder. A shell leaves the ~ of --model=~/runs as it is; so do the paths
+    of the others below.
+    """
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return os.path.expanduser(str(value))
+
+
+class _File(click.Path):
+    """A file to read."""
+
+    def __init__(self, exists: bool):
+        super().__init__(exists=exists, dir_okay=not exists, path_type=pathlib.Path)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> pathlib.Path:
+        return pathlib.Path(os.fsdecode(super().convert(os.path.expanduser(value), param, ctx)))
+
+
 class _Place(click.Path):
     """A file or a folder to write."""
 
@@ -24,6 +47,7 @@ class _Place(click.Path):
     ) -> pathlib.Path:
         if not str(value).strip():  # a shell's variable that is not set; Python takes it for "."
             self.fail("an empty name is nowhere to write to: give a file or a folder", param, ctx)
+        value = os.path.expanduser(value)
         return pathlib.Path(os.fsdecode(super().convert(value, param, ctx)))
 
 
@@ -49,7 +73,8 @@ class _Picture(_Place):
 PLACE = _Place()
 PNG = _Picture(".png")
 PNG_OR_ANIMATION = _Picture(".png", ".gif", ".webp")
-IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
+SOURCE = _Source()
+IMAGE_FILE, ANY_FILE = _File(exists=True), _File(exists=False)
 images_argument = click.argument("images", nargs=-1, required=True, type=IMAGE_FILE)
 
 _CHOICES: Mapping[tuple[type, str], Collection[str]] = {
@@ -204,7 +229,9 @@ def model_option(command: Callable) -> Callable:
         "A .keras file, a preset's name or folder, or the folder of a run.  [default: "
         "fashion_mnist_32]"
     )
-    return click.option("--model", "-m", "source", default="fashion_mnist_32", help=about)(command)
+    return click.option(
+        "--model", "-m", "source", type=SOURCE, default="fashion_mnist_32", help=about
+    )(command)
 
 
 def out_option(about: str, kind: click.ParamType = PLACE) -> Callable:

@@ -10,7 +10,7 @@ import click
 
 from ddim_keras.cli.group import main
 from ddim_keras.cli.models import load
-from ddim_keras.cli.options import model_option
+from ddim_keras.cli.options import SOURCE, model_option
 
 if TYPE_CHECKING:
     from ddim_keras.serving.limits import Limits
@@ -101,6 +101,7 @@ def serve(
     "--model",
     "-m",
     "sources",
+    type=SOURCE,
     multiple=True,
     default=["fashion_mnist_32"],
     help="As for other commands; given several times, the page lets choose.  [default: "

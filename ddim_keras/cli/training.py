@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim_keras.cli.group import INTERRUPTED, main
-from ddim_keras.cli.options import devices_option, options_of, out_option
+from ddim_keras.cli.options import ANY_FILE, devices_option, options_of, out_option
 from ddim_keras.cli.startup import divide_batches
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--config",
     "-c",
-    type=click.Path(path_type=pathlib.Path),
+    type=ANY_FILE,
     help="A config.yaml; flags given beside it win.",
 )
 @devices_option
@@ -93,7 +93,7 @@ def run(
     given = {name: value for name, value in flags.items() if value is not None}
     if "cache" in given:
         given["cache"] = {"memory": True, "no": False, "auto": "auto"}.get(
-            given["cache"], os.path.abspath(given["cache"])
+            given["cache"], os.path.abspath(os.path.expanduser(given["cache"]))
         )
     if given.get("kid") == "none":
         given["kid"] = None

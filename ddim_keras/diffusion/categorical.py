@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.support.arguments import unit_number
 from ddim_keras.support.types import Array, Times
 
 
@@ -62,10 +63,7 @@ def step_weights(alpha: npt.ArrayLike, next_alpha: npt.ArrayLike, eta: float) ->
     >>> step_weights(0.2, 0.6, eta=1.0).round(3).tolist()
     [0.0, 0.6, 0.4]
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(
-            f"eta must lie in [0, 1], 0 for as deterministic as can be, 1 for fresh: got {eta}"
-        )
+    eta = unit_number("eta", eta, "0 is as deterministic as can be, 1 draws afresh")
     alpha, next_alpha = np.asarray(alpha, "float64"), np.asarray(next_alpha, "float64")
     if np.any(alpha < 0.0) or np.any(next_alpha > 1.0) or np.any(alpha >= next_alpha):
         raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddim_keras.diffusion.schedules import Schedule
+from ddim_keras.support.arguments import unit_number
 from ddim_keras.support.types import Array, Images, Rates, Times
 
 
@@ -183,8 +184,7 @@ def _rates_of_both(
     schedule: Schedule, diffusion_times: Times, next_diffusion_times: Times, eta: float
 ) -> tuple[Array, Array, Array, Array]:
     """Return (a, b, a', b') at t and s, given that they and eta are in order."""
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}: 0 is deterministic DDIM, 1 is DDPM")
+    unit_number("eta", eta, "0 is deterministic DDIM, 1 is DDPM")
     if np.any(np.asarray(next_diffusion_times) > np.asarray(diffusion_times)):
         raise ValueError(
             f"s must not be above t, got s = {next_diffusion_times} and t = {diffusion_times}"

@@ -29,6 +29,7 @@ from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import ImageArray
 from ddim_keras.support.version import __version__
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 _CONTACT_SHEET = 64  # images
 _OF_COLOURS = ("png", "tfrecord")  # what writes PNGs
 _TOLD_BESIDE = ("versions", "network_evaluations")  # what does not fix the images by itself
@@ -146,6 +147,11 @@ def _checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder for the images")
+    if folder.suffix.lower() in _PICTURES and not folder.exists():
+        raise ValueError(
+            f"{folder} would be a folder, for the images, with the name of a picture: give another "
+            f"name, such as {folder.with_suffix('')}"
+        )
     return folder
 
 

@@ -21,7 +21,7 @@ def load(source: str, compile: bool = False, untrained: bool = False) -> Diffusi
     from ddim_keras.presets import diffusers
 
     path = pathlib.Path(source)
-    if path.suffix == ".keras" or path.is_file():
+    if path.is_file() or (path.suffix == ".keras" and not path.is_dir()):
         return load_model(path, compile=compile)
     if (path / "config.yaml").is_file():
         for name in ("model.keras", "best.keras"):

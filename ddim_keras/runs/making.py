@@ -118,10 +118,13 @@ def _started(
     try:
         take_weights(model.network, source.ema_network, classes)
     except ValueError as error:
-        raise ValueError(
-            f"the weights of {name} do not fit this run: {error}. Leave init_from out, or give "
-            "data that it can make"
-        ) from error
+        advice = "Leave init_from out, or give data that it can make"
+        if names is not None and source.num_classes is None:
+            advice = (
+                "Only a network with conditioning='every_block' can be given labels that it did "
+                "not have: leave init_from out, or labels"
+            )
+        raise ValueError(f"the weights of {name} do not fit this run: {error}. {advice}") from error
     model.ema_network.set_weights(model.network.get_weights())
     return model
 

@@ -8,6 +8,7 @@ import numpy as np
 from ddim_keras.diffusion.forward import added_variance, posterior_deviation
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import Evaluation, Sampler
+from ddim_keras.support.arguments import unit_number
 from ddim_keras.support.types import Config
 
 
@@ -42,15 +43,11 @@ class DDIM(Sampler):
     """
 
     def __init__(self, eta: float = 0.0, variance: str = "posterior", last_noise_rate: float = 0.0):
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(
-                f"eta must lie in [0, 1], got {eta}: 0 is deterministic DDIM, 1 is DDPM"
-            )
+        self.eta = unit_number("eta", eta, "0 is deterministic DDIM, 1 is DDPM")
         if variance not in ("posterior", "large"):
             raise ValueError(f'variance must be "posterior" or "large", got {variance!r}')
         if not 0.0 <= last_noise_rate < 1.0:
             raise ValueError(f"last_noise_rate must lie in [0, 1), got {last_noise_rate}")
-        self.eta = float(eta)
         self.variance = variance
         self.last_noise_rate = float(last_noise_rate)
         self.is_stochastic = self.eta > 0.0

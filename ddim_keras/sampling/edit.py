@@ -24,7 +24,7 @@ from ddim_keras.sampling.conditioning import conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.operators import checked_masks
-from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.arguments import integer, positive_int, unit_number
 from ddim_keras.support.types import Condition, GuidanceLike, ImageArray, Images, Labels, Tensor
 
 # Noises of different use are drawn under numbers this far apart.
@@ -74,10 +74,7 @@ def variations(
         )
     normalized = engine.normalize(inputs.as_array(image)[None])
     num_images = integer("num_images", num_images, minimum=0)
-    if not 0.0 <= strength <= 1.0:
-        raise ValueError(
-            f"strength must lie in [0, 1], got {strength}: 0 keeps the image, 1 nearly forgets it"
-        )
+    strength = unit_number("strength", strength, "0 keeps the image, 1 nearly forgets it")
     told = conditioning(engine, num_images, labels, condition, guidance, engine.defaults.guidance)
     images = np.empty((num_images, *engine.image_shape), "float32")
     if strength == 0.0:

@@ -53,6 +53,23 @@ def not_negative(name: str, value: Any) -> float:
     return float(value)
 
 
+def unit_number(name: str, value: Any, meaning: str = "") -> float:
+    """Return `value` as a float, or raise ValueError unless it is a number in [0, 1].
+
+    Args:
+        name: of the argument.
+        value: what a user gave.
+        meaning: what 0 and 1 stand for, for the message.
+    """
+    try:
+        number = float("nan" if isinstance(value, (str, bytes)) else value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}{meaning and ': ' + meaning}")
+    return number
+
+
 def positive(name: str, value: Any) -> float:
     """Return `value` as a float, or raise ValueError unless it is finite and above 0."""
     if not is_number(value) or not np.isfinite(value) or not value > 0.0:

@@ -40,25 +40,53 @@ def check_settings(
     Args:
         settings: their names.
         what: what they make, for the message.
-        *takers: functions or classes that take them; what any of them takes is known.
+        *takers: functions or classes that take them; what any of them takes is known. A user's own
+            class need not take what its base does.
         advice: what else to do, for the message.
     """
     parameters = [
         parameter for taker in takers for parameter in inspect.signature(taker).parameters.values()
     ]
-    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        return  # a class of the user's own, which takes whatever it is given
+    open_ended = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = [parameter for parameter in parameters if parameter.kind not in fixed]
     known = {parameter.name for parameter in named}
-    if unknown := sorted(set(settings) - known):
+    unknown = [] if open_ended else sorted(set(settings) - known)
+    needed = {parameter.name for parameter in named if parameter.default is parameter.empty}
+    missing = sorted(needed - set(settings))
+    if any(map(_is_a_users, takers)):
+        _check_of_a_users(what, unknown, missing)
+    if open_ended:
+        return
+    if unknown:
         raise ValueError(
             f"{what} has settings that ddim_keras {__version__} does not know, {unknown}: it was "
             f"written by a later version. Update ddim_keras{advice}; known are {sorted(known)}"
         )
-    needed = {parameter.name for parameter in named if parameter.default is parameter.empty}
-    if missing := sorted(needed - set(settings)):
+    if missing:
         raise ValueError(f"{what} lacks the settings {missing}: it is damaged, save it again")
+
+
+def _is_a_users(taker: Callable) -> bool:
+    return isinstance(taker, type) and taker.__module__.split(".")[0] != "ddim_keras"
+
+
+def _check_of_a_users(what: str, unknown: list[str], missing: list[str]) -> None:
+    """Raise ValueError if a user's own class, whose `get_config` may be its base's, does not take
+    what that gives, or needs more.
+    """
+    if unknown:
+        raise ValueError(
+            f"{what}.__init__ does not take {unknown}, which its get_config gives: let it take "
+            "them and hand them to super().__init__, or give the class a from_config(cls, config) "
+            "that returns one, a classmethod. Files that were saved load then"
+        )
+    if missing:
+        raise ValueError(
+            f"{what}.__init__ needs {missing}, which the configuration lacks: give the class a "
+            f"get_config that returns {{**super().get_config(), {missing[0]!r}: ...}}. For what "
+            "was saved without, give them defaults"
+        )
 
 
 def resolve(

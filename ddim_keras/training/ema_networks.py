@@ -15,6 +15,7 @@ from ddim_keras.support.arguments import not_negative, positive_int
 from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.keras_files import WholeFiles
 from ddim_keras.support.types import Config, Data, Logs, Rates, Tensor, Times
+from ddim_keras.training import freezing
 from ddim_keras.training.averages import PowerAverages
 from ddim_keras.training.overriding import refuse_another_part
 
@@ -27,6 +28,7 @@ _READ_BY = {
     "metric_diffusion_steps": ("test",),
     "seed": ("train", "test"),
 }
+_FROZEN = "frozen_layers"
 _CHECKS = {"condition_noise": not_negative, "metric_diffusion_steps": positive_int}
 
 
@@ -53,6 +55,8 @@ class EMANetworks(WholeFiles):
     engine: Engine
     # What `compile` was given, by name; subclasses keep it there.
     _compile_arguments: dict[str, Any]
+    # Of the layers, as the step of training was last compiled.
+    _compiled_flags: bytes | None = None
 
     def __init__(
         self,
@@ -110,9 +114,9 @@ class EMANetworks(WholeFiles):
 
     @ema_decay.setter
     def ema_decay(self, decay: float) -> None:
-        if not 0.0 <= decay < 1.0:
+        if isinstance(decay, str) or not 0.0 <= decay < 1.0:
             raise ValueError(
-                f"ema_decay must lie in [0, 1), got {decay}: 1 would never follow the network"
+                f"ema_decay must lie in [0, 1), got {decay!r}: 1 would never follow the network"
             )
         self._ema_decay = float(decay)
 
@@ -144,6 +148,12 @@ class EMANetworks(WholeFiles):
             part = getattr(self, name, None)
             if part is not None:
                 part.trainable = False
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras's compiled step, anew where layers were frozen or released since."""
+        flags = freezing.trainable_flags(self.network)
+        changed, self._compiled_flags = flags != self._compiled_flags, flags
+        return super().make_train_function(force=force or changed)
 
     def training_loss(self, data: Data) -> Tensor:
         """Return the scalar to minimise for a batch, and update the running losses."""
@@ -221,10 +231,22 @@ class EMANetworks(WholeFiles):
     def get_compile_config(self) -> Config | None:
         if not self.compiled:
             return None
-        return {
+        config = {
             name: keras.saving.serialize_keras_object(value)
             for name, value in self._compile_arguments.items()
         }
+        # The network is made again from the model's arguments, which do not say it.
+        frozen = freezing.frozen_layers(self.network)
+        return {**config, _FROZEN: frozen} if frozen else config
+
+    def compile_from_config(self, config: Config) -> None:
+        """Compile as a file says."""
+        arguments = dict(config)
+        freezing.freeze_layers(self.network, arguments.pop(_FROZEN, ()))
+        self._compile_again(arguments)
+
+    def _compile_again(self, config: Config) -> None:
+        raise NotImplementedError
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)

@@ -13,7 +13,7 @@ from ddim_keras.support.types import Callbacks
 
 @contextlib.contextmanager
 def watching_what_exists(
-    callbacks: Callbacks, metrics: Sequence[keras.metrics.Metric], has_validation: bool
+    callbacks: Callbacks, metrics: Sequence[keras.metrics.Metric], only_these: bool
 ) -> Iterator[None]:
     """Within, callbacks know which way their figure is better, and those that wait for a KID in
     vain have another figure.
@@ -26,14 +26,15 @@ def watching_what_exists(
         callbacks: as the user gave them to `fit`: None, a callback, a list or Keras's
             `CallbackList`.
         metrics: those that were compiled.
-        has_validation: whether there are figures of a validation.
+        only_these: whether a validation has no other figures than theirs and the losses. There may
+            be no validation, or a `test_step` of a subclass's own that has figures of its own.
     """
     computed = {metric.name for metric in metrics}
     changed = []
     callbacks = getattr(callbacks, "callbacks", callbacks)  # of a CallbackList
     for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
         monitor = getattr(callback, "monitor", None)
-        if monitor == "val_kid" and "kid" not in computed and has_validation:
+        if monitor == "val_kid" and "kid" not in computed and only_these:
             warnings.warn(
                 f"{type(callback).__name__} monitors 'val_kid', but no metric named 'kid' was "
                 "compiled: it will monitor "

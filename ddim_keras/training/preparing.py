@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
+from keras import ops
 
 from ddim_keras.data import inputs
 from ddim_keras.data.conditions import ConditionSpec
@@ -284,6 +286,11 @@ def figures_of(metric: keras.metrics.Metric, broken: bool) -> dict[str, float]:
         return dict.fromkeys(getattr(metric, "result_names", [metric.name]), math.nan)
     result = metric.result()
     return result if isinstance(result, dict) else {metric.name: float(result)}
+
+
+def has_seen_nothing(tracker: keras.metrics.Metric) -> bool:
+    """Whether a tracker is as it was when it was reset."""
+    return not any(np.any(ops.convert_to_numpy(variable)) for variable in tracker.variables)
 
 
 WITHOUT_EFFECT = ("loss_weights", "weighted_metrics")

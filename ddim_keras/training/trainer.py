@@ -15,7 +15,7 @@ from ddim_keras.support import backend
 from ddim_keras.support.arguments import positive_int, refuse_equal_names
 from ddim_keras.support.configurable import check_settings
 from ddim_keras.support.placement import workers_placed
-from ddim_keras.support.types import Callbacks, Data, Labels, Logs, SampleWeights
+from ddim_keras.support.types import Callbacks, Config, Data, Labels, Logs, SampleWeights
 from ddim_keras.training import preparing
 from ddim_keras.training.monitoring import watching_what_exists
 from ddim_keras.training.steps import EMASteps
@@ -104,7 +104,7 @@ class EMATrainer(EMASteps):
         if "objective" in vars(self):  # Keras itself begins with None, before
             self.objective.loss = preparing.as_loss(loss)
 
-    def compile_from_config(self, config: dict[str, Any]) -> None:
+    def _compile_again(self, config: Config) -> None:
         check_settings(
             config,
             "what the model was compiled with",
@@ -210,8 +210,8 @@ class EMATrainer(EMASteps):
                 self.normalizer, data.x, batch_size, steps_per_epoch, verbose
             )
             preparing.require_steps(data.x, steps_per_epoch, "x", "steps_per_epoch")
-            validates = data.validation_data is not None
-            watching = watching_what_exists(callbacks, self.image_metrics, validates)
+            only_these = data.validation_data is not None and self._validates_as_made
+            watching = watching_what_exists(callbacks, self.image_metrics, only_these)
             batched = data.in_batches(self, x, batch_size, validation_batch_size, shuffle)
             with watching, workers_placed(), taking_turns(self.engine, callbacks) as callbacks:
                 return super().fit(
@@ -231,6 +231,11 @@ class EMATrainer(EMASteps):
                     validation_batch_size=validation_batch_size,
                     **kwargs,
                 )
+
+    @property
+    def _validates_as_made(self) -> bool:
+        """Whether the figures of a validation are the losses and `image_metrics` alone."""
+        return type(self).test_step is EMASteps.test_step
 
     def evaluate(
         self,
@@ -257,8 +262,8 @@ class EMATrainer(EMASteps):
 
         Returns:
             [n_loss, i_loss, figures of `metrics` ..., loss], or a dictionary of them, before the
-            loss with what a subclass's `test_step` adds. They are NaN, with a warning, if the
-            weights are.
+            loss with what a subclass's `test_step` adds, and without the losses that it does not
+            measure. They are NaN, with a warning, if the weights are.
 
         Raises:
             ValueError: as for `fit`, or the normalizer was not adapted.
@@ -300,13 +305,16 @@ class EMATrainer(EMASteps):
         found = self.evaluation_losses()
         losses = {name: float(ops.convert_to_numpy(value)) for name, value in found.items()}
         broken = preparing.warn_of_broken_losses(losses, self.engine)
-        loss = losses.pop(self.loss_tracker.name)
         logs: Logs = dict(losses)
         for metric in self.image_metrics:
             logs |= preparing.figures_of(metric, broken)
-        # Of a `test_step` of a subclass's own.
+        # Of a `test_step` of a subclass's own, which need not measure the losses.
         logs |= {name: value for name, value in figures.items() if name not in found | logs}
-        logs[self.loss_tracker.name] = loss
+        for tracker in (self.noise_loss_tracker, self.image_loss_tracker, self.loss_tracker):
+            if tracker.name not in figures and preparing.has_seen_nothing(tracker):
+                del logs[tracker.name]
+        if self.loss_tracker.name in logs:
+            logs[self.loss_tracker.name] = logs.pop(self.loss_tracker.name)
         return logs if return_dict else list(logs.values())
 
     def train_on_batch(
