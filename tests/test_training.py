@@ -759,6 +759,15 @@ def test_layers_frozen_after_a_fit_stay_as_they_are_and_a_file_says_so(tmp_path)
     assert [layer.trainable for layer in again.network.layers] == flags
 
 
+def test_frozen_layers_that_a_network_does_not_have_are_refused():
+    model = make_small_model()
+    model.compile(optimizer="adamw", loss="mse")
+    config = {**model.get_compile_config(), "frozen_layers": [0, 999]}
+    with pytest.raises(ValueError, match=r"the layers \[999\] are said to be frozen, but"):
+        model.compile_from_config(config)
+    assert all(layer.trainable for layer in model.network.layers)
+
+
 @pytest.mark.slow
 def test_weights_of_classes_go_by_name_too():
     images, labels = random_images(8), np.array(["cat", "dog"] * 4)

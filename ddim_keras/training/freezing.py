@@ -18,8 +18,17 @@ def frozen_layers(network: keras.Model) -> list[int]:
 
 
 def freeze_layers(network: keras.Model, places: Sequence[int]) -> None:
-    """Make layers not trainable, given by what `frozen_layers` returned of such a network."""
+    """Make layers not trainable, given by what `frozen_layers` returned of such a network.
+
+    Raises:
+        ValueError: it has no such layers.
+    """
     layers = _layers(network)
+    if unknown := [place for place in places if place not in range(len(layers))]:
+        raise ValueError(
+            f"the layers {unknown} are said to be frozen, but the network has {len(layers)}: what "
+            "says so is damaged or of another network, save the model again"
+        )
     for place in places:
         layers[place].trainable = False
 
