@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 
 import click
 import numpy as np
@@ -210,7 +211,7 @@ def test_a_signal_before_the_first_step_ends_the_command_in_a_line(tmp_path, mon
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("where", ["collector", "finalizer"])
+@pytest.mark.parametrize("where", ["collector", "finalizer", "reference"])
 def test_a_signal_is_not_lost_where_python_ignores_exceptions(number, where):
     """JAX has a callback of the garbage collector, in which a Ctrl-C during imports often came."""
 
@@ -223,10 +224,15 @@ def test_a_signal_is_not_lost_where_python_ignores_exceptions(number, where):
         def __del__(self):
             signalled()
 
-    before = [signal.getsignal(each) for each in (number, signal.SIGALRM)]
+    before = [signal.getsignal(number), sys.unraisablehook]
     with pytest.raises(KeyboardInterrupt), terminated_like_interrupted():
         if where == "finalizer":
             Finalized()
+        elif where == "reference":
+            dropped = np.empty(1)
+            reference = weakref.ref(dropped, lambda _: signalled())
+            del dropped
+            assert reference() is None
         else:
             gc.callbacks.append(signalled)
             try:
@@ -235,20 +241,7 @@ def test_a_signal_is_not_lost_where_python_ignores_exceptions(number, where):
                 gc.callbacks.remove(signalled)
         for _ in range(200):
             time.sleep(0.01)
-    assert before == [signal.getsignal(each) for each in (number, signal.SIGALRM)]
-
-
-def test_an_alarm_of_the_program_around_is_left_to_it():
-    before = signal.signal(signal.SIGALRM, lambda *_: None)
-    try:
-        own = signal.getsignal(signal.SIGALRM)
-        signal.setitimer(signal.ITIMER_REAL, 600.0)
-        with terminated_like_interrupted():
-            assert signal.getsignal(signal.SIGALRM) is own
-        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0.0
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+    assert before == [signal.getsignal(number), sys.unraisablehook]
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
-import gc
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 _SOON = 0.01  # seconds
-_ALARM = [signal.SIGALRM] if hasattr(signal, "SIGALRM") else []  # Windows has none
 
 
 class StopRequest:
@@ -29,8 +30,7 @@ def stopping_after_the_step() -> Iterator[StopRequest]:
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         if request.asked:
-            _interrupt(number, frame)
-            return
+            raise KeyboardInterrupt
         request.asked = True
         with contextlib.suppress(OSError):  # of a terminal that is closed
             # Not by print: a signal may arrive in the middle of one.
@@ -52,46 +52,35 @@ def stopping_after_the_step() -> Iterator[StopRequest]:
 @contextlib.contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
     """Within, a request to terminate raises KeyboardInterrupt, as Ctrl-C does, so that what was
-    half written is removed. Neither is lost where Python would ignore an exception.
+    half written is removed. Neither is lost where Python ignores exceptions: in what it calls by
+    itself, such as finalizers and the callbacks of its collector, of which JAX has one.
     """
-    before: dict[int, Any] = {}
-    # Not of a program that calls this and has an alarm of its own.
-    numbers = [alarm for alarm in _ALARM if signal.getsignal(alarm) is signal.SIG_DFL]
-    numbers.append(signal.SIGTERM)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not of what a shell shields
-        numbers.append(signal.SIGINT)
     try:
-        for number in numbers:
-            before[number] = signal.signal(number, _interrupt)
+        before = signal.signal(signal.SIGTERM, _interrupt)
     except ValueError:  # not the main thread, where signals arrive
-        pass
+        yield
+        return
+    report = sys.unraisablehook
+
+    def raise_again(ignored: Any) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            # Not by `threading`, whose locks may be held where this is called.
+            _thread.start_new_thread(_interrupt_soon, ())
+        else:
+            report(ignored)
+
+    sys.unraisablehook = raise_again
     try:
         yield
     finally:
-        for _ in before.keys() & _ALARM:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-        for changed, handler in before.items():
-            signal.signal(changed, signal.SIG_DFL if handler is None else handler)
+        sys.unraisablehook = report
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; a moment later, where it would be ignored now."""
-    is_repeated = any(signal.getsignal(alarm) is _interrupt for alarm in _ALARM)
-    if is_repeated and _ignores_exceptions(frame):
-        signal.setitimer(signal.ITIMER_REAL, _SOON)
-        return
     raise KeyboardInterrupt
 
 
-def _ignores_exceptions(frame: FrameType | None) -> bool:
-    """Whether a frame lies in what Python calls by itself: a collector's callback, as JAX has one,
-    a finalizer, or what forgets the lock of an imported module.
-    """
-    callbacks = {getattr(each, "__code__", None) for each in gc.callbacks}
-    while frame is not None:
-        code = frame.f_code
-        forgets = code.co_name == "cb" and code.co_filename.startswith("<frozen importlib")
-        if code in callbacks or code.co_name == "__del__" or forgets:
-            return True
-        frame = frame.f_back
-    return False
+def _interrupt_soon() -> None:
+    time.sleep(_SOON)
+    _thread.interrupt_main(signal.SIGTERM)  # nothing, where that is the system's affair again
