@@ -230,9 +230,14 @@ def _from_hub(source: str | os.PathLike, revision: str | None) -> pathlib.Path:
             f"no folder at {name}; to fetch it from the Hub, pip install 'ddim_keras[hub]', or "
             "download it and give the folder"
         ) from error
-    wanted = {"allow_patterns": ["*.json", f"*{_WEIGHTS}*"], "ignore_patterns": ["checkpoint-*/*"]}
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, **wanted))
+        fetched = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=["*.json", f"*{_WEIGHTS}*"],
+            ignore_patterns=["checkpoint-*/*"],
+        )
+        return pathlib.Path(fetched)
     except Exception as error:  # whatever the network and the Hub have to say
         raise ValueError(
             f"{name} is no folder, and could not be fetched from the Hub ({error}): is the name "
