@@ -53,6 +53,16 @@ def test_samplers_fitted_to_a_presets_weights_stay_with_them():
     ]
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_classes": None, "class_names": None}, {"label_dropout": 0.0}]
+)
+def test_guidance_that_suits_the_weights_goes_with_them(changes):
+    assert presets.read("cifar10_32").config["sampling_defaults"]["config"]["guidance"] == 3.0
+    small = {"widths": [4], "block_depth": 1, "attention_levels": ()}
+    model = DiffusionModel.from_preset("cifar10_32", load_weights=False, **small, **changes)
+    assert model.sampling_defaults.guidance is None
+
+
 @pytest.mark.slow
 def test_the_example_stays_available_by_name():
     model = DiffusionModel.from_preset("keras_example")

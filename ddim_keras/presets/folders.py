@@ -148,7 +148,7 @@ def changed(config: Config, changes: Mapping[str, Any], keep_fits: bool = False)
     Args:
         config: the configuration.
         changes: arguments of `DiffusionModel`.
-        keep_fits: whether the samplers that were fitted to the model's weights stay.
+        keep_fits: whether the samplers and the guidance that suit the model's weights stay.
     """
     config = {**(config if keep_fits else _without_fits(config)), **changes}
     if isinstance(config.get("network"), dict):
@@ -157,11 +157,14 @@ def changed(config: Config, changes: Mapping[str, Any], keep_fits: bool = False)
 
 
 def _without_fits(config: Config) -> Config:
-    """Return a model's configuration without the samplers that were fitted to its weights."""
+    """Return a model's configuration without what was found for its weights: fitted samplers, and
+    guidance.
+    """
     defaults = config.get("sampling_defaults")
-    if not isinstance(defaults, dict) or "samplers" not in defaults["config"]:
+    if not isinstance(defaults, dict):
         return config
-    kept = {name: value for name, value in defaults["config"].items() if name != "samplers"}
+    found = ("samplers", "guidance")
+    kept = {name: value for name, value in defaults["config"].items() if name not in found}
     return {**config, "sampling_defaults": {**defaults, "config": kept}}
 
 
