@@ -28,7 +28,16 @@ from ddim_keras.support.arguments import (
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import load_model_file
 from ddim_keras.support.placement import workers_placed
-from ddim_keras.support.types import Callbacks, Config, Data, DType, Logs, SampleWeights, Tensor
+from ddim_keras.support.types import (
+    Callbacks,
+    Config,
+    Data,
+    DType,
+    Logs,
+    Numbers,
+    SampleWeights,
+    Tensor,
+)
 from ddim_keras.training import preparing
 from ddim_keras.training.ema_networks import EMANetworks
 from ddim_keras.training.objective import LossTracker
@@ -331,7 +340,7 @@ class CategoricalDiffusionModel(EMANetworks):
         self.accuracy_tracker.update_state(accuracies)
         return losses
 
-    def corrupt(self, categories: Data, diffusion_time: float, seed: int = 0) -> Any:
+    def corrupt(self, categories: Data, diffusion_time: float, seed: int = 0) -> Numbers:
         """Return x_t of categories x_0 at one time, int32 (batch, *shape): to look at.
 
         Args:

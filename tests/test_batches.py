@@ -105,7 +105,7 @@ FORMS = {
 # Weights of images
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", first_quick(FORMS))
 def test_training_follows_the_weighted_loss(form, step, alone):
     """The gradient is linear in the weights: it is the sum of what each image would do alone."""
     moves, losses = alone
@@ -249,7 +249,7 @@ def test_weights_of_classes_become_weights_of_images(kind, form, step, alone):
     np.testing.assert_allclose(moved, OF_CLASSES @ alone[0], atol=2e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", first_quick(FORMS))
 def test_weights_of_classes_that_cannot_be_used_are_refused(form, step):
     def fit(batch, class_weight=CLASS_WEIGHT):
         step.fit(

@@ -71,7 +71,7 @@ def labelled():
 
 
 @slow_on_jax
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", first_quick(FORMS, 2))
 def test_labels_come_in_every_form(labelled, form):
     """All forms say the same: the evaluation of an order of images is one figure."""
     expected = labelled.evaluate(IMAGES, LABELS, batch_size=8, verbose=0)
@@ -180,7 +180,7 @@ def test_wrong_labels_are_refused(labelled, name):
 
 
 @slow_on_jax
-@pytest.mark.parametrize("backed", first_quick(["array", "tf.data", "generator"], 2))
+@pytest.mark.parametrize("backed", first_quick(["tf.data", "array", "generator"]))
 @pytest.mark.parametrize(
     "labels, message",
     [
@@ -275,7 +275,7 @@ def test_names_come_from_the_data_set_and_stay(tmp_path):
         model.class_names = ["a", "b"]
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_accents_may_be_apart_from_their_letters():
     together, apart = "ros\u00e9", "rose\u0301"
     model = make_small_model(class_names=["rose", apart], channels=3)

@@ -209,7 +209,7 @@ def test_a_student_teaches_by_its_own_steps():
         student(four, steps=4)
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_a_preset_of_few_steps_teaches_by_its_own_steps():
     one = student(DiffusionModel.from_preset("fashion_mnist_32_few_steps"), steps=1)
     assert one.distillation.teacher_steps == 2

@@ -93,6 +93,7 @@ def test_code_fits_its_column():
     assert not too_wide
 
 
+@pytest.mark.slow
 def test_formulas_are_typeset_without_a_network(site):
     page = (site / "paper" / "index.html").read_text()
     assert page.count("<math") > 20

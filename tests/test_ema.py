@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import first_quick, make_small_model, random_images, slow_on_jax
+from conftest import make_small_model, random_images, slow_on_jax
 
 import ddim_keras
 from ddim_keras import ema, runs
@@ -217,8 +217,8 @@ def test_a_run_stores_snapshots_evenly_and_the_last_at_its_end(whole_run):
     assert [step for step in range(1, 11) if many.is_due(step)] == [4, 7, 10]
 
 
-@slow_on_jax
-@pytest.mark.parametrize("length", first_quick([0.12, 0.05, 0.07, 0.2]))
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [0.12, 0.05, 0.07, 0.2])
 def test_a_runs_average_of_any_length_is_that_of_its_weights(whole_run, length):
     folder, trajectory = whole_run
     model = ema.reconstruct(folder, length)
@@ -397,7 +397,7 @@ def test_a_preset_of_a_run_keeps_its_recipe(whole_run, tmp_path):
         assert presets.training(into) == expected
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_the_command_line_exports_an_average_of_a_length(whole_run, tmp_path):
     from click.testing import CliRunner
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from click.testing import CliRunner
-from conftest import make_small_model, random_images, slow_on_jax
+from conftest import first_quick, make_small_model, random_images, slow_on_jax
 
 from ddim_keras import load_model, networks, runs
 from ddim_keras.cli import main
@@ -130,7 +130,7 @@ def test_labels_may_be_added_and_another_size_taken(photos, tmp_path):
     assert np.isfinite(model.generate(1, 2, labels=0, seed=0, verbose=0)).all()
 
 
-@pytest.mark.parametrize("conditioning", ["input", "every_block"])
+@pytest.mark.parametrize("conditioning", first_quick(["every_block", "input"]))
 def test_added_labels_leave_each_layer_its_own_weights(conditioning):
     settings = {"image_shape": (8, 8, 1), "widths": [8, 16], "block_depth": 2}
     settings |= {"conditioning": conditioning, "normalization": "group", "attention_levels": [0, 1]}
@@ -249,6 +249,7 @@ def test_the_command_finds_the_model_from_any_folder(photos, tmp_path, monkeypat
     assert written.init_from == str(tmp_path / "source.keras")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_anything_is_written(photos, tmp_path):
     small = {"widths": [4], "attention_levels": (), "conditioning": "input"}
     make_small_model().save(tmp_path / "untrained.keras")

@@ -523,7 +523,7 @@ def test_a_saved_model_keeps_its_metrics_and_their_extractor(tmp_path):
     assert (tmp_path / "model.keras").stat().st_size < 2e6
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_weights_of_before_a_metric_was_compiled_still_load(tmp_path):
     model = make_small_model()
     model.save_weights(tmp_path / "before.weights.h5")
@@ -723,6 +723,7 @@ def test_score_refuses_what_it_cannot_do():
         model.score(random_images(8), 8, 2, initial_noise=np.zeros((8, 8, 8, 1)))
 
 
+@pytest.mark.slow
 def test_images_of_a_seed_go_on_where_others_stopped():
     model = make_small_model()
     model.normalizer.adapt(random_images(8))

@@ -955,6 +955,7 @@ def test_what_a_checkpoint_lacks_or_has_too_much_is_named(
         DiffusionModel.from_checkpoint(tmp_path / "model.safetensors", **told)
 
 
+@pytest.mark.slow
 def test_heads_of_one_size_go_out_to_diffusers_and_of_several_do_not(tmp_path):
     settings = {**OPENAI, "time_features": None, "num_classes": None, "attention_levels": [1]}
     written = diffusers_configs.network_config(networks.ddpm_unet(**settings).settings, True)
@@ -1094,7 +1095,7 @@ def test_the_network_trains_on_labels_with_dropout():
     assert np.mean(np.array(changes) > 0) > 0.9
 
 
-@slow_on_jax
+@pytest.mark.slow
 def test_recomputing_changes_no_prediction_and_refuses_dropout():
     plain = random_weights(networks.ddpm_unet((8, 8, 1), **TINY))
     again = networks.ddpm_unet((8, 8, 1), **TINY, recompute=True)

@@ -469,6 +469,7 @@ def test_progress_in_a_file_is_a_line_at_the_end_and_now_and_then(capsys, monkey
     assert [line.split(",")[0] for line in lines] == [f"{n} of 6 steps" for n in range(1, 7)]
 
 
+@pytest.mark.slow
 def test_progress_of_a_training_that_ends_early_says_how_far_it_came(capsys):
     assert shown_progress(capsys, Stop()).startswith("3 of 6 steps, ")
 
@@ -681,7 +682,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", first_quick(["callback", "bad image", "data", "evaluation"], 2))
+@pytest.mark.parametrize("where", first_quick(["callback", "bad image", "data", "evaluation"]))
 def test_an_interrupted_training_leaves_weights_that_can_be_saved(where, shared, tmp_path):
     """On JAX the weights are outside the model meanwhile, in memory that each step gives away."""
     images = random_images(16)

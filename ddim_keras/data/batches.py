@@ -12,7 +12,7 @@ import numpy as np
 from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.data.image_checks import check_images
 from ddim_keras.support.arguments import is_number
-from ddim_keras.support.types import BatchLike, Condition, Images, Labels, SampleWeights
+from ddim_keras.support.types import BatchLike, Condition, Images, Labels, SampleWeights, Tensor
 
 IMAGE_KEYS = ("image", "images", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels")
@@ -222,7 +222,7 @@ def known_shape(values: Any) -> tuple:
     return () if getattr(shape, "rank", 0) is None else tuple(shape)
 
 
-def as_array(values: Any) -> np.ndarray:
+def as_array(values: Tensor) -> np.ndarray:
     """Return an array, or tensor of any library, as a NumPy array."""
     if isinstance(values, (tuple, list)):
         try:

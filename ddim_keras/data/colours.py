@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 
@@ -89,7 +88,7 @@ def _luminance(values: np.ndarray) -> np.ndarray:
     return np.asarray(PIL.Image.fromarray(np.ascontiguousarray(values)).convert("L"))
 
 
-def laid_on(values: Any, alpha: Any, background: Colour) -> Any:
+def laid_on(values: np.ndarray, alpha: np.ndarray, background: Colour) -> np.ndarray:
     """Lay uint8 colours (..., channels) with alpha (..., 1) on a background of 1 or 3 channels."""
     under = np.asarray(background[: values.shape[-1]], "uint16") * (255 - alpha.astype("uint16"))
     # At most 255 * 255 + 127, which 16 bits just hold.

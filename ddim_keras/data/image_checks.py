@@ -30,7 +30,7 @@ OUT_OF_RANGE = (
 ERROR_START, ERROR_END = "<ddim_keras input error>", "</ddim_keras input error>"
 
 
-def as_unit_range(images: Images) -> Any:
+def as_unit_range(images: Images) -> Images:
     """Return images as float32 in [0, 1]: uint8 is divided by 255, what resizing overshot is cut
     off.
 

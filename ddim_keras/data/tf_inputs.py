@@ -346,7 +346,7 @@ def batches_of(arrays: tuple, batch_size: int, shuffle: bool) -> Dataset:
     return _leaving_the_processor_alone(dataset.prefetch(2))
 
 
-def _as_tensor(array: Any) -> Tensor:
+def _as_tensor(array: Tensor) -> Tensor:
     tensor = tf.convert_to_tensor(array)
     return tf.cast(tensor, tf.float32) if tensor.dtype.is_floating else tensor
 

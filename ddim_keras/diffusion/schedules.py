@@ -117,7 +117,7 @@ class ContinuousSchedule(Schedule):
         self.min_signal_rate = float(min_signal_rate)
         self.max_signal_rate = float(max_signal_rate)
 
-    def _between(self, diffusion_times: Times, of_signal_rate: Rates) -> Any:
+    def _between(self, diffusion_times: Times, of_signal_rate: Rates) -> Rates:
         """What grows linearly from its value at the largest signal rate to that at the smallest."""
         if _numeric(diffusion_times) is np:
             diffusion_times = np.asarray(diffusion_times)

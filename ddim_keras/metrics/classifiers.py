@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import keras
 import numpy as np
@@ -46,7 +45,7 @@ class Classifier:
     def build(self) -> keras.Model:
         """Return the untrained network, of images -> [features, logits (batch, 10)]."""
 
-        def convolution(x: Tensor, filters: int, halve: bool) -> Any:
+        def convolution(x: Tensor, filters: int, halve: bool) -> Tensor:
             x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
             x = layers.MaxPooling2D(2)(x) if halve else x
             x = layers.BatchNormalization(momentum=0.9 if self.for_photos else 0.99)(x)

@@ -10,7 +10,6 @@ import pathlib
 import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import keras
 import numpy as np
@@ -21,7 +20,7 @@ from ddim_keras.support.arguments import positive_int
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.cores import by_parts
 from ddim_keras.support.downloads import reachable
-from ddim_keras.support.types import Config, Features, Images
+from ddim_keras.support.types import Config, Features, Images, Tensor
 
 # Where keras.applications downloads them from.
 _INCEPTION_V3 = (
@@ -334,7 +333,7 @@ class Inception2015Extractor(Extractor):
         return [output.numpy() for output in outputs]
 
 
-def _outputs_of(model: keras.Model, images: Images) -> Any:
+def _outputs_of(model: keras.Model, images: Images) -> Tensor:
     return by_parts(lambda part: model(part[0], training=False), [images])
 
 

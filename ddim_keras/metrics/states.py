@@ -4,8 +4,6 @@ whatever their number.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
@@ -36,7 +34,7 @@ class Sums:
             for index, shape in enumerate([(), *shapes])
         ]
 
-    def update(self, count: Any, *sums: Any) -> None:
+    def update(self, count: Tensor, *sums: Tensor) -> None:
         """Add the sums over `count` more images."""
         for (high, low), value in zip(self._variables, (count, *sums)):
             value = ops.cast(value, "float32")
@@ -46,7 +44,7 @@ class Sums:
             low.assign(low + ((high.value - (total - shadow)) + (value - shadow)))
             high.assign(total)
 
-    def count(self) -> Any:
+    def count(self) -> Tensor:
         """Return how many images were seen, as an int32 tensor."""
         return ops.cast(self._variables[0][0].value, "int32")
 
@@ -139,12 +137,12 @@ class Sample:
         self._count.assign(self._count + other._count)
 
     @staticmethod
-    def _part(variable: Variable, first: Any, room: int) -> Any:
+    def _part(variable: Variable, first: Tensor, room: int) -> Tensor:
         return ops.slice(
             variable.value, [first] + [0] * (len(variable.shape) - 1), [room, *variable.shape[1:]]
         )
 
     @staticmethod
-    def _fill(variable: Variable, first: Any, values: Tensor) -> None:
+    def _fill(variable: Variable, first: Tensor, values: Tensor) -> None:
         start = [first] + [0] * (len(variable.shape) - 1)
         variable.assign(ops.slice_update(ops.zeros(variable.shape, dtype="float32"), start, values))

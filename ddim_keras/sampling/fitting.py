@@ -332,7 +332,7 @@ class _Fit:
         return self.walks.told.of(self.walks.batch(np.asarray(indices)))
 
 
-def _weights(parameters: Any, steps: int, numeric: Any) -> Any:
+def _weights(parameters: Tensor, steps: int, numeric: Any) -> Tensor:
     """The weights of each step, (steps, 2 + MEMORY): DDIM's, and what parameters add to them."""
     angles = parameters[:steps]
     added = numeric.reshape(parameters[steps:], (steps, 2 + MEMORY))

@@ -99,7 +99,9 @@ def coefficients(
     return found, float(np.sqrt(max(missed, 0.0) / square))
 
 
-def _inner_products(one: Any, its_time: Any, other: Any, other_time: Any) -> Any:
+def _inner_products(
+    one: Array | float, its_time: Array | float, other: Array | float, other_time: Array | float
+) -> Array:
     """Integrals over time of the products of two profiles with exponents `one` and `other`."""
     both = one + other + 1.0
     logarithm = (

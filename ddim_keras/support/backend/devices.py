@@ -11,6 +11,7 @@ import keras
 
 from ddim_keras.support.backend.processes import multi_worker_strategy, process
 from ddim_keras.support.backend.which import BACKEND
+from ddim_keras.support.types import Tensor
 
 
 def device_names() -> list[str]:
@@ -68,7 +69,7 @@ def replica() -> tuple[Any, int]:
     return context.replica_id_in_sync_group, context.num_replicas_in_sync
 
 
-def sum_over_replicas(value: Any) -> Any:
+def sum_over_replicas(value: Tensor) -> Tensor:
     """Return the sum of a number or array over all replicas, where the model is copied to several
     devices; else the value itself.
     """

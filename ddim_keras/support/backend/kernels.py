@@ -9,6 +9,7 @@ import keras
 
 from ddim_keras.support.backend.devices import replica, sum_over_replicas
 from ddim_keras.support.backend.which import BACKEND, on_accelerator
+from ddim_keras.support.types import Images, Shape, Tensor
 
 
 def attention_policy(policy: keras.DTypePolicy) -> keras.DTypePolicy:
@@ -33,7 +34,9 @@ def _cannot_attend(dtype: str) -> bool:
     return BACKEND == "jax" and dtype == "float16" and not on_accelerator()
 
 
-def random_numbers_from(kind: str, shape: Any, seed: Any, skipped: Any, dtype: str) -> Any:
+def random_numbers_from(
+    kind: str, shape: Shape, seed: Tensor, skipped: Tensor, dtype: str
+) -> Tensor:
     """Return the random numbers that TensorFlow draws for a seed, without the first ones.
 
     Args:
@@ -59,7 +62,7 @@ def random_numbers_from(kind: str, shape: Any, seed: Any, skipped: Any, dtype: s
 
 
 def fused_batch_normalization(
-    inputs: Any, epsilon: float, mean: Any = None, variance: Any = None
+    inputs: Tensor, epsilon: float, mean: Tensor = None, variance: Tensor = None
 ) -> tuple | None:
     """Normalise over all axes but the last in one kernel, or return None where the backend has
     none.
@@ -116,7 +119,7 @@ def _normalized_over_replicas(inputs: Any, epsilon: float) -> tuple:
     return tf.cast(outputs, inputs.dtype), mean, variance
 
 
-def resized_bilinearly(images: Any, size: tuple[int, int]) -> Any:
+def resized_bilinearly(images: Images, size: tuple[int, int]) -> Images | None:
     """Return images (batch, height, width, channels) of another size, or None where the backend
     has nothing quicker than Keras's own function.
 
@@ -131,7 +134,7 @@ def resized_bilinearly(images: Any, size: tuple[int, int]) -> Any:
     return tf.cast(resized, images.dtype)
 
 
-def swish(x: Any) -> Any:
+def swish(x: Tensor) -> Tensor:
     """Return x sigmoid(x), with a gradient whose sigmoid TensorFlow works out in float32.
 
     In half precision it takes three times as long.
