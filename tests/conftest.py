@@ -67,6 +67,30 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.started = time.monotonic()
+    if "not slow" in config.option.markexpr:
+        compile_without_optimizing()
+
+
+def compile_without_optimizing():
+    """TensorFlow rewrites a graph before its first run, and XLA's compiler optimizes under JAX:
+    that pays after hundreds of runs, and the quick tests, which run what they compile a few times,
+    do without. The slow ones and every new process have it as users do.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # "disable_meta_optimizer" would keep more memory of each graph.
+        tf.config.optimizer.set_experimental_options({"min_graph_nodes": 10**6})
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
+        # Two fifths of what compiling still takes. A version without the flag ends the process.
+        if jax.__version_info__[:2] == (0, 10):
+            with pytest.MonkeyPatch.context() as patch:
+                given = os.environ.get("XLA_FLAGS", "")
+                patch.setenv("XLA_FLAGS", f"{given} --xla_cpu_use_fusion_emitters=false")
+                jax.numpy.zeros(1)  # XLA reads them once, at its first compilation
 
 
 def pytest_collection_modifyitems(config, items):
@@ -84,31 +108,6 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def compiled_without_optimizing(request):
-    """TensorFlow rewrites a graph before its first run, and XLA's compiler optimizes under JAX:
-    that pays after hundreds of runs, and the quick tests, which run what they compile a few times,
-    do without. The slow ones and every new process have it as users do.
-    """
-    if "not slow" not in request.config.option.markexpr:
-        return
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        # "disable_meta_optimizer" would keep more memory of each graph.
-        tf.config.optimizer.set_experimental_options({"min_graph_nodes": 10**6})
-    elif keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_disable_most_optimizations", True)
-        # Two fifths of what compiling still takes. A version without the flag ends the process.
-        if jax.__version_info__[:2] == (0, 10):
-            with pytest.MonkeyPatch.context() as patch:
-                given = os.environ.get("XLA_FLAGS", "")
-                patch.setenv("XLA_FLAGS", f"{given} --xla_cpu_use_fusion_emitters=false")
-                jax.numpy.zeros(1)  # XLA reads them once
 
 
 @pytest.fixture(autouse=True, scope="session")
