@@ -81,6 +81,7 @@ def test_every_command_shows_an_example():
             "distill",
             "generate",
             "encode",
+            "decode",
             "reconstruct",
             "interpolate",
             "inpaint",
@@ -609,6 +610,40 @@ def test_encode_by_algebra_writes_pairs_that_decode_to_just_the_images(
     assert np.abs(model.decode(latents) - images).max() < 1e-5
     said = run("encode", "-m", model_path, *pictures, "--algebra", "--exact", "-o", path, code=2)
     assert "two ways: give one" in said
+    out = tmp_path / "again.png"
+    assert "2 images written" in run("decode", "-m", model_path, path, "-o", out)
+    ddim_keras.plotting.save_images(tmp_path / "expected.png", images, scale=4)
+    drawn, expected = (
+        np.asarray(PIL.Image.open(tmp_path / name), int) for name in ("again.png", "expected.png")
+    )
+    assert np.abs(drawn - expected).max() <= 1
+    assert "a walk of 10 steps" in run("decode", "-m", model_path, path, "-s", 9, "-o", out, code=1)
+
+
+def test_decode_takes_latents_of_the_same_steps_and_refuses_other_files(
+    tmp_path, model_path, pictures
+):
+    path, out = tmp_path / "latents.npy", tmp_path / "again.png"
+    model = ddim_keras.load_model(model_path)
+    latents = model.encode(ddim_keras.data.read_images(pictures, 8, 1), 5)
+    np.save(path, latents)
+    assert "2 images written" in run("decode", "-m", model_path, path, "-s", 5, "-o", out)
+    ddim_keras.plotting.save_images(tmp_path / "expected.png", model.decode(latents, 5), scale=4)
+    assert out.read_bytes() == (tmp_path / "expected.png").read_bytes()
+    out.unlink()
+    np.save(tmp_path / "large.npy", np.zeros((2, 16, 16, 1)))
+    np.savez(tmp_path / "other.npz", images=np.zeros((2, 8, 8, 1)))
+    (tmp_path / "damaged.npy").write_bytes(path.read_bytes()[:-9])
+    for name, code, message in (
+        ("large.npy", 1, "(batch, 8, 8, 1)"),
+        ("other.npz", 1, "holds no pair of states"),
+        ("damaged.npy", 1, "damaged.npy is damaged"),
+        (pictures[0], 2, "must end in .npy or .npz"),
+        ("missing.npy", 2, "does not exist"),
+    ):
+        said = run("decode", "-m", model_path, tmp_path / name, "-o", out, code=code)
+        assert message in said, said
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Commands that take images: `encode`, `reconstruct`, `interpolate`, `inpaint`, `restore`."""
+"""Commands that take images: `encode` and `decode`, `reconstruct`, `interpolate`, `inpaint`,
+`restore`.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,9 @@ def encode(
 ) -> None:
     """Find the noises that images come from.
 
-    They are an array (images, height, width, channels); in Python,
-    model.decode(numpy.load("latents.npy"), 100) gives the images. Of --algebra,
-    model.decode(PairLatents.load("latents.npz")) does.
+    They are an array (images, height, width, channels). `ddim-keras decode` gives the images; in
+    Python, model.decode(numpy.load("latents.npy"), 100) does, and of --algebra
+    model.decode(PairLatents.load("latents.npz")).
 
     \b
     ddim-keras encode shirt.png shoe.png --out latents.npy
@@ -83,6 +85,48 @@ def encode(
         with files.written_beside(out) as temporary:
             np.save(temporary, latents)
     click.echo(f"{len(latents)} latents of shape {model.image_shape} written to {out}")
+
+
+@main.command()
+@model_option
+@click.argument("latents", type=IMAGE_FILE)
+@out_option("A PNG of the images.", PNG)
+@click.option(
+    "--steps",
+    "-s",
+    type=click.IntRange(min=1),
+    default=None,
+    help="As many as they were encoded in.  [default: 100; of --algebra their own]",
+)
+@label_options
+def decode(
+    source: str, latents: pathlib.Path, out: pathlib.Path, steps: int | None, **options: Any
+) -> None:
+    """Draw the images of latents that `encode` wrote.
+
+    With another label than they were encoded with, images change to it.
+
+    \b
+    ddim-keras decode latents.npy --out again.png
+    ddim-keras decode latents.npz --label Coat --out coats.png
+    """
+    from ddim_keras import plotting
+    from ddim_keras.sampling import PairLatents
+    from ddim_keras.support import reading
+
+    advice = "give what `ddim-keras encode` wrote, or encode the images again"
+    if latents.suffix == ".npz":
+        found: Any = PairLatents.load(latents)
+    elif latents.suffix == ".npy":
+        found = reading.array_of(latents, advice)
+    else:
+        raise click.BadParameter(
+            f"must end in .npy or .npz, got {str(latents)!r}: {advice}", param_hint="LATENTS"
+        )
+    model = load(source)
+    images = model.decode(found, steps, **told(model, **options))
+    plotting.save_images(out, images, scale=4)
+    click.echo(f"{len(images)} images written to {out}")
 
 
 @main.command()

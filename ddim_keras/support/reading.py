@@ -107,3 +107,23 @@ def arrays_of(
             if missing := sorted(set(wanted) - set(found.files)):
                 raise ValueError(f"it lacks the arrays {missing}")
             return {name: found[name] for name in wanted}
+
+
+def array_of(path: str | os.PathLike, advice: str, what: str = "is damaged") -> np.ndarray:
+    """Return the numbers of an .npy file.
+
+    Args:
+        path: of the file.
+        advice: what to do if it is damaged.
+        what: is wrong with the file then.
+
+    Raises:
+        ValueError: it is damaged, or holds something else.
+        FileNotFoundError, IsADirectoryError, PermissionError: it cannot be read at all.
+    """
+    with refusing_damage(path, advice, what):
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            found.close()
+            raise ValueError("it holds arrays by name, not a single one")
+        return found
