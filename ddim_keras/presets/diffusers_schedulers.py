@@ -39,7 +39,7 @@ from ddim_keras.sampling.clipping import (
     StaticClipping,
 )
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.support.arguments import is_number, positive_int
+from ddim_keras.support.arguments import is_number, positive_int, truth
 from ddim_keras.support.types import Config
 
 _PREDICTIONS: Mapping[str, type[Parameterization]] = {
@@ -59,6 +59,10 @@ _KINDS = (
     *("KDPM2AncestralDiscreteScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"),
     *("DPMSolverMultistepInverseScheduler", "DEISMultistepScheduler", "SASolverScheduler"),
     *("RePaintScheduler", _DPM, _UNIPC),
+)
+_SWITCHES = (
+    *("predict_epsilon", "set_alpha_to_one", "clip_sample", "thresholding"),
+    *("rescale_betas_zero_snr", "use_flow_sigmas"),
 )
 # What the first versions of diffusers called a setting.
 _FORMER = {"timesteps": "num_train_timesteps", "clip_predicted_image": "clip_sample"}
@@ -95,6 +99,8 @@ def scheduler_settings(config: Config) -> Config:
     """
     said = {name: value for name, value in config.items() if value is not None}
     said = {new: said[old] for old, new in _FORMER.items() if old in said} | said
+    for name in set(_SWITCHES) & set(said):
+        truth(f"the scheduler's {name}", said[name])
     kind = said.get("_class_name", "DDPMScheduler")
     if kind not in _KINDS:
         raise ValueError(
