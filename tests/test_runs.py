@@ -416,6 +416,24 @@ def test_a_checkpoint_with_a_damaged_note_gives_way_to_the_one_before(tmp_path, 
     assert found == (tmp_path / "step_000000001.weights.h5", 1)
 
 
+def test_a_checkpoint_of_another_optimizer_does_not_let_it_begin_anew(tmp_path, photos):
+    def made(optimizer):
+        inputs = [keras.Input((8, 8, 1)), keras.Input((1, 1, 1))]
+        outputs = keras.layers.Conv2D(1, 1)(inputs[0])
+        model = make_small_model(network=keras.Model(inputs, outputs))
+        model.compile(optimizer=optimizer)
+        return model
+
+    place = RunFolder(tmp_path)
+    kept = Checkpoints(place.checkpoints, 1)
+    path = kept.save(made("sgd"), 4)
+    parts = {"folder": place, "model": made("adam"), "tell": print}
+    parts |= dict.fromkeys(("recipe", "data", "validation"))
+    resumed = training._Training(config=small_config(photos), **parts)
+    with pytest.raises(ValueError, match=f"{path} holds the state of another .*'adam'"):
+        training._resume(resumed, kept)
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, photos, whole_run):
     config = small_config(photos)
