@@ -761,6 +761,11 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         ("data: ''", "data must be a name or a folder, got ''"),
         ("[1, 2]", "must hold settings as NAME: VALUE"),
         ("a: b: c", "is not YAML"),
+        ("steps: 5\nseed: 1\nsteps: 7", r"is not YAML: given more than once: steps\n"),
+        ("training: {flip: true, flip: false}", "given more than once: flip"),
+        ("model: &model {widths: *model}", "config.yaml: a setting holds itself"),
+        ("channels: true", "channels must be 1, 3 or 4, .* got True"),
+        ("minutes: 1e1", "got '1e1' .*write 1.0e.1"),
     ],
 )
 def test_bad_configurations_are_refused(tmp_path, text, message):
@@ -792,6 +797,13 @@ def test_a_configuration_is_readable(tmp_path):
         image_size=[4, 6], split=["train", "test"]
     )
     assert json.dumps(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_configuration_says_its_encoding_and_not_the_system(tmp_path, encoding, monkeypatch):
+    monkeypatch.setattr(pathlib.Path, "read_text", None)  # which asks the system
+    (tmp_path / "config.yaml").write_bytes("data: ./фото\n".encode(encoding))
+    assert RunConfig.read(tmp_path / "config.yaml").data == "./фото"
 
 
 def settings_of_0_1(**changes):
