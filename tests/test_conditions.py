@@ -11,7 +11,7 @@ from conftest import first_quick, make_small_model, random_images, slow_on_jax
 from keras import ops
 
 import ddim_keras
-from ddim_keras import DiffusionModel, callbacks, networks
+from ddim_keras import DiffusionModel, callbacks, exporting, networks
 from ddim_keras.data import load_dataset, pairs
 
 NAMES = ["daisy", "rose", "tulip"]
@@ -812,3 +812,21 @@ def test_a_walk_may_be_told_tensors_of_a_function_that_is_compiled(told_model):
 
     found = traced(walked, OF_IMAGES, OF_NUMBERS)(noise, labels)
     np.testing.assert_allclose(found, walked(noise, [0, 1, None, 0]), atol=1e-5)
+
+
+def test_images_of_other_conditions_are_told_apart_also_where_they_are_long_tensors(
+    monkeypatch, tmp_path
+):
+    model = make_small_model(condition_shape=600)  # two are more numbers than a tensor prints
+    monkeypatch.setattr(model, "generate", lambda number, **_: np.zeros((number, 8, 8, 1)))
+    ones, others = np.ones((2, 600), "float32"), np.ones((2, 600), "float32")
+    others[:, 300] = 0.0
+
+    def export(condition, steps):
+        options = {"condition": condition, "diffusion_steps": steps, "tell": lambda line: None}
+        return exporting.export_images(model, tmp_path, 2, format="npz", **options)
+
+    assert export(ops.convert_to_tensor(ones), 1) == 1
+    assert export(ones, np.int64(1)) == 0
+    with pytest.raises(ValueError, match="were made otherwise .*'condition': 'sha256 "):
+        export(ops.convert_to_tensor(others), 1)

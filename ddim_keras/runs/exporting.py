@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from ddim_keras import plotting
+from ddim_keras.data.batches import as_array
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
 from ddim_keras.samplers import FittedSampler, Sampler
@@ -223,14 +224,19 @@ def _described_sampling(
 
 
 def _plain(value: object) -> Any:
-    """A value as JSON knows it: what is long by its hash."""
+    """A value as JSON knows it: what is long by its hash, and not as it is printed, which leaves
+    most of a long tensor out.
+    """
+    if isinstance(value, np.generic) or keras.ops.is_tensor(value) or hasattr(value, "__array__"):
+        value = as_array(value)
+        value = value.item() if value.ndim == 0 else value
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
     if isinstance(value, np.ndarray) and value.ndim > 1:
         data = np.ascontiguousarray(value)
         return f"sha256 {hashlib.sha256(data.tobytes()).hexdigest()} of {data.shape}"
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(part.item() if isinstance(part, np.generic) else part) for part in value]
+        return [_plain(part) for part in value]
     if isinstance(value, Autoguidance):
         return f"{value!r} of {model_hash(value.model)}"
     return repr(value)
