@@ -638,7 +638,7 @@ def _published(
     settings = {**found.config["network"], "dtype": changes.get("dtype"), "recompute": recompute}
     try:
         network = ddpm_unet(**settings)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(
             f"the configuration of {found.source} makes no network: {error}. Nothing was loaded"
         ) from error

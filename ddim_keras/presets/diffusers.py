@@ -190,7 +190,7 @@ def _settings(path: pathlib.Path, read: Callable[[Config], Config]) -> Config:
     config = _json(path)
     try:
         return read(config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Nothing was loaded") from error
 
 

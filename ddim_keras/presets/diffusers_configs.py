@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -230,7 +231,7 @@ def _refuse_kinds(said: Config) -> None:
         if said[name] is not None or name not in _OPTIONAL:
             positive_int(f"the network's {name}", said[name])
     for name in _NUMBERS:
-        if not is_number(said[name]):
+        if not is_number(said[name]) or not math.isfinite(said[name]):
             raise ValueError(f"the network's {name} must be a number, got {said[name]!r}")
     for name in _SWITCHES:
         truth(f"the network's {name}", False if said[name] is None else said[name])

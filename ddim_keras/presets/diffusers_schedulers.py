@@ -109,7 +109,7 @@ def scheduler_settings(config: Config) -> Config:
         )
     # predict_epsilon is what the first versions of diffusers called it.
     prediction = said.get("prediction_type", _former_prediction(said))
-    if prediction not in _PREDICTIONS:
+    if not isinstance(prediction, str) or prediction not in _PREDICTIONS:
         raise ValueError(
             f"the scheduler's prediction_type is {prediction!r}: expected one of "
             f"{sorted(_PREDICTIONS)}"
@@ -218,6 +218,9 @@ def _schedule(said: Config) -> Schedule:
     first, last = (_number(said, name) for name in ("beta_start", "beta_end"))
     schedule: Any
     if "trained_betas" in said:
+        given = said["trained_betas"]
+        if not isinstance(given, (list, tuple)) or not all(map(is_number, given)):
+            raise ValueError("the scheduler's trained_betas must be a list of numbers")
         schedule = GivenBetaSchedule(said["trained_betas"])
         if "num_train_timesteps" in said and schedule.num_times != number:
             raise ValueError(
@@ -254,7 +257,7 @@ def _said(said: Config, name: str) -> Any:
 
 def _number(said: Config, name: str) -> float:
     value = _said(said, name)
-    if not is_number(value):
+    if not is_number(value) or np.isnan(value):
         raise ValueError(f"the scheduler's {name} must be a number, got {value!r}")
     return float(value)
 
