@@ -34,6 +34,7 @@ from ddim_keras.support.arguments import (
     integers,
     not_negative,
     positive_int,
+    truth,
 )
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.keras_files import load_model_file
@@ -633,11 +634,11 @@ def _published(
             f"the weights of {found.source} do not fit a model with another {', '.join(unfit)}: "
             "leave that out"
         )
-    recompute = bool(changes.pop("recompute", False))
+    recompute = truth("recompute", changes.pop("recompute", False))
     settings = {**found.config["network"], "dtype": changes.get("dtype"), "recompute": recompute}
     try:
         network = ddpm_unet(**settings)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(
             f"the configuration of {found.source} makes no network: {error}. Nothing was loaded"
         ) from error
@@ -716,7 +717,7 @@ def _residual_settings(
         "attention_levels": integers("attention_levels", attention_levels),
         "patch_size": patch_size,
         "dropout": not_negative("dropout", dropout),
-        "recompute": bool(recompute),
+        "recompute": truth("recompute", recompute),
     }
 
 

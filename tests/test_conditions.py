@@ -7,12 +7,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import first_quick, make_small_model, random_images, slow_on_jax
+from conftest import first_quick, make_oracle_model, make_small_model, random_images, slow_on_jax
 from keras import ops
 
 import ddim_keras
-from ddim_keras import DiffusionModel, callbacks, networks
+from ddim_keras import DiffusionModel, callbacks, exporting, networks
 from ddim_keras.data import load_dataset, pairs
+from ddim_keras.diffusion.schedules import GivenBetaSchedule
+from ddim_keras.diffusion.spacings import FittedSpacing
 
 NAMES = ["daisy", "rose", "tulip"]
 IMAGES = random_images(24)
@@ -812,3 +814,45 @@ def test_a_walk_may_be_told_tensors_of_a_function_that_is_compiled(told_model):
 
     found = traced(walked, OF_IMAGES, OF_NUMBERS)(noise, labels)
     np.testing.assert_allclose(found, walked(noise, [0, 1, None, 0]), atol=1e-5)
+
+
+def test_images_of_other_conditions_are_told_apart_also_where_they_are_long_tensors(
+    monkeypatch, tmp_path
+):
+    model = make_small_model(condition_shape=600)  # two are more numbers than a tensor prints
+    monkeypatch.setattr(model, "generate", lambda number, **_: np.zeros((number, 8, 8, 1)))
+    ones, others = np.ones((2, 600), "float32"), np.ones((2, 600), "float32")
+    others[:, 300] = 0.0
+
+    def export(condition, steps):
+        options = {"condition": condition, "diffusion_steps": steps, "tell": lambda line: None}
+        return exporting.export_images(model, tmp_path, 2, format="npz", **options)
+
+    assert export(ops.convert_to_tensor(ones), 1) == 1
+    assert export(ones, np.int64(1)) == 0
+    with pytest.raises(ValueError, match="were made otherwise .*'condition': 'sha256 "):
+        export(ops.convert_to_tensor(others), 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "one", "other"),
+    [
+        ("spacing", FittedSpacing, [[1.5, 0.6]], [[1.5, 0.7]]),
+        ("schedule", GivenBetaSchedule, [0.1, 0.2, 0.3], [0.1, 0.25, 0.3]),
+    ],
+)
+def test_images_of_other_listed_levels_are_told_apart(
+    monkeypatch, tmp_path, option, kind, one, other
+):
+    model = make_oracle_model()
+    monkeypatch.setattr(model, "generate", lambda number, **_: np.zeros((number, 8, 8, 1)))
+
+    def export(numbers):
+        options = {option: kind(numbers), "diffusion_steps": 2, "tell": lambda line: None}
+        return exporting.export_images(model, tmp_path, 2, format="npz", sampler="ddim", **options)
+
+    assert (export(one), export(one)) == (1, 0)
+    with pytest.raises(
+        ValueError, match="were made otherwise .*(steps|3 from 0.1 to 0.3).*, sha256 "
+    ):
+        export(other)

@@ -325,3 +325,12 @@ def test_a_run_says_what_its_distillation_lacks():
         runs.RunConfig(distill={"steps": 2})
     config = runs.RunConfig(distill={"model": "fashion_mnist_32"})
     assert config.recipe().optimizer == "muon"
+
+
+def test_nothing_of_a_teacher_with_attention_is_trained():
+    teacher = make_small_model(attention_levels=[0])
+    teacher.normalizer.adapt(random_images(8))
+    few = student(teacher, 1)
+    kept = [*few.ema_network.variables, *few.teacher.variables]
+    assert not any(variable.trainable for variable in kept)
+    assert len(few.trainable_variables) == len(few.network.trainable_variables)

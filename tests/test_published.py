@@ -242,7 +242,9 @@ def test_nothing_is_loaded_half(network, folder, tmp_path):
         ({"layers_per_block": [1, 2]}, r"layers_per_block must be an integer, .*: got \[1, 2\]"),
         ({"norm_num_groups": None}, "norm_num_groups must be an integer, .*: got None"),
         ({"norm_eps": "small"}, "norm_eps must be a number, got 'small'"),
+        ({"mid_block_scale_factor": float("inf")}, "scale_factor must be a number, got inf"),
         ({"num_class_embeds": 0}, "num_class_embeds must be an integer, .*: got 0"),
+        ({"flip_sin_to_cos": "false"}, "flip_sin_to_cos must be True or False, got 'false'"),
     ],
 )
 def test_networks_that_cannot_be_read_are_named(changes, message):
@@ -262,6 +264,11 @@ def test_networks_that_cannot_be_read_are_named(changes, message):
         ({"use_flow_sigmas": True}, "use_flow_sigmas"),
         ({"beta_end": "0.02"}, "beta_end must be a number, got '0.02'"),
         ({"num_train_timesteps": 1000.5}, "num_train_timesteps must be an integer"),
+        ({"clip_sample": "false"}, "clip_sample must be True or False, got 'false'"),
+        ({"prediction_type": ["epsilon"]}, r"prediction_type is \['epsilon'\]: expected"),
+        ({"clip_sample_range": float("nan")}, "clip_sample_range must be a number, got nan"),
+        ({"trained_betas": [0.1, "0.2"]}, "trained_betas must be a list of numbers"),
+        ({"trained_betas": 0.1}, "trained_betas must be a list of numbers"),
         ({"trained_betas": [0.1, 0.2]}, "2 trained_betas, but num_train_timesteps is 100"),
     ],
 )

@@ -416,6 +416,24 @@ def test_a_checkpoint_with_a_damaged_note_gives_way_to_the_one_before(tmp_path, 
     assert found == (tmp_path / "step_000000001.weights.h5", 1)
 
 
+def test_a_checkpoint_of_another_optimizer_does_not_let_it_begin_anew(tmp_path, photos):
+    def made(optimizer):
+        inputs = [keras.Input((8, 8, 1)), keras.Input((1, 1, 1))]
+        outputs = keras.layers.Conv2D(1, 1)(inputs[0])
+        model = make_small_model(network=keras.Model(inputs, outputs))
+        model.compile(optimizer=optimizer)
+        return model
+
+    place = RunFolder(tmp_path)
+    kept = Checkpoints(place.checkpoints, 1)
+    path = kept.save(made("sgd"), 4)
+    parts = {"folder": place, "model": made("adam"), "tell": print}
+    parts |= dict.fromkeys(("recipe", "data", "validation"))
+    resumed = training._Training(config=small_config(photos), **parts)
+    with pytest.raises(ValueError, match=f"{path} holds the state of another .*'adam'"):
+        training._resume(resumed, kept)
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, photos, whole_run):
     config = small_config(photos)
@@ -743,6 +761,11 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         ("data: ''", "data must be a name or a folder, got ''"),
         ("[1, 2]", "must hold settings as NAME: VALUE"),
         ("a: b: c", "is not YAML"),
+        ("steps: 5\nseed: 1\nsteps: 7", r"is not YAML: given more than once: steps\n"),
+        ("training: {flip: true, flip: false}", "given more than once: flip"),
+        ("model: &model {widths: *model}", "config.yaml: a setting holds itself"),
+        ("channels: true", "channels must be 1, 3 or 4, .* got True"),
+        ("minutes: 1e1", "got '1e1' .*write 1.0e.1"),
     ],
 )
 def test_bad_configurations_are_refused(tmp_path, text, message):
@@ -774,6 +797,13 @@ def test_a_configuration_is_readable(tmp_path):
         image_size=[4, 6], split=["train", "test"]
     )
     assert json.dumps(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_configuration_says_its_encoding_and_not_the_system(tmp_path, encoding, monkeypatch):
+    monkeypatch.setattr(pathlib.Path, "read_text", None)  # which asks the system
+    (tmp_path / "config.yaml").write_bytes("data: ./фото\n".encode(encoding))
+    assert RunConfig.read(tmp_path / "config.yaml").data == "./фото"
 
 
 def settings_of_0_1(**changes):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.schedules import Schedule
-from ddim_keras.support.arguments import integer
+from ddim_keras.support.arguments import integer, truth
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.types import Array, Config, Numbers
 
@@ -167,7 +167,7 @@ class LeadingSpacing(Spacing):
 
     def __init__(self, offset: int = 0, with_first: bool = True):
         self.offset = integer("offset", offset, minimum=0)
-        self.with_first = bool(with_first)
+        self.with_first = truth("with_first", with_first)
 
     def _places(self, diffusion_steps: int) -> tuple[Numbers, int]:
         """The number of each step, rising, and of how many."""
@@ -202,7 +202,7 @@ class LinspaceSpacing(Spacing):
     """
 
     def __init__(self, with_first: bool = True):
-        self.with_first = bool(with_first)
+        self.with_first = truth("with_first", with_first)
 
     def _parts(self, diffusion_steps: int) -> Array:
         """Rising from 0, or just above it, to 1."""

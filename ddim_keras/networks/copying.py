@@ -17,6 +17,10 @@ def copied(network: keras.Model) -> keras.Model:
     else:
         copy = keras.models.clone_model(network)
     copy.set_weights(network.get_weights())
+    # Each by itself: what is within a layer that is frozen already stays as it was on TensorFlow,
+    # and that of attention is made trainable.
+    for layer in copy._flatten_layers():
+        layer.trainable = False
     return copy
 
 

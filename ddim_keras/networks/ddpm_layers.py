@@ -11,6 +11,7 @@ from keras import layers, ops
 
 from ddim_keras.networks.layers import Float32Embedding
 from ddim_keras.support import backend
+from ddim_keras.support.arguments import truth
 from ddim_keras.support.types import Config, Tensor
 
 
@@ -46,7 +47,7 @@ class TimeEmbedding(Float32Embedding):
             raise ValueError(f"the embedding's dims must be even and at least 4, got {dims}")
         if not shift < dims // 2:
             raise ValueError(f"the embedding's shift must be below dims / 2, got {shift}")
-        self.cosines_first = bool(cosines_first)
+        self.cosines_first = truth("cosines_first", cosines_first)
         self.shift = float(shift)
         self.first_time = float(first_time)
         self.scale = float(scale)
@@ -88,7 +89,7 @@ class Conv2D(layers.Conv2D):
 
     def __init__(self, filters: int, kernel_size: Any, doubles: bool = False, **kwargs: Any):
         super().__init__(filters, kernel_size, **{**kwargs, "data_format": "channels_last"})
-        self.doubles = bool(doubles)
+        self.doubles = truth("doubles", doubles)
         if doubles and (self.kernel_size, self.padding) != ((3, 3), "same"):
             raise ValueError(
                 f'only a 3 x 3 "same" convolution doubles, got {kernel_size} and {self.padding!r}'

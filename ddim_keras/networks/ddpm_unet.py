@@ -4,6 +4,7 @@ which trained weights of it are published.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ddim_keras.networks.ddpm_layers import (
 )
 from ddim_keras.networks.layers import Dropout, GroupNormalization, Swish
 from ddim_keras.networks.unet import LABELS, check_levels, with_float32_weights
-from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.arguments import positive_int, truth
 from ddim_keras.support.types import Config, DType, Tensor
 
 PADDINGS = ("after", "around")
@@ -175,7 +176,7 @@ def ddpm_unet(
 def _plain(arguments: Config) -> Config:
     """The arguments of `ddpm_unet` but its dtype and name, as a configuration has them."""
     kinds: dict[str, Callable[[Any], Any]] = dict.fromkeys(_NUMBERS, float)
-    kinds |= dict.fromkeys(_SWITCHES, bool)
+    kinds |= {name: functools.partial(truth, name) for name in _SWITCHES}
     kinds |= dict.fromkeys(_LISTS, lambda values: [int(value) for value in values])
     return {
         name: kinds[name](value) if name in kinds and value is not None else value

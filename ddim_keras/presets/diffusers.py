@@ -23,7 +23,7 @@ from ddim_keras.presets import (
     weight_files,
 )
 from ddim_keras.support import files, reading
-from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.arguments import positive_int, truth
 from ddim_keras.support.types import Config
 
 _INDEX, _OWN = "model_index.json", "ddim_keras.json"
@@ -113,6 +113,7 @@ def read(
         )
     arrays = dict(_weights(unet, variant))
     has_null = own.get("null_class", False) if null_class is None else null_class
+    has_null = truth(f"null_class, or that of {folder / _OWN},", has_null)
     if network["num_classes"] is not None:
         _bring_labels(arrays, network, has_null, folder)
         config["num_classes"] = network["num_classes"]
@@ -189,7 +190,7 @@ def _settings(path: pathlib.Path, read: Callable[[Config], Config]) -> Config:
     config = _json(path)
     try:
         return read(config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Nothing was loaded") from error
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddim_keras.networks.ddpm_unet import attended_widths
-from ddim_keras.support.arguments import height_and_width, is_number, positive_int
+from ddim_keras.support.arguments import height_and_width, is_number, positive_int, truth
 from ddim_keras.support.types import Config
 
 # The version whose format is written.
@@ -55,6 +56,7 @@ _WHOLE = (
 )
 _OPTIONAL = _WHOLE[4:]
 _NUMBERS = ("freq_shift", "mid_block_scale_factor", "dropout", "norm_eps")
+_SWITCHES = ("center_input_sample", "flip_sin_to_cos", "add_attention")
 _LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 # Block -> (has attention, is halved or doubled by a residual block; None as its setting says).
 _BLOCKS: Mapping[str, tuple[bool, bool | None]] = {
@@ -111,7 +113,7 @@ def network_settings(config: Config, image_size: Any = None) -> Config:
         "attention_levels": [level for level in range(levels) if down[level][0]],
         "up_attention_levels": [level for level in range(levels) if up[-1 - level][0]],
         "middle": said["mid_block_type"] is not None,
-        "middle_attention": said["add_attention"],
+        "middle_attention": bool(said["add_attention"]),
         "middle_groups": groups,
         "middle_scale": said["mid_block_scale_factor"],
         "head_channels": said["attention_head_dim"],
@@ -123,9 +125,9 @@ def network_settings(config: Config, image_size: Any = None) -> Config:
         "groups": said["norm_num_groups"],
         "epsilon": said["norm_eps"],
         "embedding_features": said["time_embedding_dim"],
-        "cosines_first": said["flip_sin_to_cos"],
+        "cosines_first": bool(said["flip_sin_to_cos"]),
         "frequency_shift": said["freq_shift"],
-        "centre_input": said["center_input_sample"],
+        "centre_input": bool(said["center_input_sample"]),
         "num_classes": said["num_class_embeds"],
     }
 
@@ -229,8 +231,10 @@ def _refuse_kinds(said: Config) -> None:
         if said[name] is not None or name not in _OPTIONAL:
             positive_int(f"the network's {name}", said[name])
     for name in _NUMBERS:
-        if not is_number(said[name]):
+        if not is_number(said[name]) or not math.isfinite(said[name]):
             raise ValueError(f"the network's {name} must be a number, got {said[name]!r}")
+    for name in _SWITCHES:
+        truth(f"the network's {name}", False if said[name] is None else said[name])
     for name in _LISTS:
         if not isinstance(said[name], (list, tuple)) or not said[name]:
             raise ValueError(f"the network's {name} must be a list, got {said[name]!r}")

@@ -39,7 +39,7 @@ from ddim_keras.sampling.clipping import (
     StaticClipping,
 )
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.support.arguments import is_number, positive_int
+from ddim_keras.support.arguments import is_number, positive_int, truth
 from ddim_keras.support.types import Config
 
 _PREDICTIONS: Mapping[str, type[Parameterization]] = {
@@ -59,6 +59,10 @@ _KINDS = (
     *("KDPM2AncestralDiscreteScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"),
     *("DPMSolverMultistepInverseScheduler", "DEISMultistepScheduler", "SASolverScheduler"),
     *("RePaintScheduler", _DPM, _UNIPC),
+)
+_SWITCHES = (
+    *("predict_epsilon", "set_alpha_to_one", "clip_sample", "thresholding"),
+    *("rescale_betas_zero_snr", "use_flow_sigmas"),
 )
 # What the first versions of diffusers called a setting.
 _FORMER = {"timesteps": "num_train_timesteps", "clip_predicted_image": "clip_sample"}
@@ -95,6 +99,8 @@ def scheduler_settings(config: Config) -> Config:
     """
     said = {name: value for name, value in config.items() if value is not None}
     said = {new: said[old] for old, new in _FORMER.items() if old in said} | said
+    for name in set(_SWITCHES) & set(said):
+        truth(f"the scheduler's {name}", said[name])
     kind = said.get("_class_name", "DDPMScheduler")
     if kind not in _KINDS:
         raise ValueError(
@@ -103,7 +109,7 @@ def scheduler_settings(config: Config) -> Config:
         )
     # predict_epsilon is what the first versions of diffusers called it.
     prediction = said.get("prediction_type", _former_prediction(said))
-    if prediction not in _PREDICTIONS:
+    if not isinstance(prediction, str) or prediction not in _PREDICTIONS:
         raise ValueError(
             f"the scheduler's prediction_type is {prediction!r}: expected one of "
             f"{sorted(_PREDICTIONS)}"
@@ -212,6 +218,9 @@ def _schedule(said: Config) -> Schedule:
     first, last = (_number(said, name) for name in ("beta_start", "beta_end"))
     schedule: Any
     if "trained_betas" in said:
+        given = said["trained_betas"]
+        if not isinstance(given, (list, tuple)) or not all(map(is_number, given)):
+            raise ValueError("the scheduler's trained_betas must be a list of numbers")
         schedule = GivenBetaSchedule(said["trained_betas"])
         if "num_train_timesteps" in said and schedule.num_times != number:
             raise ValueError(
@@ -248,7 +257,7 @@ def _said(said: Config, name: str) -> Any:
 
 def _number(said: Config, name: str) -> float:
     value = _said(said, name)
-    if not is_number(value):
+    if not is_number(value) or np.isnan(value):
         raise ValueError(f"the scheduler's {name} must be a number, got {value!r}")
     return float(value)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddim_keras.presets.recipes import Training
 from ddim_keras.support import files, reading
-from ddim_keras.support.arguments import height_and_width
+from ddim_keras.support.arguments import height_and_width, truth
 from ddim_keras.support.types import Config, ImageArray, Variable
 
 _FOLDER = pathlib.Path(__file__).parent / "pretrained"
@@ -95,7 +95,7 @@ def read(
                 f"its format is {description['format']}, this version of ddim_keras reads {_FORMAT}"
             )
         config, recipe = dict(description["model"]), dict(description["training"])
-        has_weights = bool(description["has_weights"])
+        has_weights = truth("has_weights", description["has_weights"])
         known = {field.name for field in dataclasses.fields(Training)}
         if unknown := sorted(set(recipe) - known):
             raise ValueError(

@@ -49,6 +49,18 @@ _NOT_SET_BY_MODEL = {
 _OF_THE_RUN = {"image_size", "channels"}
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, in which a setting stands once: PyYAML would take the last of several."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({name for name in names if name != "<<" and names.count(name) > 1}):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"given more than once: {', '.join(twice)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything about a run: `config.yaml` in its folder holds just this.
@@ -177,7 +189,8 @@ class RunConfig:
             if name == "minutes" and minutes is None:
                 continue
             if not is_number(minutes) or not 0.0 < minutes < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {minutes!r}")
+                hint = " (in YAML 1e1 is a word: write 1.0e+1)" if isinstance(minutes, str) else ""
+                raise ValueError(f"{name} must be a positive number, got {minutes!r}{hint}")
 
     def _check_words(self) -> None:
         if self.distill and ("model" not in self.distill or set(self.distill) - _DISTILL):
@@ -203,7 +216,7 @@ class RunConfig:
                 raise ValueError(
                     f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}"
                 )
-        if self.channels not in (None, 1, 3, 4):
+        if self.channels not in (None, 1, 3, 4) or isinstance(self.channels, (bool, float)):
             raise ValueError(
                 f"channels must be 1, 3 or 4, or None for the data set's own, got {self.channels!r}"
             )
@@ -285,8 +298,8 @@ class RunConfig:
         path = pathlib.Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no configuration at {path}")
-        try:
-            values = yaml.safe_load(path.read_text())
+        try:  # bytes, whose encoding is not the system's: UTF-8, or as their first ones say
+            values = yaml.load(path.read_bytes(), _Loader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         known = {field.name for field in dataclasses.fields(cls)}
@@ -302,6 +315,8 @@ class RunConfig:
             return cls(**_of_this_version(values))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
+        except RecursionError as error:
+            raise ValueError(f"{path}: a setting holds itself, by its own name: {error}") from error
 
 
 def recipe_of(source: str) -> presets.Training | None:

@@ -17,6 +17,9 @@ import keras
 import numpy as np
 
 from ddim_keras import plotting
+from ddim_keras.data.batches import as_array
+from ddim_keras.diffusion.schedules import GivenBetaSchedule, ZeroTerminalSNRSchedule
+from ddim_keras.diffusion.spacings import FittedSpacing
 from ddim_keras.model import DiffusionModel
 from ddim_keras.runs.checkpoints import DivergedError, weights_are_finite
 from ddim_keras.samplers import FittedSampler, Sampler
@@ -223,25 +226,36 @@ def _described_sampling(
 
 
 def _plain(value: object) -> Any:
-    """A value as JSON knows it: what is long by its hash."""
+    """A value as JSON knows it: what is long by its hash, and not as it is printed, which leaves
+    most of a long tensor out.
+    """
+    if isinstance(value, np.generic) or keras.ops.is_tensor(value) or hasattr(value, "__array__"):
+        value = as_array(value)
+        value = value.item() if value.ndim == 0 else value
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
     if isinstance(value, np.ndarray) and value.ndim > 1:
         data = np.ascontiguousarray(value)
         return f"sha256 {hashlib.sha256(data.tobytes()).hexdigest()} of {data.shape}"
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(part.item() if isinstance(part, np.generic) else part) for part in value]
+        return [_plain(part) for part in value]
     if isinstance(value, Autoguidance):
         return f"{value!r} of {model_hash(value.model)}"
+    listed = value.schedule if isinstance(value, ZeroTerminalSNRSchedule) else value
+    if isinstance(listed, (FittedSpacing, GivenBetaSchedule)):
+        return f"{value!r}, {_hash_of(listed.get_config())}"
     return repr(value)
+
+
+def _hash_of(numbers: Any) -> str:
+    return f"sha256 {hashlib.sha256(json.dumps(numbers).encode()).hexdigest()}"
 
 
 def _described(sampler: Sampler) -> str:
     """A sampler by its name and settings; what was fitted by a hash of its numbers."""
     if not isinstance(sampler, FittedSampler):
         return repr(sampler)
-    numbers = json.dumps([sampler.angles.tolist(), sampler.weights])
-    return f"{sampler!r}, sha256 {hashlib.sha256(numbers.encode()).hexdigest()}"
+    return f"{sampler!r}, {_hash_of([sampler.angles.tolist(), sampler.weights])}"
 
 
 def _walk(model: DiffusionModel, sampling: dict[str, Any], told: Conditioning) -> PlannedWalk:

@@ -7,6 +7,7 @@ import gc
 import inspect
 import os
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -277,7 +278,7 @@ def _resume(training: _Training, checkpoints: Checkpoints) -> int:
     step = 0
     newest = checkpoints.newest_whole()
     if newest is not None:
-        model.load_weights(newest[0])
+        _load(model, newest[0])
         step = newest[1]
         if step > config.steps:
             raise ValueError(
@@ -292,6 +293,26 @@ def _resume(training: _Training, checkpoints: Checkpoints) -> int:
         training.tell("Measuring the images' mean and variance")
         model.normalizer.adapt(training.data)
     return step
+
+
+def _load(model: DiffusionModel, checkpoint: pathlib.Path) -> None:
+    """Load a checkpoint, optimizer included: Keras only warns where that does not fit, and learning
+    rate and averages of gradients would begin anew.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model.load_weights(checkpoint)
+    for each in told:
+        if "Skipping variable loading for optimizer" in str(each.message):
+            raise ValueError(
+                f"{checkpoint} holds the state of another optimizer ({str(each.message).strip()}): "
+                "it is of another run, or of another version of ddim_keras. Resume with that one, "
+                "or start a run in another folder"
+            )
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def _continue_log(training: _Training, keeper: watching.KeepCheckpoints) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
+from ddim_keras.support.arguments import truth
 from ddim_keras.support.types import Array, Config
 
 # The sum of the noises' weights in the next noisy image. Small steps are far below.
@@ -60,12 +61,11 @@ class AdamsBashforth(Sampler):
     def __init__(self, order: int = 4, warm_up: bool = True, even_steps: bool = False):
         if order not in range(1, MEMORY + 2):
             raise ValueError(f"order must be 1, 2, 3 or 4, got {order!r}")
-        if even_steps and warm_up:
+        self.even_steps, self.warm_up = truth("even_steps", even_steps), truth("warm_up", warm_up)
+        if self.even_steps and self.warm_up:
             raise ValueError("even_steps takes the noises there are: give warm_up=False")
-        self.even_steps = bool(even_steps)
         self.num_noises = int(order)
-        self.warm_up = bool(warm_up)
-        self.order = self.num_noises if warm_up else min(self.num_noises, 2)
+        self.order = self.num_noises if self.warm_up else min(self.num_noises, 2)
 
     def step(self, index: int, levels: Levels) -> list[Evaluation]:
         angles = np.arctan2(levels.noise_rates, levels.signal_rates)

@@ -8,7 +8,7 @@ import numpy as np
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.spacings import LogSNRSpacing
 from ddim_keras.samplers.base import Evaluation, Sampler
-from ddim_keras.support.arguments import positive_int
+from ddim_keras.support.arguments import positive_int, truth
 from ddim_keras.support.types import Array, Config
 
 # Step sizes to choose among. From 4 on the walk diverges.
@@ -61,7 +61,7 @@ class AnnealedLangevin(Sampler):
                 "on the walk diverges"
             )
         self.step_size = None if step_size is None else float(step_size)
-        self.denoise = bool(denoise)
+        self.denoise = truth("denoise", denoise)
         self.evaluations_per_step = self.steps_per_level
 
     def step(self, index: int, levels: Levels) -> list[Evaluation]:

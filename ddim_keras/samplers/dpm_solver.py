@@ -16,6 +16,7 @@ import numpy as np
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import Evaluation, Sampler
+from ddim_keras.support.arguments import truth
 from ddim_keras.support.types import Config
 
 
@@ -42,8 +43,8 @@ class DPMSolverMultistep(Sampler):
     """
 
     def __init__(self, stochastic: bool = False):
-        self.stochastic = self.is_stochastic = bool(stochastic)
-        self.order = 1 if stochastic else 2
+        self.stochastic = self.is_stochastic = truth("stochastic", stochastic)
+        self.order = 1 if self.stochastic else 2
 
     def step(self, index: int, levels: Levels) -> list[Evaluation]:
         (signal, next_signal), (noise, next_noise) = (rates[index : index + 2] for rates in levels)

@@ -46,6 +46,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
+def truth(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise ValueError unless it is a truth value, 0 or 1: the word
+    "false", in a file say, would count as true.
+    """
+    if not isinstance(value, (bool, int, np.bool_, np.integer)) or value not in (0, 1):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def not_negative(name: str, value: Any) -> float:
     """Return `value` as a float, or raise ValueError unless it is finite and at least 0."""
     if not is_number(value) or not np.isfinite(value) or value < 0.0:
