@@ -132,6 +132,21 @@ def test_a_models_own_guidance_acts_where_there_are_labels_and_no_other(tmp_path
     assert described[0].read_text() == described[1].read_text()
 
 
+@pytest.mark.parametrize("exact", [False, "algebra"])
+def test_a_models_own_guidance_leaves_encoding_and_decoding_to_each_other(exact):
+    model = make_two_classes()
+    told = {"labels": [1, 0], "exact": exact}
+    images = model.generate(2, 4, labels=[1, 0], seed=SEED)
+    plain = model.reconstruct(images, 4, **told)
+    between = model.interpolate(images[0], images[1], 3, 4, from_images=True, labels=1)
+    unlabelled = model.decode(images, 4)
+    model.sampling_defaults = SamplingDefaults(guidance=WEIGHT)
+    np.testing.assert_array_equal(model.reconstruct(images, 4, **told), plain)
+    again = model.interpolate(images[0], images[1], 3, 4, from_images=True, labels=1)
+    np.testing.assert_array_equal(again, between)
+    np.testing.assert_array_equal(model.decode(images, 4), unlabelled)
+
+
 @pytest.mark.parametrize("weight", ["strong", float("nan"), ClassifierFreeGuidance(2.0), [2.0]])
 def test_a_models_own_guidance_is_a_weight(weight):
     with pytest.raises(ValueError, match="None or a finite weight, such as 2.0"):

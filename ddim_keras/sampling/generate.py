@@ -361,6 +361,8 @@ def decode(
         return decode_pairs(engine, latents, diffusion_steps, **options)
     latents = engine.latents(latents, "latents")
     chosen = {"spacing": EVEN_TIMES, "clipping": "none", **options}
+    if chosen.get("guidance") is None:
+        chosen["guidance"] = 1.0  # as `encode`, whatever the model's own is
     return generate(
         engine,
         len(latents),
