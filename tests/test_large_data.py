@@ -321,8 +321,8 @@ def test_labels_that_are_no_classes_are_told_and_do_not_matter_where_none_are_wa
     "label_of, message",
     [
         (lambda number: None if number == 7 else b"1", "1 of 10 examples of .* have no label"),
-        (lambda number: b"cat", "000.cls must be the number of a class, got b'cat'$"),
-        (lambda number: b"", "000.cls must be the number of a class, got b''$"),
+        (lambda number: b"cat", "photos.tar: the label 000.cls must be .* a class, got b'cat'$"),
+        (lambda number: b"", "photos.tar: the label 000.cls must be .* a class, got b''$"),
         (lambda number: b"1000000000", "labels must be .* below 100000"),
         (lambda number: None, "has no labels"),
     ],

@@ -167,5 +167,5 @@ def test_an_address_that_is_taken_is_said_so():
     with addresses.bound("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"cannot serve at 127.0.0.1, port {port}"):
+        with pytest.raises(ValueError, match=f"at 127.0.0.1, port {port}: .* another port, or 0"):
             addresses.bound("127.0.0.1", port)

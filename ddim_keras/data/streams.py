@@ -150,6 +150,8 @@ def _counted(
         number, size, largest, lacking = _figures(examples)
     except (tf.errors.OpError, UnicodeDecodeError) as error:
         name = _damaged_one(examples_of, files) or what
+        if own := _own_words(error):  # of what is whole, but wrong
+            raise ValueError(f"{name}: {own}") from None
         raise ValueError(f"{name} is damaged: {_said(error)}: {_ADVICE}") from None
     if not number:
         raise ValueError(f"{what} holds no images")
@@ -201,10 +203,15 @@ def _said(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):  # TensorFlow quotes the record in its error
         return "a record of it is no tf.train.Example"
     message = str(getattr(error, "message", error))
-    start, end = image_checks.ERROR_START, image_checks.ERROR_END
-    if start in message:
-        return message.split(start)[1].split(end)[0]
     return _AROUND.sub("", message.splitlines()[0]).strip().rstrip(".")
+
+
+def _own_words(error: Exception) -> str | None:
+    """What this package has said within an error of TensorFlow's; None where it said nothing."""
+    message = str(getattr(error, "message", error))
+    if image_checks.ERROR_START not in message:
+        return None
+    return message.split(image_checks.ERROR_START)[1].split(image_checks.ERROR_END)[0]
 
 
 def _records(files: Sequence[str], what: str, with_labels: bool) -> Stream:

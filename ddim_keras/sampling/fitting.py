@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -44,6 +43,7 @@ _TEACHER, _TEACHER_SPACING = UniPC(3), "karras"
 _MOST_STEPS = 20
 _HELD_OUT_SHARE = 4  # of the images, one in so many is held out
 _LARGEST_NORM = 1.0
+_DECAYS = (0.9, 0.98)  # of the gradients' averages
 
 
 class _Walks(NamedTuple):
@@ -192,22 +192,19 @@ class _Fit:
         """Return the parameters of the least held-out error on the way down."""
         in_epoch = len(trained) // self.batch_size
         bar = progress(epochs * in_epoch, "steps") if verbose else None
-        rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * in_epoch)
-        optimizer = keras.optimizers.Adam(rate, beta_2=0.98, clipnorm=_LARGEST_NORM)
-        variable = keras.Variable(parameters, dtype="float32", name="table")
+        descent = _Adam(learning_rate, epochs * in_epoch)
         order = np.random.default_rng(0)
         best, since = (self.error(self.sampler(parameters), stopping), parameters), 0
+        found = parameters
         done = 0
         for _ in range(epochs):
             shuffled = order.permutation(trained)
             for start in range(0, in_epoch * self.batch_size, self.batch_size):
-                gradient = self.gradient(variable, shuffled[start : start + self.batch_size])
-                optimizer.apply([gradient], [variable])
-                variable.assign(self._in_range(ops.convert_to_numpy(variable)))
+                indices = shuffled[start : start + self.batch_size]
+                found = self._in_range(found - descent.step(self.gradient(found, indices)))
                 done += 1
                 if bar is not None:
                     bar.update(done)
-            found = ops.convert_to_numpy(variable).astype("float64")
             error = self.error(self.sampler(found), stopping)
             if error < best[0]:
                 best, since = (error, found), 0
@@ -219,19 +216,18 @@ class _Fit:
             bar.update(done, finalize=True)
         return best[1]
 
-    def gradient(self, parameters: Tensor, indices: np.ndarray) -> Tensor:
+    def gradient(self, parameters: Array, indices: np.ndarray) -> Array:
         """Return the gradient of the error of some of the walks by the parameters."""
         batch = self.walks.batch(indices)
         values = [*self.engine.held_values(), *self._values]
         gradient = self._gradient(
             values,
-            ops.convert_to_tensor(parameters),
+            ops.convert_to_tensor(parameters, dtype="float32"),
             batch.of(self.walks.noises),
             batch.of(self.walks.images),
             tuple(wrapper.arrays for wrapper in self._wrappers(indices)),
         )
-        gradient = ops.convert_to_numpy(gradient) * self._free()
-        return ops.convert_to_tensor(gradient.astype("float32"))
+        return ops.convert_to_numpy(gradient) * self._free()
 
     def error(self, sampler: FittedSampler, indices: np.ndarray) -> float:
         """Return the mean distance from where long walks led."""
@@ -330,6 +326,33 @@ class _Fit:
 
     def _wrappers(self, indices: np.ndarray) -> list[Wrapper]:
         return self.walks.told.of(self.walks.batch(np.asarray(indices)))
+
+
+class _Adam:
+    """Adam (Kingma & Ba 2015) for the few numbers of a table, on the host: Keras's optimizers take
+    no step within a scope of several devices.
+
+    Args:
+        learning_rate: at the start; it falls to 0 as a cosine.
+        steps: after which it has.
+    """
+
+    def __init__(self, learning_rate: float, steps: int):
+        self.learning_rate, self.steps, self.done = learning_rate, steps, 0
+        self.mean: Array | float = 0.0
+        self.square: Array | float = 0.0
+
+    def step(self, gradient: Array) -> Array:
+        """Return what is to be taken off the numbers, by a gradient of no more than a length."""
+        gradient = gradient * min(1.0, _LARGEST_NORM / max(float(np.linalg.norm(gradient)), 1e-30))
+        first, second = _DECAYS
+        rate = self.learning_rate * 0.5 * (1.0 + np.cos(np.pi * self.done / self.steps))
+        self.done += 1
+        self.mean = first * self.mean + (1.0 - first) * gradient
+        self.square = second * self.square + (1.0 - second) * gradient**2
+        mean = self.mean / (1.0 - first**self.done)
+        square = self.square / (1.0 - second**self.done)
+        return rate * mean / (np.sqrt(square) + 1e-7)
 
 
 def _weights(parameters: Tensor, steps: int, numeric: Any) -> Tensor:

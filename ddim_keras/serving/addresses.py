@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 
@@ -53,5 +54,9 @@ def bound(host: str, port: int) -> socket.socket:
         found.bind((host, port))
     except OSError as error:
         found.close()
-        raise ValueError(f"cannot serve at {host}, port {port}: {error.strerror}") from error
+        advice = "; give another port, or 0 for any that is free" * (
+            error.errno == errno.EADDRINUSE
+        )
+        message = f"cannot serve at {host}, port {port}: {error.strerror}{advice}"
+        raise ValueError(message) from error
     return found

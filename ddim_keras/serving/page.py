@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddim_keras.samplers import SAMPLERS
+from ddim_keras.serving import addresses
 from ddim_keras.serving.limits import TurnedAway
 from ddim_keras.serving.play import DAMAGES, Playground, Settings
 from ddim_keras.serving.service import Asked
@@ -317,7 +318,11 @@ def open_page(
         token: the password of the user "ddim", whom the page then asks for.
         tell: called with a line once it is ready.
         ends: set to end it from another thread.
+
+    Raises:
+        ValueError: the address is not available.
     """
+    addresses.bound(host, port).close()  # Gradio's own error speaks of its own settings
     page = build(playground)
     # What the page itself has from elsewhere: nothing.
     plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])

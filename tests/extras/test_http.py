@@ -260,6 +260,9 @@ def test_a_token_is_asked_for_where_there_is_one():
             assert client.get("/model").status_code == 401
 
 
+COUNTED = (200, 413, 422)  # right, too long, wrong
+
+
 def resident_megabytes(process) -> float:
     with open(f"/proc/{process.pid}/status") as file:
         line = next(line for line in file if line.startswith("VmRSS"))
@@ -270,9 +273,15 @@ def open_files(process) -> int:
     return len(os.listdir(f"/proc/{process.pid}/fd"))
 
 
-def burden(base: str, address, seconds: float) -> dict[int, int]:
-    """Ask for a while, right, wrong, too much and slowly, and count the answers."""
-    end, counts = time.monotonic() + seconds, {}
+def burden(base: str, address, seconds: float, most: float = 600.0) -> dict[int, int]:
+    """Ask for a while, right, wrong, too much and slowly, and count the answers; on a busy machine
+    until there are some of each.
+    """
+    start, counts = time.monotonic(), {}
+
+    def goes_on():
+        passed, few = time.monotonic() - start, min(counts.get(kind, 0) for kind in COUNTED) <= 5
+        return passed < seconds or few and passed < most
 
     def ask(index):
         bodies = [
@@ -285,7 +294,7 @@ def burden(base: str, address, seconds: float) -> dict[int, int]:
             *ODD.values(),
         ]
         with httpx.Client(base_url=base, headers=JSON, timeout=60) as client:
-            while time.monotonic() < end:
+            while goes_on():
                 index += 1
                 if index % 11 == 0:  # gone before the answer
                     with socket.create_connection(address) as connection:
@@ -332,9 +341,7 @@ def test_it_stands_a_load_of_all_kinds_without_leaks_and_ends_cleanly(tmp_path):
         before, files = resident_megabytes(process), open_files(process)
         counts = burden(base, address, 30.0)
         time.sleep(3.0)
-        assert counts[200] > 5
-        assert counts[422] > 5
-        assert counts[413] > 5
+        assert min(counts.get(kind, 0) for kind in COUNTED) > 5, counts
         assert set(counts) <= {200, 400, 408, 413, 422, 503}
         assert resident_megabytes(process) < before + 40.0
         assert open_files(process) <= files + 5

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from extras_tools import NEEDED, ROOT, small_model
 
+from ddim_keras.serving import addresses
+from ddim_keras.serving.play import Playground
+
 pytest.importorskip("gradio", reason=NEEDED)
 sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
 
@@ -177,6 +180,16 @@ def test_a_second_visitor_waits_in_the_queue_and_is_served(browser, address):
             visitor.locator("#generate").click()
         for visitor in (first, second):
             said(visitor, "step 40 of 40, seed 0")
+
+
+def test_a_port_that_is_taken_is_said_so():
+    from ddim_keras.serving.page import open_page
+
+    with addresses.bound("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port}: .* another port, or 0"):
+            open_page(Playground(["none"], lambda source: None), port=port)
 
 
 def test_a_model_that_is_not_there_is_said_so_on_the_page(page):

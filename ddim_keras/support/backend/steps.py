@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,10 +95,49 @@ def _summed_gradients(optimizer: Any, gradients: list) -> list:
 
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     vars(inner)["_all_reduce_sum_gradients"] = list
+    if inner.gradient_accumulation_steps:
+        vars(inner)["_backend_apply_gradients"] = functools.partial(_accumulated, inner)
     context = tf.distribute.get_replica_context()
     there = [part for part in gradients if part is not None]
     summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, there))
     return [part if part is None else next(summed) for part in gradients]
+
+
+def _accumulated(optimizer: Any, gradients: list, variables: list) -> None:
+    """What Keras's optimizer does with a batch's gradients where those of several make one step.
+
+    Keras asks on each replica whether this is the last batch of a step, and TensorFlow refuses what
+    replicas do together within a branch of one. So here it is asked once, for all replicas.
+    """
+    import tensorflow as tf
+
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        type(optimizer)._backend_apply_gradients(optimizer, gradients, variables)
+        return
+    number = optimizer.gradient_accumulation_steps
+    sums = [optimizer._accumulated_gradients[optimizer._get_variable_index(v)] for v in variables]
+
+    def last(gradients: list) -> None:
+        means = [(part + kept) / number for part, kept in zip(gradients, sums)]
+        means = optimizer._clip_gradients(means)
+        optimizer._apply_weight_decay(variables)
+        optimizer._backend_update_step(means, variables, optimizer.learning_rate)
+        optimizer._backend_reset_gradient_accumulators()
+
+    def before(gradients: list) -> None:
+        optimizer._backend_increment_gradient_accumulators(gradients, sums)
+
+    def of_all(strategy: Any, gradients: list) -> None:
+        each = strategy.extended.call_for_each_replica
+        keras.ops.cond(
+            (optimizer._iterations + 1) % number == 0,  # Keras divides `iterations` by it
+            lambda: each(last, args=(gradients,)),
+            lambda: each(before, args=(gradients,)),
+        )
+
+    tf.distribute.get_replica_context().merge_call(of_all, args=(gradients,))
+    if optimizer.use_ema:
+        optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
 
 
 def _logs_of_a_step(model: Any, logs: dict[str, Any]) -> dict[str, Any]:
