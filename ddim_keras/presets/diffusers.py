@@ -334,7 +334,7 @@ def _snapshot(folder: pathlib.Path, revision: str | None) -> pathlib.Path:
     found = (
         folder
         / "snapshots"
-        / (named.read_text().strip() if named.is_file() else (revision or "main"))
+        / (named.read_text(errors="replace").strip() if named.is_file() else (revision or "main"))
     )
     if not found.is_dir():
         there = sorted(path.name for path in (folder / "snapshots").iterdir())
