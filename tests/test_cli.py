@@ -525,6 +525,12 @@ def test_what_cannot_be_generated_leaves_nothing_behind(tmp_path, model_path):
     ):
         assert "Error: " in run("generate", "-m", model_path, "-o", out, *wrong, code=1)
         assert not out.exists()
+    for number in (10**10, 10**20):
+        told = ["generate", "-m", model_path, "-o", out]
+        many = ["--num-images", number, "--label", 0]  # no label is made for each
+        assert "below 2147483648" in run(*told, *many, code=1)
+        assert "at most 1000000" in run(*told, "--steps", number, code=1)
+        assert not out.exists()
     out.write_text("a file")
     assert "is a file: give a folder" in run("generate", "-m", model_path, "-o", out, code=1)
     picture = tmp_path / "new.png"

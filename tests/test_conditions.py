@@ -162,6 +162,8 @@ def test_a_label_is_said_in_several_ways(labelled):
 WRONG = {
     "too large": (3, "out of range.*'daisy', 'rose', 'tulip'"),
     "negative": (-1, "out of range"),
+    "beyond 64 bits": (10**20, "the label 1000.* is out of range"),
+    "beyond 64 bits beside a name": (["rose", 10**20], "the label 1000.* is out of range"),
     "a fraction": (0.5, "out of range"),
     "unknown": ("lily", "unknown label 'lily'.*'daisy'"),
     "one too many": ([0, 1, 2], "3 labels.*2 images"),

@@ -29,6 +29,7 @@ from ddim_keras.sampling.generate import PlannedWalk, plan_walk
 from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
 from ddim_keras.support import backend, files, folder_locks, reading
 from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.random import MOST_IMAGES
 from ddim_keras.support.types import ImageArray
 from ddim_keras.support.version import __version__
 
@@ -84,7 +85,7 @@ def export_images(
         BlockingIOError: another process makes the same part.
         NotADirectoryError, PermissionError: the folder cannot be written to.
     """
-    num_images = positive_int("num_images", num_images)
+    num_images = checked_number(num_images)
     shard_size = positive_int("shard_size", shard_size)
     seed = integer("seed", seed, minimum=0, below=2**32)
     _check_format(format, model.image_shape[-1])
@@ -134,6 +135,11 @@ def export_images(
             last = starts[index] + count - 1
             tell(f"{path.name}: images {starts[index]} to {last} of {num_images}")
         return made
+
+
+def checked_number(num_images: Any) -> int:
+    """The number of images, or ValueError where there are none, or more than a seed has."""
+    return integer("num_images", num_images, minimum=1, below=MOST_IMAGES)
 
 
 def _checked_part(shard: tuple[int, int], shards: int, shard_size: int) -> tuple[int, int]:
