@@ -3,8 +3,12 @@ the model that ships.
 
     python benchmarks/samplers.py [--parts oracle model few] [--images 500]
         [--docs docs/samplers.md]
+    python benchmarks/samplers.py --parts few --model runs/clothes [--brief] [--guidance 3]
+        [--data-dir ...]
 
-Replaces the tables in docs/samplers.md, between its comments, and the picture beside the first.
+Replaces the tables in docs/samplers.md, between its comments, and the picture beside the first. Of
+another model, a preset, run or file, it prints the table of few evaluations: against CIFAR-10's
+training images if it draws colours, with each label in turn if it has labels.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from ddim_keras import plotting
 from ddim_keras.metrics.extractors import get_extractor
 from ddim_keras.metrics.fid import frechet_distance
 from ddim_keras.metrics.manifolds import PrecisionRecall
+from ddim_keras.runs.finding import load
 from ddim_keras.samplers import (
     DDIM,
     DDPM,
@@ -116,8 +121,8 @@ def errors_of(
 class Judge:
     """Distances from the real images, whose features are found once."""
 
-    def __init__(self, real: Any):
-        self.extractor = get_extractor("fashion_mnist")
+    def __init__(self, real: Any, extractor: str = "fashion_mnist"):
+        self.extractor = get_extractor(extractor)
         self.real = np.concatenate([self.features(np.asarray(batch)) for batch in real])
 
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -245,19 +250,33 @@ def model_part(number: int) -> str:
     )
 
 
-def few_part(number: int) -> str:
+def judged(model: ddim_keras.DiffusionModel, data_dir: str | None) -> Judge:
+    """The judge of a model of clothes, or of colour photos."""
+    size = model.image_shape[0]
+    if model.image_shape[-1] == 3:
+        train, _ = ddim_keras.data.load_dataset("cifar10", size, 500, data_dir=data_dir)
+        return Judge(train.take(20), "cifar10")
+    return Judge(ddim_keras.data.load_dataset("embedded", size, 500, fit="pad")[0])
+
+
+def few_part(
+    name: str, number: int, guidance: float | None, data_dir: str | None, brief: bool
+) -> str:
     """As `model_part`, of one to four evaluations. Walks whose plans are equal, as many are where
     there is nothing to remember yet, are walked once.
     """
-    model = ddim_keras.DiffusionModel.from_preset(PRESET, dtype=backend.fastest_precision())
+    model = load(name)
     model.samplers = []  # what was fitted is not asked about here
-    train, _ = ddim_keras.data.load_dataset("embedded", model.image_shape[0], 500, fit="pad")
-    judge = Judge(train)
+    judge = judged(model, data_dir)
+    told: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
+    if model.num_classes is not None:
+        told["labels"] = np.arange(number) % model.num_classes
+    some = (DDIM(), UniPC(2))
     every = (*DETERMINISTIC, AdamsBashforth(4, warm_up=False, even_steps=True), *STOCHASTIC)
     rows = []
     known: dict[bytes, str] = {}
     for spacing in ("linear", "karras", "log_snr"):
-        for sampler in every if spacing != "log_snr" else (DDIM(), UniPC(2), UniPC(3)):
+        for sampler in some if brief else every if spacing != "log_snr" else (*some, UniPC(3)):
             row = [f"`{sampler!r}`", spacing]
             for budget in FEW:
                 if sampler.evaluations(1) > budget:
@@ -268,7 +287,7 @@ def few_part(number: int) -> str:
                 if plan not in known:
                     options: dict[str, Any] = {"sampler": sampler, "spacing": spacing}
                     images = model.generate(
-                        number, steps, seed=0, batch_size=125, verbose=0, **options
+                        number, steps, seed=0, batch_size=125, verbose=0, **options, **told
                     )
                     known[plan] = f"{judge.distance(images):.2f}"
                 row.append(known[plan])
@@ -297,6 +316,10 @@ def main() -> None:
         default=pathlib.Path("docs/samplers.md"),
         help="default: %(default)s",
     )
+    parser.add_argument("--model", default=PRESET, help="of the part few (default: %(default)s)")
+    parser.add_argument("--brief", action="store_true", help="of it DDIM and UniPC alone")
+    parser.add_argument("--guidance", type=float, help="of a model with labels")
+    parser.add_argument("--data-dir", help="where TFDS keeps CIFAR-10")
     arguments = parser.parse_args()
     if "oracle" not in arguments.parts:  # whose times are those of whole batches
         ddim_keras.divide_batches_among_cores()
@@ -309,7 +332,17 @@ def main() -> None:
     if "model" in arguments.parts:
         replace_table(arguments.docs, "model", model_part(arguments.images))
     if "few" in arguments.parts:
-        replace_table(arguments.docs, "few", few_part(arguments.images))
+        table = few_part(
+            arguments.model,
+            arguments.images,
+            arguments.guidance,
+            arguments.data_dir,
+            arguments.brief,
+        )
+        if arguments.model == PRESET:
+            replace_table(arguments.docs, "few", table)
+        else:
+            print(table)
 
 
 if __name__ == "__main__":

@@ -168,20 +168,22 @@ class GroupNormalization(keras.layers.GroupNormalization):
 
     def call(self, inputs):
         height, width, channels = inputs.shape[1:]
-        images = ops.cast(inputs, "float32")
+        images, groups = ops.cast(inputs, "float32"), (self.groups, channels // self.groups)
 
         def mean_of_groups(sums):
-            grouped = ops.reshape(sums, (-1, self.groups, channels // self.groups))
-            means = ops.mean(grouped, axis=-1) / (height * width)
-            return ops.repeat(means, channels // self.groups, axis=1)
+            grouped = ops.reshape(sums, (-1, *groups))
+            return ops.mean(grouped, axis=-1, keepdims=True) / (height * width)
 
         means = mean_of_groups(ops.sum(images, axis=(1, 2)))
         squares = mean_of_groups(ops.sum(ops.square(images), axis=(1, 2)))
         deviations = ops.sqrt(ops.maximum(squares - ops.square(means), 0.0) + self.epsilon)
-        scales = ops.cast(self.gamma, "float32") / deviations
-        offsets = ops.cast(self.beta, "float32") - means * scales
+        gains, biases = (
+            ops.reshape(ops.cast(part, "float32"), groups) for part in (self.gamma, self.beta)
+        )
+        scales = gains / deviations
         scales, offsets = (
-            ops.cast(part, inputs.dtype)[:, None, None, :] for part in (scales, offsets)
+            ops.reshape(ops.cast(part, inputs.dtype), (-1, 1, 1, channels))
+            for part in (scales, biases - means * scales)
         )
         return inputs * scales + offsets
 

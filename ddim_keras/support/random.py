@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
+from ddim_keras.support import backend
 from ddim_keras.support.types import Tensor
 
 MOST_IMAGES = 2**31  # of a seed: the number of an image is an int32
@@ -36,12 +37,12 @@ def threefry2x32(
     """
     keys = (*key, ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), _uint32(_PARITY)))
     left, right = counter[0] + keys[0], counter[1] + keys[1]
+    shifts = [[(_uint32(by), _uint32(32 - by)) for by in group] for group in _ROTATIONS]
     for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
+        for to_left, to_right in shifts[group % 2]:
             left = left + right
             rotated = ops.bitwise_or(
-                ops.left_shift(right, _uint32(rotation)),
-                ops.right_shift(right, _uint32(32 - rotation)),
+                ops.left_shift(right, to_left), ops.right_shift(right, to_right)
             )
             right = ops.bitwise_xor(left, rotated)
         left = left + keys[(group + 1) % 3]
@@ -65,10 +66,15 @@ def normal(seed: Tensor, step: Tensor, image_indices: Tensor, image_shape: Seque
 
     Source: Box & Muller 1958, on 24-bit uniforms.
     """
+    seed, step, images = (ops.cast(part, "uint32") for part in (seed, step, image_indices))
+    return _normal(seed, step, images, tuple(image_shape))
+
+
+@backend.traced_once
+def _normal(seed: Tensor, step: Tensor, images: Tensor, image_shape: tuple[int, ...]) -> Tensor:
     size = math.prod(image_shape)
     pairs = (size + 1) // 2
-    seed, step = ops.cast(seed, "uint32"), ops.cast(step, "uint32")
-    images = ops.expand_dims(ops.cast(image_indices, "uint32"), 1)
+    images = ops.expand_dims(images, 1)
     positions = ops.expand_dims(ops.cast(ops.arange(pairs, dtype="int32"), "uint32"), 0)
     # Whole (batch, pairs) arrays from the start: the broadcast is made once, not in every round.
     images, positions = images + ops.zeros_like(positions), positions + ops.zeros_like(images)

@@ -52,6 +52,19 @@ def of_each(function: Callable, *batches: Any) -> Any:
     return keras.ops.vectorized_map(of_one, batches)
 
 
+def traced_once(function: Callable) -> Callable:
+    """Return a function of tensors, and of constants that can be hashed, which larger graphs of
+    TensorFlow call instead of being built of its operations each time.
+    """
+    if BACKEND != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    traced = tf.function(function, autograph=False)
+    traced._omit_frequent_tracing_warning = True  # batches of several shapes are no mistake
+    return traced
+
+
 def compile_function(
     function: Callable,
     variables: list,
