@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,27 @@ for arguments in (["--help"], ["--version"], ["train", "--bogus"], *helps):
 print(sorted({"keras", "tensorflow", "jax"} & set(sys.modules)))
 """
     assert run_python(code).split("\n")[-2] == "[]"
+
+
+def test_ctrl_c_is_answered_in_a_line_before_a_command_begins():
+    code = """
+import importlib.abc, os, signal, sys
+
+class Impatient(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "ddim_keras.cli.group":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Impatient())
+sys.argv = ["ddim-keras", "--version"]
+from ddim_keras.__main__ import start
+start()
+"""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=300
+    )
+    assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
 
 
 def test_the_options_of_train_are_the_settings_of_a_run():
@@ -503,6 +525,12 @@ def test_what_cannot_be_generated_leaves_nothing_behind(tmp_path, model_path):
     ):
         assert "Error: " in run("generate", "-m", model_path, "-o", out, *wrong, code=1)
         assert not out.exists()
+    for number in (10**10, 10**20):
+        told = ["generate", "-m", model_path, "-o", out]
+        many = ["--num-images", number, "--label", 0]  # no label is made for each
+        assert "below 2147483648" in run(*told, *many, code=1)
+        assert "at most 1000000" in run(*told, "--steps", number, code=1)
+        assert not out.exists()
     out.write_text("a file")
     assert "is a file: give a folder" in run("generate", "-m", model_path, "-o", out, code=1)
     picture = tmp_path / "new.png"
@@ -535,6 +563,31 @@ def test_a_folder_of_other_images_is_refused(tmp_path, model_path):
         "generate", "-m", model_path, "-n", 2, "-o", tmp_path, "--steps", 2, "--seed", 1, code=1
     )
     assert "made otherwise (seed: 0 there, 1 now)" in said
+
+
+def test_a_folder_of_pictures_of_ones_own_gets_no_shards(tmp_path, model_path):
+    def generate_into(folder, code):
+        return run("generate", "-m", model_path, "-n", 1, "-o", folder, "--steps", 1, code=code)
+
+    photos, classes = tmp_path / "photos", tmp_path / "classes"
+    for place in (photos, classes / "cats", classes / "dogs"):
+        place.mkdir(parents=True)
+        (place / "mine.JPG").write_bytes(b"a photo")
+    for folder, own in ((photos, photos / "mine.JPG"), (classes, "mine.JPG")):
+        before = sorted(folder.rglob("*"))
+        said = generate_into(folder, 1)
+        assert f"{folder} holds images that were not generated here, such as" in said
+        assert str(own) in said and str(folder / "generated") in said
+        assert sorted(folder.rglob("*")) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "metadata.json").write_text('{"title": "mine"}')
+    assert "says nothing of generated images" in generate_into(other, 1)
+    notes = tmp_path / "notes"
+    (notes / "pictures").mkdir(parents=True)
+    (notes / "pictures" / "logo.png").write_bytes(b"a logo")
+    (notes / "texts").mkdir()
+    assert "1 shards made" in generate_into(notes, 0)
 
 
 @pytest.mark.slow
@@ -1052,3 +1105,33 @@ def test_a_tilde_that_the_shell_leaves_is_the_home_folder(
     told = run("train", "--config=~/none.yaml", "--out=~/run", code=1)
     assert str(tmp_path / "none.yaml") in told
     assert not (tmp_path / "~").exists()
+
+
+def test_a_tilde_is_the_home_folder_in_python_too(tmp_path, model_path, pictures, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    shutil.copy(model_path, tmp_path / "kept.keras")
+    model = ddim_keras.load_model("~/kept.keras")
+    model.save("~/new.keras")
+    model.save_weights("~/new.weights.h5")
+    model.load_weights("~/new.weights.h5")
+    model.save_to_preset("~/preset")
+    assert ddim_keras.DiffusionModel.from_preset("~/preset").image_shape == model.image_shape
+    exporting.export_images(model, "~/images", 1, diffusion_steps=1, tell=str)
+    latents = model.encode(np.zeros((1, *model.image_shape)), 2, exact="algebra")
+    latents.save("~/latents.npz")
+    ddim_keras.sampling.PairLatents.load(pathlib.Path("~/latents.npz"))
+    ddim_keras.plotting.save_images("~/images.png", np.zeros((1, *model.image_shape)))
+    ddim_keras.data.read_images([f"~/{pictures[0].name}"], 8, 1)
+    config = RunConfig(data="~/photos", cache="~/cache", init_from="~/kept.keras")
+    assert config.data == str(tmp_path / "photos") and config.init_from == str(
+        tmp_path / "kept.keras"
+    )
+    config.write("~/config.yaml")
+    assert RunConfig.read("~/config.yaml") == config
+    for name in ("new.keras", "preset/preset.json", "images/metadata.json", "images.png"):
+        assert (tmp_path / name).is_file()
+    assert not any(elsewhere.iterdir())

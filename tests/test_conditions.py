@@ -162,6 +162,8 @@ def test_a_label_is_said_in_several_ways(labelled):
 WRONG = {
     "too large": (3, "out of range.*'daisy', 'rose', 'tulip'"),
     "negative": (-1, "out of range"),
+    "beyond 64 bits": (10**20, "the label 1000.* is out of range"),
+    "beyond 64 bits beside a name": (["rose", 10**20], "the label 1000.* is out of range"),
     "a fraction": (0.5, "out of range"),
     "unknown": ("lily", "unknown label 'lily'.*'daisy'"),
     "one too many": ([0, 1, 2], "3 labels.*2 images"),
@@ -394,8 +396,16 @@ def test_agreement_is_how_often_a_classifier_sees_the_label_asked_for():
     assert found == {"agreement": np.mean([bright[each] == labels[each] for each in asked])}
     with pytest.raises(ValueError, match="give labels, or True"):
         model.score(images, 6, extractor=Brightness(), **told)
+    told["metrics"] = ["bits_per_dim", "agreement"]
+    untouched = iter([])  # what is asked for in vain is refused before a pass over the images
+    with pytest.raises(ValueError, match="give labels, or True"):
+        model.score(untouched, 6, extractor=Brightness(), **told)
+    told["metrics"] = ["kid", "agreement"]
+    seen = []
+    real = (seen.append(part) or part for part in np.split(images, 2))
     with pytest.raises(ValueError, match="tells 10 classes apart, and the model has 2"):
-        model.score(images, 6, labels=0, extractor="fashion_mnist", **told)
+        model.score(real, 6, labels=0, extractor="fashion_mnist", **told)
+    assert len(seen) < 2
 
 
 @slow_on_jax

@@ -21,6 +21,7 @@ from ddim_keras import ClassifierFreeGuidance, DiffusionModel, distill, load_mod
 from ddim_keras.distilling import student
 from ddim_keras.presets import Training
 from ddim_keras.samplers import DDIM, UniPC
+from ddim_keras.sampling.distance import distances_through_noise
 from ddim_keras.schedules import AngleSchedule
 from ddim_keras.training.distilling import Distillation
 
@@ -138,6 +139,18 @@ def test_the_exact_paths_of_gaussian_data_have_next_to_no_loss(method, steps):
         return float(ops.convert_to_numpy(ops.mean(losses)))
 
     assert loss(exact) < 0.15 * loss(few.teacher)
+
+
+def test_a_network_with_a_single_place_to_compare_at_compares_there():
+    model = make_small_model(patch_size=2, pixels="symmetric")  # one level, and of patches
+    draws = np.random.default_rng(0)
+    for weight in model.network.trainable_variables:
+        weight.assign(draws.normal(size=weight.shape))
+    distances = distances_through_noise(model.engine, model.network)
+    images, wanted, noises = draws.normal(0.0, 0.3, (3, 3, 8, 8, 1)).astype("float32")
+    wanted[0], rate = images[0], np.full((3, 1, 1, 1), 0.5**0.5, "float32")
+    found = ops.convert_to_numpy(distances(images, wanted, noises, rate, rate))
+    assert found.shape == (3,) and found[0] == 0.0 and (found[1:] > 0.0).all()
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,22 @@ def test_the_script_runs_to_its_end_without_one_and_says_what_it_monitors(datase
         run_script(make_model(), datasets, tmp_path / "diffusion_model.weights.h5")
 
 
+class OfBatches(KID):
+    def update_state(self, real_images, generated_images, sample_weight=None):
+        self.mean.update_state(ops.sum(generated_images) / float(real_images.shape[0]))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="its graphs take any size")
+def test_a_metric_that_asks_for_the_size_of_a_smaller_last_batch_is_told_how_to():
+    import tensorflow as tf
+
+    model = DiffusionModel(8, [4], 1, pixels="symmetric")
+    model.compile(optimizer="adam", loss="mae", metrics=[OfBatches()])
+    batches = tf.data.Dataset.from_tensor_slices(random_images(3, (8, 8, 3))).batch(2)
+    with pytest.raises(ValueError, match="the metric 'kid' fails .* drop_remainder=True, or let"):
+        model.evaluate(batches, verbose=0)
+
+
 @slow_on_jax
 def test_the_examples_names_do_what_they_did():
     model = make_model()

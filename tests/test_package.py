@@ -271,7 +271,7 @@ def test_the_wheel_says_what_it_needs_and_what_it_is(built):
     always = {spelt(one) for one in needed if "extra" not in str(one.marker)}
     assert {spelt(one) for one in listed} == always
     assert {"jax", "test", "docs", "dev", "fidelity"} <= set(metadata.get_all("Provides-Extra"))
-    assert "ddim-keras = ddim_keras.cli:main" in read("entry_points.txt")
+    assert "ddim-keras = ddim_keras.__main__:start" in read("entry_points.txt")
 
 
 def spelt(requirement: Requirement) -> str:

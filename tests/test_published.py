@@ -676,6 +676,34 @@ def test_damaged_files_are_refused_in_words(folder, tmp_path):
         DiffusionModel.from_diffusers(tmp_path / "nowhere")
 
 
+def test_a_damaged_note_of_the_newest_version_is_refused_in_words(tmp_path):
+    for name in ("refs", "snapshots/abc"):
+        (tmp_path / name).mkdir(parents=True)
+    for damaged in (b"\xff\xfe", b"a\x00b"):
+        (tmp_path / "refs" / "main").write_bytes(damaged)
+        with pytest.raises(ValueError, match="Hub's cache without the revision main"):
+            DiffusionModel.from_diffusers(tmp_path)
+
+
+def test_arrays_that_share_their_bytes_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.write(path, {"a": np.zeros(2, "float32"), "b": np.ones(2, "float32")})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"data_offsets":[8,16]', b'"data_offsets":[0,8] '))
+    with pytest.raises(ValueError, match="x.safetensors is no whole .*several .*have byte 0"):
+        safetensors.read(path)
+
+
+def test_weights_of_integers_are_refused(folder, tmp_path):
+    copy = changed(folder, tmp_path)
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    arrays = safetensors.read(path)
+    arrays["conv_out.bias"] = arrays["conv_out.bias"].view("int32")
+    safetensors.write(path, arrays)
+    with pytest.raises(ValueError, match="1 of integers, as quantized ones are: conv_out.bias"):
+        DiffusionModel.from_diffusers(copy)
+
+
 def test_more_noise_levels_than_memory_holds_are_refused():
     with pytest.raises(ValueError, match="num_train_timesteps is 10000000000000: expected at most"):
         diffusers_schedulers.scheduler_settings({"num_train_timesteps": 10**13})

@@ -743,6 +743,13 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         assert (tmp_path / "run" / found).is_file()
 
 
+# Ten of ten of ten, ...: written out, they would fill any memory.
+ALIASES_OF_ALIASES = "\n".join(
+    ["model: &x0 [a, a, a, a, a, a, a, a, a, a]"]
+    + [f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]" for n in range(1, 9)]
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -764,6 +771,7 @@ def test_what_a_kill_during_validation_lost_is_caught_up_with(tmp_path, photos):
         ("steps: 5\nseed: 1\nsteps: 7", r"is not YAML: given more than once: steps\n"),
         ("training: {flip: true, flip: false}", "given more than once: flip"),
         ("model: &model {widths: *model}", "config.yaml: a setting holds itself"),
+        (ALIASES_OF_ALIASES, r"is not YAML: .* 1234567909 values, more than 100000"),
         ("channels: true", "channels must be 1, 3 or 4, .* got True"),
         ("minutes: 1e1", "got '1e1' .*write 1.0e.1"),
     ],

@@ -104,6 +104,7 @@ def generate(
     parts = shard.split("/")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise click.BadParameter(f"expected I/N, such as 0/4, got {shard!r}", param_hint="--shard")
+    num_images = exporting.checked_number(num_images)  # before a label is found for each
     if devices == "1":
         divide_batches(num_images)
     with on_devices.used(devices):

@@ -95,7 +95,7 @@ def cached(dataset: Dataset, cache: bool | str | os.PathLike, name: str, identit
     # tf.data's own cache file is left locked by a killed process; a folder that is renamed when
     # whole is not.
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    place = pathlib.Path(cache) / f"{name}_{digest}"
+    place = files.expanded(cache) / f"{name}_{digest}"
     if not place.exists():
         with files.beside(place) as temporary:
             dataset.save(str(temporary))

@@ -250,7 +250,9 @@ class ConditionSpec:
             value = value.decode(errors="replace") if isinstance(value, bytes) else value
             value = str(value) if isinstance(value, np.str_) else value
             if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-                result.append(int(self.class_numbers([value])[0]))  # names and numbers mixed
+                if not 0 <= value < self._count:  # beyond 64 bits, too
+                    raise ValueError(self.out_of_range(value))
+                result.append(int(value))  # names and numbers mixed
                 continue
             found = numbers.get(_composed(value)) if isinstance(value, str) else None
             if found is None:

@@ -239,7 +239,7 @@ def read_images(
 
     if isinstance(paths, (str, os.PathLike)) or not len(paths):
         raise ValueError(f"paths must be a list of at least one path, got {paths!r}")
-    named = [os.fspath(path) for path in paths]
+    named = [os.path.expanduser(path) for path in paths]
     images, facts = decoding.read_images(named, channels, colour, bits, shaped)
     transparent = [path for path, fact in zip(named, facts) if fact.transparent]
     if transparent and channels != 4:

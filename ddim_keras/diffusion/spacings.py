@@ -15,9 +15,11 @@ import numpy as np
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.schedules import Schedule
-from ddim_keras.support.arguments import integer, truth
+from ddim_keras.support.arguments import integer, positive_int, truth
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.types import Array, Config, Numbers
+
+_MOST_STEPS = 1_000_000  # of a walk: more would take days, and their times all memory
 
 
 class Spacing(Configurable, abc.ABC):
@@ -421,13 +423,14 @@ def diffusion_times(
         float64, (S + 1,).
 
     Raises:
-        ValueError: S below 1 or above T; times out of range, twice the same, or not among the T.
+        ValueError: S below 1, above T or above a million; times out of range, twice the same, or
+            not among the T.
     """
     if not isinstance(diffusion_steps, (Sequence, np.ndarray)):
-        steps = diffusion_steps
-        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-            raise ValueError(f"diffusion_steps must be an integer, at least 1: got {steps!r}")
-        return np.append(resolve(spacing, Spacing, SPACINGS)(int(steps), schedule, start), 0.0)
+        steps = positive_int("diffusion_steps", diffusion_steps)
+        if steps > _MOST_STEPS:
+            raise ValueError(f"diffusion_steps must be at most {_MOST_STEPS}, got {steps}")
+        return np.append(resolve(spacing, Spacing, SPACINGS)(steps, schedule, start), 0.0)
 
     times = np.asarray(diffusion_steps)
     expected = (

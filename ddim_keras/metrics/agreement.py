@@ -19,11 +19,16 @@ class Agreement:
         extractor: the classifier: its `probabilities`, of the model's classes in their order.
         labels: that were asked for, integers (num_images,); num_classes stands for none.
         num_classes: K, of the model.
+
+    Raises:
+        ValueError: the extractor is a classifier of another number of classes.
     """
 
     def __init__(self, extractor: Extractor, labels: Numbers, num_classes: int):
         self.extractor, self.labels, self.num_classes = extractor, labels, num_classes
         self._seen: list[np.ndarray] = []
+        if extractor.num_classes is not None:  # known before any work is done
+            self._check(extractor.num_classes)
 
     def counted(self, batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
         """Yield batches of images (batch, height, width, channels) in [0, 1], classified.
@@ -33,14 +38,17 @@ class Agreement:
         """
         for images in batches:
             found = ops.convert_to_numpy(self.extractor.probabilities(images))
-            if found.shape[-1] != self.num_classes:
-                raise ValueError(
-                    f"{self.extractor!r} tells {found.shape[-1]} classes apart, and the model has "
-                    f"{self.num_classes}: the agreement with labels needs a classifier of the "
-                    "model's classes, in their order (KerasExtractor(model) makes one of yours)"
-                )
+            self._check(found.shape[-1])
             self._seen.append(found.argmax(axis=-1))
             yield images
+
+    def _check(self, found: int) -> None:
+        if found != self.num_classes:
+            raise ValueError(
+                f"{self.extractor!r} tells {found} classes apart, and the model has "
+                f"{self.num_classes}: the agreement with labels needs a classifier of the "
+                "model's classes, in their order (KerasExtractor(model) makes one of yours)"
+            )
 
     def add_to(self, scores: dict[str, Any], names: Sequence[str] | None) -> None:
         """Put the share of all images into scores, and that of each class if they have those."""

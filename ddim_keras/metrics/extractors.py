@@ -204,7 +204,7 @@ class InceptionV3Extractor(Extractor):
                 "image_size must be at least 75, the smallest that InceptionV3 takes, got "
                 f"{image_size}"
             )
-        self.weights = str(weights)
+        self.weights = os.path.expanduser(str(weights))
         if self.weights != "imagenet" and not pathlib.Path(self.weights).is_file():
             raise FileNotFoundError(f"no weights of InceptionV3 at {self.weights}")
         with _keras_defaults():
@@ -295,7 +295,7 @@ class Inception2015Extractor(Extractor):
                 "figures that compare with papers need torch-fidelity, which cannot be imported "
                 f"({error}): pip install 'ddim_keras[fidelity]'"
             ) from error
-        self.weights = weights
+        self.weights = weights = None if weights is None else os.path.expanduser(weights)
         if weights is not None and not pathlib.Path(weights).is_file():
             raise FileNotFoundError(f"no weights of the 2015 Inception network at {weights}")
         outputs = ["2048", "logits_unbiased"]

@@ -220,14 +220,15 @@ def score_generated(
     """
     batch_size = min(engine.batch_size(batch_size), positive_int("num_images", num_images))
     found, metrics = {}, list(metrics)
+    options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
+    if metrics != [_BITS]:
+        _check_asked(options, metrics, training_images, labels)
     if _BITS in metrics:
         metrics.remove(_BITS)
         given = {"labels": labels, "condition": condition, "guidance": sampling.get("guidance")}
         found = _bits_per_dim(engine, dataset, num_images, diffusion_steps, given, seed, batch_size)
         if not metrics:
             return found
-    options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
-    _check_asked(options, metrics, training_images, labels)
     if extractor is None:
         extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
     if broken := engine.broken_weights():  # not after a pass over the real images

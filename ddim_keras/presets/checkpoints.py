@@ -23,6 +23,7 @@ from ddim_keras.presets import ddpm_names, openai_checkpoints, weight_files
 from ddim_keras.presets.diffusers import Published
 from ddim_keras.presets.openai_checkpoints import Told
 from ddim_keras.sampling.defaults import SamplingDefaults
+from ddim_keras.support import files
 from ddim_keras.support.arguments import height_and_width, positive_int
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.types import Config
@@ -100,7 +101,7 @@ def read(
         ValueError: the file is damaged, holds more than weights, or weights of another network.
         ImportError: PyTorch is needed and missing.
     """
-    path = pathlib.Path(path)
+    path = files.expanded(path)
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder: give a file of it; what diffusers wrote is read by "

@@ -228,6 +228,11 @@ def assign(network: DDPMUNet, arrays: Arrays, naming: Naming, source: Any) -> No
         "holding NaN or infinity": [
             name for name in sorted(set(expected) & set(arrays)) if not _is_finite(arrays[name])
         ],
+        "of integers, as quantized ones are": [
+            name
+            for name in sorted(set(expected) & set(arrays))
+            if not np.issubdtype(arrays[name].dtype, np.inexact)
+        ],
         "holding complex numbers, or ones too large for float32": [
             name for name in sorted(set(expected) & set(arrays)) if not _fits(arrays[name])
         ],

@@ -82,7 +82,7 @@ def read(
         ValueError: no such folder, a damaged file, or what has no counterpart here; names it.
         ImportError: the Hub is asked, but huggingface_hub is not installed.
     """
-    folder = pathlib.Path(source)
+    folder = files.expanded(source)
     if folder.is_file():
         raise ValueError(
             f"{folder} is a file: give the folder that diffusers wrote; a checkpoint is read by "
@@ -145,7 +145,7 @@ def write(
         ValueError: something else stands there, or the model has what the format has no place for;
             nothing is written.
     """
-    path = pathlib.Path(folder).resolve()
+    path = files.expanded(folder).resolve()
     if not files.is_free(path) and not (path / _INDEX).is_file():
         raise ValueError(
             f"{path} exists and is no folder of diffusers': choose another, or remove it"
@@ -334,7 +334,7 @@ def _snapshot(folder: pathlib.Path, revision: str | None) -> pathlib.Path:
     found = (
         folder
         / "snapshots"
-        / (named.read_text().strip() if named.is_file() else (revision or "main"))
+        / (named.read_text(errors="replace").strip() if named.is_file() else (revision or "main"))
     )
     if not found.is_dir():
         there = sorted(path.name for path in (folder / "snapshots").iterdir())

@@ -206,7 +206,7 @@ def check_free(folder: str | os.PathLike) -> pathlib.Path:
     Raises:
         ValueError: it has the name of a preset that ships, or something else stands there.
     """
-    path = pathlib.Path(folder).resolve()  # a link stays a link
+    path = files.expanded(folder).resolve()  # a link stays a link
     if path.name in names() and path.parent != _FOLDER:
         raise ValueError(
             f"{path.name!r} is the name of a preset that ships: choose another for the folder"
@@ -279,7 +279,7 @@ def _read_arrays(folder: pathlib.Path) -> list[ImageArray]:
 def _folder(preset: str | os.PathLike) -> pathlib.Path:
     if isinstance(preset, str) and preset in names():
         return _FOLDER / preset
-    folder = pathlib.Path(preset)
+    folder = files.expanded(preset)
     if (folder / "preset.json").is_file():
         return folder
     raise ValueError(

@@ -77,6 +77,7 @@ def write(
     Raises:
         ValueError, ImportError: as for `DiffusionModel.export`.
     """
+    filepath = files.expanded(filepath)
     if signature is None:
         if of_walk := sorted(set(options) & {*_WALK_OPTIONS, "labels", "condition"}):
             raise ValueError(
@@ -129,7 +130,7 @@ def check(
             f"signature must be one of {list(SIGNATURES)}, or None for the network alone, got "
             f"{signature!r}"
         )
-    path, kind = pathlib.Path(filepath), FORMATS[format]
+    path, kind = files.expanded(filepath), FORMATS[format]
     suffixes = [each.suffix for each in FORMATS.values() if each.suffix]
     if path.suffix != kind.suffix and (kind.suffix or path.suffix in suffixes):
         wanted = f"end in {kind.suffix}" if kind.suffix else "be a folder"

@@ -50,10 +50,7 @@ def read(path: str | os.PathLike) -> dict[str, npt.NDArray[Any]]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-        places = [entry["data_offsets"] for entry in _entries(header)]
-        used = sum(end - begin for begin, end in places)
-        if used != len(data) - start:
-            raise ValueError(f"its arrays have {used} bytes, but {len(data) - start} are there")
+        _check_places([entry["data_offsets"] for entry in _entries(header)], len(data) - start)
         return arrays
 
 
@@ -87,6 +84,18 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
 
 def _entries(header: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for name, entry in header.items() if name != "__metadata__"]
+
+
+def _check_places(places: list[tuple[int, int]], number: int) -> None:
+    """Raise ValueError unless arrays take all bytes there are, each for one of them."""
+    used = sum(end - begin for begin, end in places)
+    if used != number:
+        raise ValueError(f"its arrays have {used} bytes, but {number} are there")
+    end = 0
+    for begin, until in sorted(places):
+        if begin != end:
+            raise ValueError(f"several of its arrays have byte {min(begin, end)} for their own")
+        end = until
 
 
 def _array(name: str, entry: dict[str, Any], data: bytes, start: int) -> npt.NDArray[Any]:

@@ -130,12 +130,12 @@ class SampleImages(keras.callbacks.Callback):
         **sampling: Any,
     ):
         super().__init__()
-        self.folder = pathlib.Path(folder)
+        self.folder = files.expanded(folder)
         self.every = positive_int("every", every)
         self.num_images = positive_int("num_images", num_images)
         self.scale = positive_int("scale", scale)
         self.trajectory = trajectory
-        self.tensorboard = None if tensorboard is None else os.fspath(tensorboard)
+        self.tensorboard = None if tensorboard is None else str(files.expanded(tensorboard))
         self.sampling = {"diffusion_steps": diffusion_steps, "seed": seed, "verbose": 0, **sampling}
         self._writer: Any = None
 
@@ -236,7 +236,7 @@ class KeepBest(keras.callbacks.Callback):
 
     def __init__(self, path: str | os.PathLike, monitor: str = "val_kid", mode: str = "min"):
         super().__init__()
-        self.path = pathlib.Path(path)
+        self.path = files.expanded(path)
         if self.path.suffix != ".keras":
             raise ValueError(f"the model's file must end in .keras, got {str(path)!r}")
         if mode not in ("min", "max"):

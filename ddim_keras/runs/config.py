@@ -49,8 +49,23 @@ _NOT_SET_BY_MODEL = {
 _OF_THE_RUN = {"image_size", "channels"}
 
 
+_MOST_VALUES = 100_000  # in a file, names that stand for others written out
+
+
 class _Loader(yaml.SafeLoader):
     """Plain YAML, in which a setting stands once: PyYAML would take the last of several."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and (number := _values_of(node, {})) > _MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"its names (*name) stand for {number} values, more than {_MOST_VALUES}: write "
+                "the settings out",
+                node.start_mark,
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -59,6 +74,17 @@ class _Loader(yaml.SafeLoader):
                 None, None, f"given more than once: {', '.join(twice)}", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+def _values_of(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a node stands for: a name counts as what it stands for, each time."""
+    if node not in known:
+        known[node] = 1  # in itself, which is refused when it is written out
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        each = [part for pair in parts for part in pair] if pairs else parts
+        known[node] += sum(_values_of(part, known) for part in each)
+    return known[node]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +196,17 @@ class RunConfig:
         plain = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(self))))
         for name, value in plain.items():
             object.__setattr__(self, name, value)
+        self._expand_places()
         self._check_numbers()
         self._check_words()
         self.recipe()
+
+    def _expand_places(self) -> None:
+        for name in ("data", "data_dir", "cache", "preset", "init_from"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
+        if isinstance(teacher := self.distill.get("model"), str):
+            self.distill["model"] = os.path.expanduser(teacher)
 
     def _check_numbers(self) -> None:
         for name in ("steps", "checkpoint_every", "keep", "samples_every", "factor"):
@@ -295,7 +329,7 @@ class RunConfig:
             ValueError: it is no YAML, or has settings that are unknown or out of range; names the
                 file.
         """
-        path = pathlib.Path(path)
+        path = files.expanded(path)
         if not path.is_file():
             raise FileNotFoundError(f"no configuration at {path}")
         try:  # bytes, whose encoding is not the system's: UTF-8, or as their first ones say
@@ -321,14 +355,14 @@ class RunConfig:
 
 def recipe_of(source: str) -> presets.Training | None:
     """How the model of a run or a preset was trained; None for others, which do not say it."""
-    path = pathlib.Path(source)
+    path = files.expanded(source)
     if (path / "config.yaml").is_file():
         return RunConfig.read(path / "config.yaml").recipe()
     return presets.training(source) if _is_preset(source) else None
 
 
 def _normalization_of(source: str) -> str:
-    path = pathlib.Path(source)
+    path = files.expanded(source)
     if (path / "config.yaml").is_file():
         return RunConfig.read(path / "config.yaml").normalization()
     if _is_preset(source):
@@ -338,7 +372,7 @@ def _normalization_of(source: str) -> str:
 
 
 def _is_preset(source: str) -> bool:
-    return source in presets.names() or (pathlib.Path(source) / "preset.json").is_file()
+    return source in presets.names() or (files.expanded(source) / "preset.json").is_file()
 
 
 def check_model_settings(settings: dict[str, Any], parameters: set[str]) -> None:
@@ -360,7 +394,7 @@ def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
     if (
         set(values) == _SETTINGS_OF_0_1
         and values["channels"] is None
-        and pathlib.Path(str(values["data"])).expanduser().is_dir()
+        and files.expanded(str(values["data"])).is_dir()
     ):
         return {**values, "channels": 3}  # grey folders, too, were read as RGB
     return values

@@ -11,7 +11,6 @@ follows the last weights closely, 0.25 takes in nearly all of the training.
 from __future__ import annotations
 
 import os
-import pathlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from ddim_keras.model import DiffusionModel, load_model
 from ddim_keras.runs import snapshots, validating
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.folder import RunFolder
+from ddim_keras.support import files
 from ddim_keras.training import averages
 
 LENGTHS = (0.03, 0.05, 0.08, 0.12, 0.18, 0.25)
@@ -72,7 +72,7 @@ def reconstruct(
         raise ValueError(f"length must be a number or {_BEST!r}, got {length!r}")
     if not np.iterable(lengths) or not len(lengths):
         raise ValueError(f"lengths must be a list of those to choose among, got {lengths!r}")
-    place = RunFolder(pathlib.Path(run))
+    place = RunFolder(files.expanded(run))
     config = RunConfig.read(place.config)
     candidates = [averages.length_of(each) for each in (lengths if length == _BEST else [length])]
     found = snapshots.stored(place.ema, step)

@@ -29,9 +29,11 @@ from ddim_keras.sampling.generate import PlannedWalk, plan_walk
 from ddim_keras.sampling.guidance import Autoguidance, count_evaluations
 from ddim_keras.support import backend, files, folder_locks, reading
 from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.random import MOST_IMAGES
 from ddim_keras.support.types import ImageArray
 from ddim_keras.support.version import __version__
 
+_DESCRIPTION = "metadata.json"
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 _CONTACT_SHEET = 64  # images
 _OF_COLOURS = ("png", "tfrecord")  # what writes PNGs
@@ -83,7 +85,7 @@ def export_images(
         BlockingIOError: another process makes the same part.
         NotADirectoryError, PermissionError: the folder cannot be written to.
     """
-    num_images = positive_int("num_images", num_images)
+    num_images = checked_number(num_images)
     shard_size = positive_int("shard_size", shard_size)
     seed = integer("seed", seed, minimum=0, below=2**32)
     _check_format(format, model.image_shape[-1])
@@ -135,6 +137,11 @@ def export_images(
         return made
 
 
+def checked_number(num_images: Any) -> int:
+    """The number of images, or ValueError where there are none, or more than a seed has."""
+    return integer("num_images", num_images, minimum=1, below=MOST_IMAGES)
+
+
 def _checked_part(shard: tuple[int, int], shards: int, shard_size: int) -> tuple[int, int]:
     machines = positive_int("the number of machines", shard[1])
     machine = integer("the machine's number", shard[0], minimum=0, below=machines)
@@ -147,7 +154,10 @@ def _checked_part(shard: tuple[int, int], shards: int, shard_size: int) -> tuple
 
 
 def _checked_folder(folder: str | os.PathLike) -> pathlib.Path:
-    folder = pathlib.Path(folder)
+    """The folder as a path. One with pictures that were not made here is refused: their shards
+    would be among these, and a class of them where these are trained on.
+    """
+    folder = files.expanded(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder for the images")
     if folder.suffix.lower() in _PICTURES and not folder.exists():
@@ -155,7 +165,23 @@ def _checked_folder(folder: str | os.PathLike) -> pathlib.Path:
             f"{folder} would be a folder, for the images, with the name of a picture: give another "
             f"name, such as {folder.with_suffix('')}"
         )
+    is_known = (folder / _DESCRIPTION).exists() or any(folder.glob("shard_*"))
+    if not is_known and (own := _picture_of(folder)) is not None:
+        raise ValueError(
+            f"{folder} holds images that were not generated here, such as {own}: give a folder of "
+            f"its own for the new ones, such as {folder / 'generated'}"
+        )
     return folder
+
+
+def _picture_of(folder: pathlib.Path) -> pathlib.Path | None:
+    """A picture of a folder of pictures, flat or one subfolder a class; None if it is none."""
+
+    def first(place: pathlib.Path) -> pathlib.Path | None:
+        return next((path for path in place.glob("*") if path.suffix.lower() in _PICTURES), None)
+
+    below = [first(path) for path in folder.glob("[!.]*") if path.is_dir()]
+    return first(folder) or (below[0] if below and all(below) else None)
 
 
 def _write_shard(path: pathlib.Path, format: str, images: ImageArray, first: int) -> None:
@@ -267,7 +293,7 @@ def _walk(model: DiffusionModel, sampling: dict[str, Any], told: Conditioning) -
 
 def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
     """Write metadata.json, or refuse a folder whose images were made otherwise."""
-    path = folder / "metadata.json"
+    path = folder / _DESCRIPTION
     # Looked for first: another machine may write both meanwhile.
     has_shards = next(folder.glob("shard_*"), None) is not None
     if not path.is_file():
@@ -277,6 +303,11 @@ def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
             temporary.write_text(json.dumps(description, indent=2) + "\n")
             files.place_first(temporary, path)
     found = reading.json_of(path, "choose another folder")
+    if "model_sha256" not in found:
+        raise ValueError(
+            f"{path} says nothing of generated images: it is of something else, so choose another "
+            "folder"
+        )
     different = [
         name
         for name in description

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import TYPE_CHECKING
+
+from ddim_keras.support import files
 
 if TYPE_CHECKING:
     from ddim_keras.model import DiffusionModel
@@ -20,7 +21,7 @@ def load(source: str, compile: bool = False, untrained: bool = False) -> Diffusi
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.presets import diffusers
 
-    path = pathlib.Path(source)
+    path = files.expanded(source)
     if path.is_file() or (path.suffix == ".keras" and not path.is_dir()):
         return load_model(path, compile=compile)
     if (path / "config.yaml").is_file():

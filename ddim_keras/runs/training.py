@@ -26,7 +26,7 @@ from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
 from ddim_keras.runs.workers import lost_workers_told, only_training_in
-from ddim_keras.support import backend, keras_files, leftovers, progress
+from ddim_keras.support import backend, files, keras_files, leftovers, progress
 from ddim_keras.support import devices as on_devices
 from ddim_keras.support.types import Data, Dataset
 
@@ -111,7 +111,7 @@ def train(
         on_devices.check_batch(config.recipe().batch_size, number)
         if number > 1:
             tell(f"On {number} devices, {config.recipe().batch_size // number} images on each")
-        shared = RunFolder(pathlib.Path(folder))
+        shared = RunFolder(files.expanded(folder))
         if backend.process()[1] > 1:  # said now, as JAX ends the others when the first is lost
             tell(
                 "When one of the processes is lost, all end: the same command in all resumes from "

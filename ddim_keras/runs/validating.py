@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from ddim_keras import data as datasets
 from ddim_keras.data.batches import taken_apart
 from ddim_keras.runs.config import RunConfig
+from ddim_keras.support import files
 from ddim_keras.support.types import Dataset, ImageShape, Split
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _loaded(
     labels: bool = False,
 ) -> tuple[Dataset, Dataset, RunConfig]:
     """Return the two parts of a data set, and the run's configuration."""
-    settings = pathlib.Path(run or "") / "config.yaml"
+    settings = files.expanded(run or "") / "config.yaml"
     config = RunConfig.read(settings) if run is not None and settings.is_file() else RunConfig()
     if split is None and data in (None, config.data):
         split = config.split

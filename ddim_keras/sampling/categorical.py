@@ -22,7 +22,7 @@ from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import random
-from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.arguments import integer
 from ddim_keras.support.types import Numbers, Tensor
 
 # Tables are padded to this many rows, so that other numbers of steps do not compile anew.
@@ -145,8 +145,8 @@ def generate_categories(
     >>> model.generate(2, 5, seed=0).shape
     (2, 8, 8)
     """
-    number = positive_int("num_images", num_images)
-    first = integer("first_image", first_image, minimum=0)
+    number = integer("num_images", num_images, minimum=1, below=random.MOST_IMAGES)
+    first = integer("first_image", first_image, minimum=0, below=random.MOST_IMAGES - number)
     if initial is not None:
         initial = checked_categories(initial, engine.shape, engine.categories, "initial")
         if len(initial) != number:

@@ -103,7 +103,8 @@ def predict_all(
 ) -> list[Tensor]:
     """As `predict`, of a network of several outputs, in inference."""
     outputs = network(_inputs_of(network, noisy_images, conditions, spec), training=False)
-    return [ops.cast(output, "float32") for output in outputs]
+    # Of a single output, Keras gives no list.
+    return [ops.cast(output, "float32") for output in keras.tree.flatten(outputs)]
 
 
 def _inputs_of(

@@ -20,6 +20,7 @@ from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Guidance, count_evaluations
 from ddim_keras.sampling.pairs import PairLatents, decode_pairs
 from ddim_keras.support.arguments import integer, positive_int
+from ddim_keras.support.random import MOST_IMAGES
 from ddim_keras.support.types import (
     Array,
     Condition,
@@ -157,7 +158,7 @@ def generate(
 
     Source: Song, Meng & Ermon (2021), eq. 12 and 16.
     """
-    num_images = integer("num_images", num_images, minimum=0)
+    num_images = integer("num_images", num_images, minimum=0, below=MOST_IMAGES)
     told = conditioning(engine, num_images, labels, condition, guidance, engine.defaults.guidance)
     times, planned, *_ = plan_walk(
         engine,
@@ -173,7 +174,7 @@ def generate(
     if initial_noise is not None:
         initial_noise = _checked_noise(engine, initial_noise, num_images)
     seed = engine.seed(seed)
-    first_image = integer("first_image", first_image, minimum=0, below=2**31 - num_images)
+    first_image = integer("first_image", first_image, minimum=0, below=MOST_IMAGES - num_images)
     images = np.empty((num_images, *engine.image_shape), "float32")
     trajectory = None
     if return_trajectory:

@@ -100,7 +100,7 @@ class PairLatents:
         names = [field.name for field in dataclasses.fields(cls)]
         advice = "give a file that PairLatents.save wrote, or encode the images again"
         what = "holds no pair of states"
-        parts: dict[str, Any] = reading.arrays_of(path, advice, names, what)
+        parts: dict[str, Any] = reading.arrays_of(files.expanded(path), advice, names, what)
         return cls(**{**parts, "rule": str(parts["rule"])})
 
 

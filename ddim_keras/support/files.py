@@ -17,6 +17,11 @@ from ddim_keras.support import leftovers
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+def expanded(path: str | os.PathLike) -> pathlib.Path:
+    """Return a path whose ~ is the home folder, as a shell makes it of a word."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
 def check_folder(folder: str | os.PathLike) -> None:
     """Find out before any work is done whether files can be written in a folder, which need not
     exist yet.
@@ -25,7 +30,7 @@ def check_folder(folder: str | os.PathLike) -> None:
         NotADirectoryError: it, or what is above it, is no folder.
         PermissionError: it, or the folder in which it would be made, may not be written to.
     """
-    there = pathlib.Path(folder).absolute()
+    there = expanded(folder).absolute()
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
@@ -48,12 +53,12 @@ def check_file(path: str | os.PathLike) -> None:
         IsADirectoryError: a folder stands there.
         NotADirectoryError, PermissionError: as for `check_folder`, of the folder that it is in.
     """
-    if pathlib.Path(path).is_dir():
+    if expanded(path).is_dir():
         raise IsADirectoryError(
             f"cannot write the file {path}: a folder stands there. Give another name, such as one "
             "of a file in it"
         )
-    check_folder(pathlib.Path(path).absolute().parent)
+    check_folder(expanded(path).absolute().parent)
 
 
 def check_room(path: str | os.PathLike, size: int) -> None:
@@ -67,7 +72,7 @@ def check_room(path: str | os.PathLike, size: int) -> None:
     Raises:
         OSError: there is not, on the disk or by what may be written; names the file.
     """
-    probe = leftovers.temporary_name(pathlib.Path(path))
+    probe = leftovers.temporary_name(expanded(path))
     try:
         with _naming(path, probe), open(probe, "wb") as file:
             _reserve(file.fileno(), size, probe.parent)
@@ -147,7 +152,7 @@ def written_beside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         NotADirectoryError, PermissionError: nothing can be written there.
         OSError: the disk is full, say; names `path`.
     """
-    path = pathlib.Path(path)
+    path = expanded(path)
     if path.is_symlink() and path.is_dir():
         path = path.resolve()  # the folder is replaced, and the link stays
     with beside(path) as temporary:

@@ -81,7 +81,8 @@ class WholeFiles(keras.Model):
                 it was.
         """
         if "://" not in str(filepath):
-            if not pathlib.Path(filepath).exists():
+            filepath = files.expanded(filepath)
+            if not filepath.exists():
                 raise FileNotFoundError(
                     f"no weights at {filepath}: expected a file that save_weights wrote"
                 )
@@ -121,7 +122,7 @@ def check_model_file(filepath: str | os.PathLike, registered_name: str) -> pathl
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something else.
     """
-    path = pathlib.Path(filepath)
+    path = files.expanded(filepath)
     package, name = registered_name.split(">")
     if not path.is_file():
         raise FileNotFoundError(
@@ -186,6 +187,8 @@ def _refuse_other_suffixes(filepath: str | os.PathLike, suffixes: Sequence[str],
 def _save_whole(
     save: Callable, filepath: str | os.PathLike, overwrite: bool, size: int, **kwargs: Any
 ) -> None:
+    if "://" not in str(filepath):
+        filepath = files.expanded(filepath)
     # Keras asks whether to replace what is there.
     if "://" in str(filepath) or (not overwrite and os.path.exists(filepath)):
         save(filepath, overwrite=overwrite, **kwargs)

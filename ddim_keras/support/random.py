@@ -16,6 +16,7 @@ from keras import ops
 from ddim_keras.support import backend
 from ddim_keras.support.types import Tensor
 
+MOST_IMAGES = 2**31  # of a seed: the number of an image is an int32
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 

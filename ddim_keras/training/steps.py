@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -284,8 +285,26 @@ class EMASteps(EMANetworks):
             # weights otherwise.
             which = {"sample_weight": counted} if backend.devices_of_a_batch(self) > 1 else {}
             for metric in self.image_metrics:
-                metric.update_state(unit_images, generated, **which)
+                with _saying_what_it_lacks(metric, unit_images.shape[0]):
+                    metric.update_state(unit_images, generated, **which)
         return self.evaluation_losses()
+
+
+@contextlib.contextmanager
+def _saying_what_it_lacks(metric: keras.metrics.Metric, number: int | None) -> Iterator[None]:
+    """Within, errors of a metric say that a graph does not know the number of images in a batch,
+    where the last one is smaller: metrics like the Keras example's calculate with it.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if number is not None:
+            raise
+        raise ValueError(
+            f"the metric {metric.name!r} fails on batches of which the last may be smaller "
+            f"({error}): if its code takes images.shape[0], which is None then, batch with "
+            "drop_remainder=True, or let it take keras.ops.shape(images)[0]"
+        ) from error
 
 
 def _normalizer(image_shape: ImageShape, pixels: str) -> ImageNormalization:
