@@ -221,11 +221,13 @@ def score_generated(
     batch_size = min(engine.batch_size(batch_size), positive_int("num_images", num_images))
     found, metrics = {}, list(metrics)
     options = {"diffusion_steps": diffusion_steps, "seed": seed, **sampling}
+    told: dict[str, Any] = {"labels": labels, "condition": condition}
+    guidance = sampling.get("guidance")
     if metrics != [_BITS]:
         _check_asked(options, metrics, training_images, labels)
     if _BITS in metrics:
         metrics.remove(_BITS)
-        given = {"labels": labels, "condition": condition, "guidance": sampling.get("guidance")}
+        given = {**told, "guidance": guidance}
         found = _bits_per_dim(engine, dataset, num_images, diffusion_steps, given, seed, batch_size)
         if not metrics:
             return found
@@ -233,16 +235,11 @@ def score_generated(
         extractor = "fashion_mnist" if engine.image_shape[-1] == 1 else "inception_v3"
     if broken := engine.broken_weights():  # not after a pass over the real images
         raise FloatingPointError(broken)
-    told: dict[str, Any] = {"labels": labels, "condition": condition}
     wanted = [name for name, value in told.items() if value is True]
     if wanted:
         told |= _told_by(dataset, engine, num_images, wanted)
     checked = conditioning(
-        engine,
-        num_images,
-        **told,
-        guidance=sampling.get("guidance"),
-        default_guidance=engine.defaults.guidance,
+        engine, num_images, **told, guidance=guidance, default_guidance=engine.defaults.guidance
     )
     generated = _generated_in_batches(engine, num_images, batch_size, checked, **options)
     names = getattr(dataset, "class_names", None)

@@ -154,8 +154,8 @@ def _checked_part(shard: tuple[int, int], shards: int, shard_size: int) -> tuple
 
 
 def _checked_folder(folder: str | os.PathLike) -> pathlib.Path:
-    """The folder as a path. One with pictures that were not made here is refused: their shards
-    would be among these, and a class of them where these are trained on.
+    """The folder as a path; of one with pictures that were not made here it is warned, as shards
+    would be a class among them.
     """
     folder = files.expanded(folder)
     if folder.exists() and not folder.is_dir():
@@ -165,11 +165,12 @@ def _checked_folder(folder: str | os.PathLike) -> pathlib.Path:
             f"{folder} would be a folder, for the images, with the name of a picture: give another "
             f"name, such as {folder.with_suffix('')}"
         )
-    is_known = (folder / _DESCRIPTION).exists() or any(folder.glob("shard_*"))
-    if not is_known and (own := _picture_of(folder)) is not None:
-        raise ValueError(
-            f"{folder} holds images that were not generated here, such as {own}: give a folder of "
-            f"its own for the new ones, such as {folder / 'generated'}"
+    if not (folder / _DESCRIPTION).exists() and (own := _picture_of(folder)) is not None:
+        warnings.warn(
+            f"{folder} holds images that were not generated here, such as {own}: the new ones will "
+            "stand among them, and would be trained on with them. A folder of their own, such as "
+            f"{folder / 'generated'}, keeps them apart",
+            stacklevel=3,
         )
     return folder
 
