@@ -148,6 +148,7 @@ class Impatient(importlib.abc.MetaPathFinder):
         if name == "ddim_keras.cli.group":
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of background jobs it is ignored
 sys.meta_path.insert(0, Impatient())
 sys.argv = ["ddim-keras", "--version"]
 from ddim_keras.__main__ import start

@@ -304,7 +304,7 @@ def _describe(folder: pathlib.Path, description: dict[str, Any]) -> None:
             temporary.write_text(json.dumps(description, indent=2) + "\n")
             files.place_first(temporary, path)
     found = reading.json_of(path, "choose another folder")
-    if "model_sha256" not in found:
+    if not found.keys() & description.keys():
         raise ValueError(
             f"{path} says nothing of generated images: it is of something else, so choose another "
             "folder"
