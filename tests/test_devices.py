@@ -263,7 +263,8 @@ generate("all", "-n", 8_000, "--devices", "all", "--shard", "0/2")
 generate("all", "-n", 8_000, "--devices", "all", "--shard", "1/2")
 files = sorted((folder / "all").glob("*.npz"))
 assert len(files) == len(sizes) == 20
-assert max(sizes[5:]) < sizes[4] + 30.0, sizes
+for each in (sizes[:10], sizes[10:]):  # the second command brings a model of its own
+    assert max(each[5:]) < each[4] + 30.0, sizes
 model = load_model(folder / "model.keras")
 assert model.engine.devices == 1
 for index in (0, 13):
