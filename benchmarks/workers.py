@@ -24,16 +24,19 @@ SETTINGS = (
     "--data embedded --fit pad --image-size 32 --preset fashion_mnist_32 --precision float32 "
     "--validation-images 64 --kid none --samples 0 --no-tensorboard --memorization 0"
 ).split()
-PINNED = "import os, sys; os.sched_setaffinity(0, {int(sys.argv.pop(1))}); "
-PROGRAM = PINNED + "from ddim_keras.cli import main; main()"
+PROGRAM = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv.pop(1))})
+from ddim_keras.cli import main
+main()
+"""
 
 
-def free_addresses(number: int) -> str:
+def two_free_addresses() -> str:
     with socket.socket() as first, socket.socket() as second:
-        held = (first, second)[:number]
-        for each in held:
+        for each in (first, second):
             each.bind(("127.0.0.1", 0))
-        return ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in held)
+        return ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in (first, second))
 
 
 def images_per_second(workers: int, batch_size: int, steps: int, cores: list[int]) -> float:
@@ -44,7 +47,7 @@ def images_per_second(workers: int, batch_size: int, steps: int, cores: list[int
         options = ["train", *SETTINGS, "--out", str(run), "--batch-size", str(batch_size)]
         options += ["--steps", str(steps), "--validate-every", str(steps // 2)]
         if workers > 1:
-            options += ["--workers", free_addresses(workers)]
+            options += ["--workers", two_free_addresses()]
         processes = [
             subprocess.Popen(
                 [*command, str(core), *options, *(["--worker", str(index)] * (workers > 1))],
