@@ -69,7 +69,7 @@ def main() -> None:
     for budget in arguments.fit:
         fitted = timed(f"fit_sampler({budget})", model.fit_sampler, budget, **fits)
         print(fitted.get_config(), flush=True)
-    samplers, model.samplers = model.samplers, []
+    samplers, model.sampling_defaults = model.samplers, ddim_keras.SamplingDefaults()
     judge = Judge(ddim_keras.data.load_dataset("embedded", model.image_shape[0], 500, fit="pad")[0])
     head = ["way", *map(str, arguments.evaluations)]
     rows: list[list[str]] = []

@@ -104,7 +104,9 @@ def main() -> None:
     times = diffusion_times(STEPS, "karras", model.schedule)
     levels = levels_of(model.schedule, times)
     planned = plan(UniPC(), levels, model.schedule.conditions)
-    _, trajectory = model.generate(1, STEPS, seed=SEED, return_trajectory=True, verbose=0)
+    _, trajectory = model.generate(
+        1, STEPS, sampler="unipc", spacing="karras", seed=SEED, return_trajectory=True, verbose=0
+    )
     np.testing.assert_allclose(trajectory.diffusion_times, times)
 
     figure = Figure(figsize=(8, 9.2), layout="constrained")

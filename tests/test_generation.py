@@ -49,8 +49,8 @@ def test_the_default_is_what_measures_best_and_the_paper_is_one_word_away(traine
     best = {
         1: {"sampler": "ddim"},  # as all are
         2: {"sampler": "ddim"},  # Karras's levels leap from one end to the other there
-        3: {"sampler": "unipc", "spacing": "karras"},
-        4: {"sampler": "unipc", "spacing": "karras"},
+        3: {"sampler": "unipc", "spacing": "log_snr"},
+        4: {"sampler": "unipc", "spacing": "log_snr"},
         5: {"sampler": "unipc", "spacing": "karras"},
         6: {"sampler": "unipc", "spacing": "karras"},
     }

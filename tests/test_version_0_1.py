@@ -3,9 +3,13 @@
 import shutil
 import sys
 
+import keras
 import numpy as np
 import pytest
 from conftest import ROOT
+
+import ddim_keras
+from ddim_keras import DiffusionModel, SamplingDefaults
 
 sys.path.insert(0, str(ROOT / "tests" / "version_0_1"))
 import reference
@@ -22,6 +26,30 @@ def found(tmp_path_factory):
 def expected():
     with np.load(reference.FOLDER / f"{reference.backend()}.npz") as stored:
         return dict(stored)
+
+
+def test_models_of_version_0_1_keep_their_walks_of_few_steps_and_new_ones_take_better(tmp_path):
+    def walk(model):
+        return model.generate(2, 3, seed=1, return_trajectory=True)[1].diffusion_times.tolist()
+
+    old = keras.models.load_model(reference.FOLDER / "noise.keras")
+    old.save(tmp_path / "again.keras")
+    preset = DiffusionModel.from_preset(reference.FOLDER / "preset")
+    for model in (old, ddim_keras.load_model(tmp_path / "again.keras"), preset):
+        assert model.sampling_defaults.version == "0.1"
+        times = model.generate(2, 3, seed=1, spacing="karras", return_trajectory=True)[1]
+        assert walk(model) == times.diffusion_times.tolist()
+    untrained = DiffusionModel.from_preset(reference.FOLDER / "preset", load_weights=False)
+    new = DiffusionModel(**reference.MODELS["noise"])
+    old.sampling_defaults = SamplingDefaults()
+    for model in (untrained, new, DiffusionModel.from_config(new.get_config()), old):
+        assert model.sampling_defaults.version is None
+    expected = old.generate(
+        2, 3, seed=1, spacing="log_snr", sampler="unipc", return_trajectory=True
+    )
+    assert walk(old) == expected[1].diffusion_times.tolist() != walk(preset)
+    with pytest.raises(ValueError, match="version must be None or '0.1'"):
+        SamplingDefaults(version="0.3")
 
 
 @pytest.mark.slow

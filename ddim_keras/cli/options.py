@@ -269,8 +269,8 @@ def sampling_options(command: Callable) -> Callable:
         click.option(
             "--spacing",
             default=None,
-            help="linear, quadratic, trailing, karras, ...  [default: karras with unipc, else "
-            "linear]",
+            help="linear, quadratic, trailing, karras, log_snr, ...  [default: what suits the "
+            "default sampler, else linear]",
         ),
         click.option(
             "--clipping",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddim_keras.presets.recipes import Training
+from ddim_keras.sampling.defaults import defaults_of_old
 from ddim_keras.support import files, reading
 from ddim_keras.support.arguments import height_and_width, truth
 from ddim_keras.support.types import Config, ImageArray, Variable
@@ -106,6 +107,8 @@ def read(
     arrays = None
     if load_weights and has_weights:
         arrays = _read_arrays(folder)
+        if (defaults := defaults_of_old(config)) is not None:
+            config["sampling_defaults"] = defaults
         if unfit := sorted(set(changes) - FIT_ANY_WEIGHTS):
             raise ValueError(
                 f"the weights of {folder.name} do not fit a model with another {', '.join(unfit)}: "
@@ -157,13 +160,13 @@ def changed(config: Config, changes: Mapping[str, Any], keep_fits: bool = False)
 
 
 def _without_fits(config: Config) -> Config:
-    """Return a model's configuration without what was found for its weights: fitted samplers, and
-    guidance.
+    """Return a model's configuration without what was found for its weights: fitted samplers,
+    guidance, and the walks of the version that they were trained with.
     """
     defaults = config.get("sampling_defaults")
     if not isinstance(defaults, dict):
         return config
-    found = ("samplers", "guidance")
+    found = ("samplers", "guidance", "version")
     kept = {name: value for name, value in defaults["config"].items() if name not in found}
     return {**config, "sampling_defaults": {**defaults, "config": kept}}
 

@@ -216,7 +216,7 @@ def model_hash(model: DiffusionModel) -> str:
         if name not in ("seed", "name", "ema_decay", "class_names", *_told_in_training(model))
     }
     # They change no prediction, and what makes an image is said beside.
-    for name in ("samplers", "guidance"):
+    for name in ("samplers", "guidance", "version"):
         config["sampling_defaults"]["config"].pop(name, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     normalizer = model.normalizer

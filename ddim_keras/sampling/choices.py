@@ -1,9 +1,9 @@
 """What the verbs take where neither the user nor the model (`SamplingDefaults`) says, and what they
 make of what the user says.
 
-- `generate`, `score`: what was fitted to the model for the number of steps; else UniPC over
-  Karras's levels, which measure best from three steps on. In two DDIM over even times: Karras's
-  levels leap from one end to the other there (docs/samplers.md).
+- `generate`, `score`: what was fitted to the model for the number of steps; else what measures
+  best (docs/samplers.md): UniPC over Karras's levels, in three and four steps over even log-SNR. In
+  two DDIM over even times: the others' levels leap from one end to the other there.
 - `variations`: UniPC over Karras's levels.
 - `encode`, `decode`, `reconstruct`, `interpolate`: deterministic DDIM over even times. Encoding is
   DDIM's ODE walked backwards, and only the same steps walked forwards lead back.
@@ -37,6 +37,8 @@ EVEN_TIMES = "linear"
 INPAINTING_ETA = 1.0
 _BEST_IN_FEW_STEPS: Mapping[int, tuple[Sampler, str]] = {
     2: (DDIM(), EVEN_TIMES),
+    3: (UniPC(), "log_snr"),
+    4: (UniPC(), "log_snr"),
 }
 
 
@@ -85,7 +87,7 @@ def chooser(
     """
     otherwise = sampler_and_spacing(sampler, eta, spacing, defaults)
     all_is_left = sampler is None and eta is None and spacing is None and schedule is None
-    models_own = defaults.sampler is not None or defaults.spacing is not None
+    models_own = any((defaults.sampler, defaults.spacing, defaults.version))
 
     def choose(steps: Any) -> tuple[Sampler, str | Spacing]:
         fitted = defaults.fitted(steps, guidance) if all_is_left else None

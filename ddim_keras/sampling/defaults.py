@@ -16,6 +16,11 @@ from ddim_keras.support.arguments import is_number, positive_int
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.types import Config
 
+FIRST_VERSION = "0.1"
+# In a model's configuration: what 0.1 wrote, and what is written since.
+_WRITTEN_BY_THE_FIRST = {"schedule", "parameterization", "embedding_dims", "patch_size"}
+_WRITTEN_SINCE = {"sampling_defaults", "pixels"}
+
 
 @keras.saving.register_keras_serializable("ddim_keras")
 class SamplingDefaults(Configurable):
@@ -27,13 +32,17 @@ class SamplingDefaults(Configurable):
 
     Args:
         diffusion_steps: S, or None for 20.
-        sampler: a `Sampler` or its name, or None for UniPC.
-        spacing: a `Spacing` or its name, or None for "linear", with the default sampler "karras".
+        sampler: a `Sampler` or its name, or None for what measures best: UniPC, in two steps DDIM.
+        spacing: a `Spacing` or its name, or None for what suits that, and "linear" with another
+            sampler.
         clipping: a `Clipping` or its name, or None for "none".
         samplers: `FittedSampler`s, each for its number of steps; where the user gives that number
             and neither sampler, eta, spacing nor schedule, it goes before the others.
         guidance: the weight of guidance where there are labels or a condition, or None for 1,
             which is none. Programs that are exported have it too.
+        version: "0.1" for the walks of that version where nothing else is said, which are UniPC's
+            over Karras's levels in any number of steps; or None for this one's. Files that 0.1
+            wrote have it, so that they draw the images that they drew.
 
     Raises:
         ValueError: an argument out of its range.
@@ -52,6 +61,7 @@ class SamplingDefaults(Configurable):
         clipping: str | Clipping | Config | None = None,
         samplers: Sequence[FittedSampler | Config] = (),
         guidance: float | None = None,
+        version: str | None = None,
     ):
         self.diffusion_steps = (
             None if diffusion_steps is None else positive_int("diffusion_steps", diffusion_steps)
@@ -66,6 +76,12 @@ class SamplingDefaults(Configurable):
                 "guidance is given to `generate` itself"
             )
         self.guidance = None if guidance is None else float(guidance)
+        if version not in (None, FIRST_VERSION):
+            raise ValueError(
+                f"version must be None or {FIRST_VERSION!r}, whose default walks were others, got "
+                f"{version!r}"
+            )
+        self.version = version
 
     def steps(self, diffusion_steps: Any) -> Any:
         """Return the user's steps, or the default."""
@@ -107,13 +123,26 @@ class SamplingDefaults(Configurable):
             },
             **({"samplers": samplers} if samplers else {}),
             **({} if self.guidance is None else {"guidance": self.guidance}),
+            **({} if self.version is None else {"version": self.version}),
         }
 
     def __repr__(self) -> str:
-        parts = ("diffusion_steps", "sampler", "spacing", "clipping", "guidance")
+        parts = ("diffusion_steps", "sampler", "spacing", "clipping", "guidance", "version")
         given = ", ".join(
             f"{name}={getattr(self, name)!r}" for name in parts if getattr(self, name) is not None
         )
         if self.samplers:
             given += f"{', ' if given else ''}samplers={self.samplers}"
         return f"{type(self).__name__}({given})"
+
+
+def defaults_of_old(config: Config) -> SamplingDefaults | None:
+    """Return the defaults of a trained model in a file that version 0.1 wrote; None for others.
+
+    Args:
+        config: the model's, as the file has it.
+    """
+    found = set(config)
+    if found >= _WRITTEN_BY_THE_FIRST and not found & _WRITTEN_SINCE:
+        return SamplingDefaults(version=FIRST_VERSION)
+    return None

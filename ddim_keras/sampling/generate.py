@@ -114,8 +114,8 @@ def generate(
             "dpm_solver_2m_sde", "dpm_solver_2s", "adams_bashforth", "ipndm", "unipc" or
             "annealed_langevin". None is
             what was fitted to the model for that number of steps (`fit_sampler`), or what measures
-            best (docs/samplers.md): "unipc" over "karras" spacing, in two steps "ddim". "ddim" is
-            the paper's deterministic DDIM.
+            best (docs/samplers.md): "unipc" over "karras" spacing, in three and four steps over
+            "log_snr", in two "ddim". "ddim" is the paper's deterministic DDIM.
         network_evaluations: as many steps as this number of network evaluations for each image
             allows, instead of `diffusion_steps`. Samplers that ask twice a step take half the steps
             then, and so does guidance.

@@ -14,7 +14,7 @@ from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.samplers import DDIM, FittedSampler
 from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import Told
-from ddim_keras.sampling.defaults import SamplingDefaults
+from ddim_keras.sampling.defaults import SamplingDefaults, defaults_of_old
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.guidance import guidances
 from ddim_keras.support import backend, random, replicas
@@ -94,6 +94,13 @@ class EMASteps(EMANetworks):
         self.sampling_defaults = sampling_defaults  # type: ignore[assignment]
         self.teacher = objective.taught_by(ema_network, self.engine)
         self.built = True
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict | None = None) -> EMASteps:
+        model = super().from_config(config, custom_objects)
+        if (defaults := defaults_of_old(config)) is not None:
+            model.sampling_defaults = defaults
+        return model
 
     @property
     def sampling_defaults(self) -> SamplingDefaults:
