@@ -76,7 +76,8 @@ batch = [train(*numbers, normalization="batch") for numbers in ((1,), (2,))]
 print(json.dumps([group, batch]))
 """
 
-# The weights of a network divided between two devices, the batch between two such pairs.
+# The weights of a network divided between two devices, the batch between two such pairs: by shape,
+# and by a layout of one's own.
 DIVIDED_WEIGHTS = """
 import keras, numpy as np
 from conftest import make_small_model, random_images
@@ -88,15 +89,20 @@ def train():
     model.fit(random_images(22), batch_size=8, verbose=0, shuffle=False)
     return model, model.generate(5, 3, seed=3)
 one, expected = train()
-keras.distribution.set_distribution(WeightsDivided(parts=2))
-many, made = train()
-shards = [weight.value.sharding.shard_shape(weight.shape) for weight in many.network.weights]
-halves = [2 * shard[-1] == weight.shape[-1]
-          for shard, weight in zip(shards, many.network.weights) if len(weight.shape) == 4]
-assert sum(halves) >= len(halves) - 1, shards  # but for the last, which makes one channel
-for weight, other in zip(one.get_weights(), many.get_weights()):
-    np.testing.assert_allclose(weight, other, atol=1e-4)
-np.testing.assert_allclose(made, expected, atol=2e-3)
+mesh = keras.distribution.DeviceMesh((2, 2), ["batch", "filters"])
+layout = keras.distribution.LayoutMap(mesh)
+layout[".*conv2d.*kernel"] = (None, None, None, "filters")
+own = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+for distribution in (WeightsDivided(parts=2), own):
+    keras.distribution.set_distribution(distribution)
+    many, made = train()
+    shards = [weight.value.sharding.shard_shape(weight.shape) for weight in many.network.weights]
+    halves = [2 * shard[-1] == weight.shape[-1]
+              for shard, weight in zip(shards, many.network.weights) if len(weight.shape) == 4]
+    assert sum(halves) >= len(halves) - 1, shards  # but for the last, which makes one channel
+    for weight, other in zip(one.get_weights(), many.get_weights()):
+        np.testing.assert_allclose(weight, other, atol=1e-4)
+    np.testing.assert_allclose(made, expected, atol=2e-3)
 print("done")
 """
 
@@ -347,6 +353,23 @@ def test_more_devices_than_there_are_are_refused_and_named(tmp_path):
     for wrong in (0, "two", True, -1, 1.5):
         with pytest.raises(ValueError, match="positive number"):
             devices.check(wrong)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX finds TPUs by itself")
+def test_tpus_of_tensorflow_are_initialised_before_they_are_counted(monkeypatch):
+    import tensorflow as tf
+
+    initialised = []
+    tpus = [tf.config.LogicalDevice(f"/device:TPU:{index}", "TPU") for index in range(4)]
+    there = {"TPU": ["one"]}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: there.get(kind, []))
+    monkeypatch.setattr(
+        tf.config, "list_logical_devices", lambda kind: tpus if "local" in initialised else []
+    )
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver
+    monkeypatch.setattr(resolver, "connect", initialised.append)
+    assert devices.available() == [each.name for each in tpus]
+    assert devices.available() and initialised == ["local"]
 
 
 def test_batches_that_devices_cannot_share_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -22,10 +23,20 @@ def device_names() -> list[str]:
         return list(keras.distribution.list_devices())
     import tensorflow as tf
 
+    if tf.config.list_physical_devices("TPU"):
+        _tpus_of_tensorflow()  # which has no logical ones before
     for kind in ("TPU", "GPU", "CPU"):
         if found := tf.config.list_logical_devices(kind):
             return [device.name for device in found]
     return []
+
+
+@functools.cache
+def _tpus_of_tensorflow() -> Any:
+    """Initialise this machine's TPUs, once, and return what finds them."""
+    import tensorflow as tf
+
+    return tf.distribute.cluster_resolver.TPUClusterResolver.connect("local")
 
 
 @contextlib.contextmanager
@@ -46,7 +57,7 @@ def scope_on(names: list[str]) -> Iterator[None]:
     if "TF_CONFIG" in os.environ:
         strategy = multi_worker_strategy()
     elif "TPU" in names[0]:
-        strategy = tf.distribute.TPUStrategy()
+        strategy = tf.distribute.TPUStrategy(_tpus_of_tensorflow())
     else:
         strategy = tf.distribute.MirroredStrategy(names)
     with strategy.scope():
