@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddim_keras.presets.recipes import Training
-from ddim_keras.sampling.defaults import defaults_of_old
 from ddim_keras.support import files, reading
 from ddim_keras.support.arguments import height_and_width, truth
 from ddim_keras.support.types import Config, ImageArray, Variable
+from ddim_keras.support.version import FIRST_VERSION, is_of_first_version
 
 _FOLDER = pathlib.Path(__file__).parent / "pretrained"
 _FORMAT = 1
@@ -25,6 +25,13 @@ FIT_ANY_WEIGHTS = {
     *("seed", "dtype", "ema_decay", "loss_weighting", "recompute", "dropout", "name"),
     *("class_names", "label_dropout", "condition_dropout", "condition_noise"),
     "sampling_defaults",
+}
+# Written out: Keras is not imported for the names of presets.
+_DEFAULTS_OF_FIRST_VERSION = {
+    "module": "ddim_keras.sampling.defaults",
+    "class_name": "SamplingDefaults",
+    "config": {"version": FIRST_VERSION},
+    "registered_name": "ddim_keras>SamplingDefaults",
 }
 _LARGEST_HALF = 65504.0
 _NORMALIZER_ARRAYS = 3
@@ -107,8 +114,8 @@ def read(
     arrays = None
     if load_weights and has_weights:
         arrays = _read_arrays(folder)
-        if (defaults := defaults_of_old(config)) is not None:
-            config["sampling_defaults"] = defaults
+        if is_of_first_version(config):
+            config["sampling_defaults"] = _DEFAULTS_OF_FIRST_VERSION
         if unfit := sorted(set(changes) - FIT_ANY_WEIGHTS):
             raise ValueError(
                 f"the weights of {folder.name} do not fit a model with another {', '.join(unfit)}: "

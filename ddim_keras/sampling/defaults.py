@@ -15,11 +15,7 @@ from ddim_keras.sampling.clipping import CLIPPINGS, Clipping
 from ddim_keras.support.arguments import is_number, positive_int
 from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.types import Config
-
-FIRST_VERSION = "0.1"
-# In a model's configuration: what 0.1 wrote, and what is written since.
-_WRITTEN_BY_THE_FIRST = {"schedule", "parameterization", "embedding_dims", "patch_size"}
-_WRITTEN_SINCE = {"sampling_defaults", "pixels"}
+from ddim_keras.support.version import FIRST_VERSION
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -134,15 +130,3 @@ class SamplingDefaults(Configurable):
         if self.samplers:
             given += f"{', ' if given else ''}samplers={self.samplers}"
         return f"{type(self).__name__}({given})"
-
-
-def defaults_of_old(config: Config) -> SamplingDefaults | None:
-    """Return the defaults of a trained model in a file that version 0.1 wrote; None for others.
-
-    Args:
-        config: the model's, as the file has it.
-    """
-    found = set(config)
-    if found >= _WRITTEN_BY_THE_FIRST and not found & _WRITTEN_SINCE:
-        return SamplingDefaults(version=FIRST_VERSION)
-    return None

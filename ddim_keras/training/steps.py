@@ -14,12 +14,13 @@ from ddim_keras.networks.layers import ImageNormalization
 from ddim_keras.samplers import DDIM, FittedSampler
 from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import Told
-from ddim_keras.sampling.defaults import SamplingDefaults, defaults_of_old
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.sampling.guidance import guidances
 from ddim_keras.support import backend, random, replicas
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.types import Config, Data, ImageShape, Logs, Tensor
+from ddim_keras.support.version import FIRST_VERSION, is_of_first_version
 from ddim_keras.training.ema_networks import EMANetworks
 from ddim_keras.training.objective import Objective
 
@@ -98,8 +99,8 @@ class EMASteps(EMANetworks):
     @classmethod
     def from_config(cls, config: Config, custom_objects: dict | None = None) -> EMASteps:
         model = super().from_config(config, custom_objects)
-        if (defaults := defaults_of_old(config)) is not None:
-            model.sampling_defaults = defaults
+        if is_of_first_version(config):
+            model.sampling_defaults = SamplingDefaults(version=FIRST_VERSION)
         return model
 
     @property
