@@ -264,8 +264,14 @@ def test_a_task_gives_the_model_something_to_make_images_from(tmp_path, flowers)
         assert picture.size == (3 * (16 + 2), 2 * (16 + 2))  # what they are made from, and they
     config = small_config(flowers, task="colorization", channels=3, **options)
     assert runs.train(config, tmp_path / "colour", verbose=0).model.condition_shape == (8, 8, 1)
+
+
+def test_an_unknown_task_or_a_factor_without_its_task_is_refused():
     with pytest.raises(ValueError, match="task must be one of"):
         RunConfig(task="painting")
+    for task in (None, "colorization"):
+        with pytest.raises(ValueError, match=f"factor=2 .* the task is {task!r}: give that task"):
+            RunConfig(task=task, factor=2)
 
 
 @pytest.mark.slow

@@ -243,6 +243,11 @@ class RunConfig:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.task not in (None, *TASKS):
             raise ValueError(f"task must be one of {list(TASKS)}, or None, got {self.task!r}")
+        if self.factor != RunConfig.factor and self.task != "super-resolution":
+            raise ValueError(
+                f"factor={self.factor} says how much smaller the images of task='super-resolution' "
+                f"are, but the task is {self.task!r}: give that task, or leave the factor out"
+            )
         if self.jit not in (True, False, "auto"):
             raise ValueError(f"jit must be true, false or auto, got {self.jit!r}")
         for name, choices in (("fit", FITS), ("unreadable", UNREADABLE)):
