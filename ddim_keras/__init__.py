@@ -115,6 +115,7 @@ _REGISTERED = {
             "DPMSolverMultistep",
             "DPMSolverSinglestep",
             "FittedSampler",
+            "GaussianStart",
             "Heun",
             "OBELM",
             "UniPC",

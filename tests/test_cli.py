@@ -996,6 +996,9 @@ def test_fit_sampler_writes_the_model_with_its_samplers(tmp_path, model_path):
     assert described["network_evaluations"] == 2
     before = exporting.model_hash(ddim_keras.load_model(model_path))
     assert described["model_sha256"] == before
+    lower = tmp_path / "lower.keras"
+    run("fit-sampler", "-m", model_path, lower, "-e", 1, "--data", "embedded", *few)
+    assert ddim_keras.load_model(lower).samplers[0].start is not None
     assert "must end in .keras" in run("fit-sampler", "-m", model_path, "x.npz", code=2)
 
 

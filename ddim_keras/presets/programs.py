@@ -242,11 +242,13 @@ def _looped(step: Any, found: portable.Portable) -> Any:
     )
     of_a_step = (portable.NOISY_IMAGES, *memory, portable.ROW)
     told = [each for each in step.graph.input if each.name not in of_a_step]
-    begin = ["walk/evaluations", "", portable.NOISE, *["walk/nothing" for _ in memory]]
+    starting, first, of_the_start = _started(found)
+    begin = ["walk/evaluations", "", first, *["walk/nothing" for _ in memory]]
     ends = ["walk/end", *(f"walk/{name}" for name in memory)]
     make = helper.make_node
     nodes = [
         make("Mul", [portable.NOISE, "walk/zero"], ["walk/nothing"]),
+        *starting,
         make("Loop", begin, ends, body=_body(step.graph, found.rows)),
         make("Mul", ["walk/end", "walk/deviation"], ["walk/scaled"]),
         make("Add", ["walk/scaled", "walk/mean"], ["walk/moved"]),
@@ -258,6 +260,7 @@ def _looped(step: Any, found: portable.Portable) -> Any:
         _constant("one", 1.0, "float32"),
         _constant("mean", mean, "float32"),
         _constant("deviation", deviation, "float32"),
+        *of_the_start,
     ]
     graph = helper.make_graph(nodes, "walk", [noise, *told], [images], initializer=constants)
     return helper.make_model(
@@ -266,6 +269,38 @@ def _looped(step: Any, found: portable.Portable) -> Any:
         ir_version=step.ir_version,
         producer_name="ddim_keras",
     )
+
+
+def _started(found: portable.Portable) -> tuple[list, str, list]:
+    """Return the nodes that carry noise to where the walk starts, what the last of them gives, and
+    their constants; see `GaussianStart`.
+    """
+    from onnx import helper
+
+    start = found.planned and found.planned.start
+    if start is None:
+        return [], portable.NOISE, []
+    (across, along), moved = start.affine()
+    make = helper.make_node
+    nodes = [
+        make("Reshape", [portable.NOISE, "walk/flat_shape"], ["walk/flat"]),
+        make("MatMul", ["walk/flat", "walk/axes_down"], ["walk/along"]),
+        make("Mul", ["walk/along", "walk/along_scales"], ["walk/along_scaled"]),
+        make("MatMul", ["walk/along_scaled", "walk/axes"], ["walk/carried_along"]),
+        make("Mul", ["walk/flat", "walk/across_scale"], ["walk/carried_across"]),
+        make("Sum", ["walk/carried_along", "walk/carried_across", "walk/lifted"], ["walk/carried"]),
+        make("Reshape", ["walk/carried", "walk/shape"], ["walk/started"]),
+    ]
+    constants = [
+        _constant("flat_shape", [-1, start.mean.size], "int64"),
+        _constant("shape", [-1, *found.engine.image_shape], "int64"),
+        _constant("axes", start.axes, "float32"),
+        _constant("axes_down", start.axes.T, "float32"),
+        _constant("along_scales", along, "float32"),
+        _constant("across_scale", across, "float32"),
+        _constant("lifted", moved, "float32"),
+    ]
+    return nodes, "walk/started", constants
 
 
 def _body(step: Any, rows: np.ndarray) -> Any:

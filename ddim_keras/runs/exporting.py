@@ -282,7 +282,10 @@ def _described(sampler: Sampler) -> str:
     """A sampler by its name and settings; what was fitted by a hash of its numbers."""
     if not isinstance(sampler, FittedSampler):
         return repr(sampler)
-    return f"{sampler!r}, {_hash_of([sampler.angles.tolist(), sampler.weights])}"
+    numbers = [sampler.angles.tolist(), sampler.weights]
+    if sampler.start is not None:
+        numbers.append(sampler.start.get_config())
+    return f"{sampler!r}, {_hash_of(numbers)}"
 
 
 def _walk(model: DiffusionModel, sampling: dict[str, Any], told: Conditioning) -> PlannedWalk:

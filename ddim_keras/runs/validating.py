@@ -11,7 +11,7 @@ from ddim_keras import data as datasets
 from ddim_keras.data.batches import taken_apart
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.support import files
-from ddim_keras.support.types import Dataset, ImageShape, Split
+from ddim_keras.support.types import Dataset, ImageArray, ImageShape, Split
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -83,6 +83,19 @@ def training_images(
     `held_out_images`.
     """
     return _loaded(image_shape, run, **chosen)[0]
+
+
+def some_training_images(
+    image_shape: ImageShape, run: str | os.PathLike | None = None, number: int = 2000, **chosen: Any
+) -> ImageArray:
+    """Return images of the training part of a data set, at most `number`; as `training_images`."""
+    batches, found = [], 0
+    for batch in training_images(image_shape, run, **chosen):
+        batches.append(np.asarray(batch))
+        found += len(batches[-1])
+        if found >= number:
+            break
+    return np.concatenate(batches)[:number]
 
 
 def spread_over(validation: Dataset, number: int | None, batch_size: int) -> Any:

@@ -14,6 +14,7 @@ from ddim_keras.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglest
 from ddim_keras.samplers.fitted import FittedSampler, fit
 from ddim_keras.samplers.heun import Heun
 from ddim_keras.samplers.planning import Plan, plan, table_of
+from ddim_keras.samplers.starts import GaussianStart
 from ddim_keras.samplers.two_step import (
     BDIA,
     OBELM,
@@ -62,6 +63,7 @@ __all__ = [
     "Denoiser",
     "Evaluation",
     "FittedSampler",
+    "GaussianStart",
     "Heun",
     "Levels",
     "Sampler",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.spacings import Spacing
+from ddim_keras.samplers.starts import GaussianStart
 from ddim_keras.support.configurable import Configurable
 
 # How many earlier predictions a walk remembers.
@@ -50,6 +51,7 @@ class Sampler(Configurable, abc.ABC):
         remembers: "images" or "noises", the predictions that later evaluations may use.
         spacing: what it takes where the user gives none; None for "linear".
         diffusion_steps: the only number of steps that it takes, or None for any.
+        start: what noise is carried by before the first step, or None.
     """
 
     order: int = 1
@@ -59,6 +61,7 @@ class Sampler(Configurable, abc.ABC):
     remembers: str = "images"
     spacing: Spacing | None = None
     diffusion_steps: int | None = None
+    start: GaussianStart | None = None
 
     @abc.abstractmethod
     def step(self, index: int, levels: Levels) -> list[Evaluation]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.saving import serialize_keras_object
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.diffusion.spacings import GivenSpacing, checked_angles
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
-from ddim_keras.support.configurable import Configurable
+from ddim_keras.samplers.starts import GaussianStart
+from ddim_keras.support.configurable import Configurable, resolve
 from ddim_keras.support.types import Config
 
 _SAME_ANGLE = 1e-3
@@ -37,6 +39,7 @@ class FittedSampler(Sampler):
             itself where that acts.
         errors: of held-out noises, the distance of their images from those of the long walks:
             "fitted", and "before" with the best sampler that is not. For the reader alone.
+        start: a `GaussianStart` below pure noise, or None.
 
     Raises:
         ValueError: weights that do not fit the angles, or another walk than it was fitted for.
@@ -57,6 +60,7 @@ class FittedSampler(Sampler):
         weights: Sequence[Sequence[float]],
         guidance: Sequence[Config] = (),
         errors: Config | None = None,
+        start: GaussianStart | Config | None = None,
     ):
         self.angles = checked_angles(angles)
         self.weights = [[float(weight) for weight in row] for row in weights]
@@ -70,6 +74,7 @@ class FittedSampler(Sampler):
             raise ValueError("weights must be finite, got NaN or infinity")
         self.guidance = [dict(part) for part in guidance]
         self.errors = dict(errors or {})
+        self.start = None if start is None else resolve(start, GaussianStart, {})
         self.spacing = GivenSpacing(self.angles.tolist())
         self.diffusion_steps = len(self.angles)
 
@@ -106,11 +111,13 @@ class FittedSampler(Sampler):
             "weights": self.weights,
             "guidance": self.guidance,
             "errors": self.errors,
+            **({} if self.start is None else {"start": serialize_keras_object(self.start)}),
         }
 
     def __repr__(self) -> str:
         plural = "" if len(self.angles) == 1 else "s"
-        return f"{type(self).__name__}({len(self.angles)} step{plural})"
+        start = "" if self.start is None else f", {self.start!r}"
+        return f"{type(self).__name__}({len(self.angles)} step{plural}{start})"
 
 
 def fit(model: Any, network_evaluations: int, **options: Any) -> FittedSampler:

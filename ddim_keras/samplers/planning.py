@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ddim_keras.diffusion.levels import Levels
 from ddim_keras.samplers.base import MEMORY, Evaluation, Sampler
-from ddim_keras.support.types import Array
+from ddim_keras.samplers.starts import GaussianStart
+from ddim_keras.support.types import Array, Images
 
 # Tables are padded to this many rows: a compiled loop sees one shape, whatever the number of steps.
 _TABLE_ROWS = 4096
@@ -26,10 +27,16 @@ class Plan(NamedTuple):
             noise and the signal rate that the network is given, `Evaluation`'s weights, and which
             prediction is remembered.
         ends: (steps,), the number of evaluations done when each step has ended.
+        start: what the noise is carried by before, or None.
     """
 
     table: npt.NDArray[np.float32]
     ends: npt.NDArray[np.int_]
+    start: GaussianStart | None = None
+
+    def started(self, noise: Images) -> Images:
+        """Return what the walk's first evaluation is given."""
+        return noise if self.start is None else self.start(noise)
 
 
 def plan(
@@ -59,7 +66,8 @@ def plan(
         # The clean image itself is pred_image + (noise / signal) pred_noise.
         noise_weight = first.noise + first.image * noise / signal
         evaluations[0] = first._replace(signal_rate=signal, noise_rate=noise, noise=noise_weight)
-    return Plan(table_of(evaluations, conditions, sampler.remembers), np.array(ends))
+    table = table_of(evaluations, conditions, sampler.remembers)
+    return Plan(table, np.array(ends), sampler.start)
 
 
 def table_of(

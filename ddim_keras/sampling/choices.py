@@ -2,8 +2,8 @@
 make of what the user says.
 
 - `generate`, `score`: what was fitted to the model for the number of steps; else what measures
-  best (docs/samplers.md): UniPC over Karras's levels, in three and four steps over even log-SNR. In
-  two DDIM over even times: the others' levels leap from one end to the other there.
+  best (docs/samplers.md): UniPC over Karras's levels, of order 3 in five steps, in three and four
+  over even log-SNR. In two DDIM over even times: the others' levels leap from one end to the other.
 - `variations`: UniPC over Karras's levels.
 - `encode`, `decode`, `reconstruct`, `interpolate`: deterministic DDIM over even times. Encoding is
   DDIM's ODE walked backwards, and only the same steps walked forwards lead back.
@@ -39,6 +39,7 @@ _BEST_IN_FEW_STEPS: Mapping[int, tuple[Sampler, str]] = {
     2: (DDIM(), EVEN_TIMES),
     3: (UniPC(), "log_snr"),
     4: (UniPC(), "log_snr"),
+    5: (UniPC(3), "karras"),
 }
 
 

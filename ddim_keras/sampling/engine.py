@@ -238,6 +238,7 @@ class Engine:
         wrappers: Sequence[Wrapper] = (),
     ) -> Images:
         """Take a whole walk, and return where it led."""
+        noisy_images = planned.started(noisy_images)
         memory = self.no_memory(noisy_images)
         return self.walk_part(
             noisy_images, memory, planned, 0, planned.ends[-1], seed, indices, wrappers

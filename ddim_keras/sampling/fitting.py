@@ -16,6 +16,7 @@ from ddim_keras.samplers import (
     DPMSolverMultistep,
     Evaluation,
     FittedSampler,
+    GaussianStart,
     Sampler,
     UniPC,
     walk_written_out,
@@ -26,6 +27,7 @@ from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.distance import distance_of
 from ddim_keras.sampling.engine import Batch, Engine
 from ddim_keras.sampling.guidance import Autoguidance, Guidance, GuidanceFunction
+from ddim_keras.sampling.starts import measured_start
 from ddim_keras.support.arguments import integer, positive, positive_int
 from ddim_keras.support.progress import progress
 from ddim_keras.support.types import Array, Condition, GuidanceLike, Images, Labels, Tensor
@@ -39,6 +41,7 @@ _STARTS: tuple[tuple[Sampler, str], ...] = (
     (DDIM(), "linear"),
     (DDIM(), "karras"),
 )
+_BELOW = (0.95, 0.9, 0.85, 0.8, 0.7)  # times, with a Gaussian start
 _TEACHER, _TEACHER_SPACING = UniPC(3), "karras"
 _MOST_STEPS = 20
 _HELD_OUT_SHARE = 4  # of the images, one in so many is held out
@@ -70,6 +73,8 @@ def fit_sampler(
     epochs: int = 6,
     patience: int = 3,
     learning_rate: float = 0.03,
+    images: Images = None,
+    rank: int = 16,
     seed: int = 0,
     keep: bool = True,
     verbose: str | int = "auto",
@@ -94,6 +99,10 @@ def fit_sampler(
         epochs: how often all walks are gone through, at most.
         patience: epochs without a better held-out error that end the fit.
         learning_rate: of Adam, at its start; it falls to 0 as a cosine.
+        images: (number, height, width, channels) of the data, in [0, 1] or uint8; some hundreds.
+            Their mean and covariance tell where noise leads at first (`GaussianStart`), so that no
+            evaluation is spent there, which is worth most in one to four. None starts from noise.
+        rank: how many axes of the covariance are kept.
         seed: fixes the noises and their order.
         keep: whether the model keeps it in `samplers`, in place of another for the same number of
             steps.
@@ -109,7 +118,8 @@ def fit_sampler(
         FloatingPointError: the weights hold NaN or infinity.
 
     Source: Tong et al. 2025 ("LD3") and Frankel et al. 2025 ("S4S") fit times and coefficients by
-        gradient descent through the walk; here it is the whole table.
+        gradient descent through the walk; here it is the whole table. Wang & Vastola 2024 start
+        from a Gaussian's noisy images.
 
     Examples:
 
@@ -122,6 +132,7 @@ def fit_sampler(
     told = _conditions(engine, num_images, labels, condition, guidance)
     steps = _steps(network_evaluations, told.guidance)
     teacher_steps = integer("teacher_steps", teacher_steps, minimum=steps + 1)
+    rank = positive_int("rank", rank)
     if broken := engine.broken_weights():
         raise FloatingPointError(broken)
     seed = integer("seed", seed, 0, 2**32)
@@ -131,13 +142,15 @@ def fit_sampler(
     walks = _long_walks(engine, told, num_images, teacher_steps, seed, verbose)
     held_out = num_images // _HELD_OUT_SHARE
     trained = np.arange(held_out, num_images)
+    below = None if images is None else measured_start(engine, images, _BELOW[0], rank)
     fit = _Fit(engine, walks, steps, batch_size)
     stopping, judging = np.arange(held_out // 2), np.arange(held_out // 2, held_out)
-    start, before = fit.best_start(stopping, judging)
-    table = fit.descend(start, trained, stopping, epochs, patience, learning_rate, verbose)
+    first, before = fit.best_start(stopping, judging, below)
+    table = fit.descend(first, trained, stopping, epochs, patience, learning_rate, verbose)
     fitted = fit.sampler(table, told.guidance)
     errors = {"fitted": fit.error(fitted, judging), "before": before, "walks": len(judging)}
-    fitted = FittedSampler(fitted.angles.tolist(), fitted.weights, fitted.guidance, errors)
+    angles = fitted.angles.tolist()
+    fitted = FittedSampler(angles, fitted.weights, fitted.guidance, errors, fitted.start)
     if keep:
         engine.defaults.keep(fitted)
     return fitted
@@ -147,11 +160,13 @@ class _Fit:
     """The parameters of a table, their errors and their gradients.
 
     They are the angles of the levels, then for each step what its weights differ from DDIM's over
-    those levels. So a level that moves takes its weights along.
+    those levels. So a level that moves takes its weights along. Where the walk starts is chosen
+    before, and stays.
     """
 
     def __init__(self, engine: Engine, walks: _Walks, steps: int, batch_size: int):
         self.engine, self.walks, self.steps = engine, walks, steps
+        self.start: GaussianStart | None = None
         self.batch_size = min(batch_size, len(walks.noises) // _HELD_OUT_SHARE // 2)
         first, last = (
             np.arctan2(*engine.schedule(np.array([time]))[::-1])[0]
@@ -167,16 +182,25 @@ class _Fit:
         self._gradient = engine.compile_gradient(self._loss, variables)
         self._measured = engine.compile(self._distance)
 
-    def best_start(self, stopping: np.ndarray, judging: np.ndarray) -> tuple[Array, float]:
-        """Return the parameters of the best sampler that is not fitted, and its error."""
+    def best_start(
+        self, stopping: np.ndarray, judging: np.ndarray, below: GaussianStart | None
+    ) -> tuple[Array, float]:
+        """Return the parameters of the best sampler that is not fitted, and its error; from noise,
+        or from what `below` makes of it at some level, which is kept.
+        """
         found: list[tuple[float, int, Array, FittedSampler]] = []
-        for sampler, spacing in _STARTS:
-            planned = self._planned(sampler, spacing)
-            if planned is not None:
-                parameters = self._parameters(*planned)
-                candidate = self.sampler(parameters)
-                found.append((self.error(candidate, stopping), len(found), parameters, candidate))
+        for time in (1.0,) if below is None else (1.0, *_BELOW):
+            for sampler, spacing in _STARTS:
+                planned = self._planned(sampler, spacing, time)
+                if planned is not None:
+                    parameters = self._parameters(*planned)
+                    if below is not None and time < 1.0:
+                        self.start = below.to(parameters[0])
+                    candidate = self.sampler(parameters)
+                    error = self.error(candidate, stopping)
+                    found.append((error, len(found), parameters, candidate))
         _, _, parameters, candidate = min(found)
+        self.start = candidate.start
         return parameters, self.error(candidate, judging)
 
     def descend(
@@ -252,7 +276,8 @@ class _Fit:
         angles = parameters[: self.steps]
         weights = _weights(parameters, self.steps, np)
         rows = [row[: number_of_weights(index)].tolist() for index, row in enumerate(weights)]
-        return FittedSampler(angles.tolist(), rows, [configuration(part) for part in guidance])
+        told = [configuration(part) for part in guidance]
+        return FittedSampler(angles.tolist(), rows, told, start=self.start)
 
     def _loss(
         self,
@@ -265,8 +290,9 @@ class _Fit:
         for wrapper, own in zip(self._wrappers(np.arange(1)), arrays):
             denoise = wrapper.wrap(denoise, own, ops.zeros_like)
         noises = ops.convert_to_tensor(noises, dtype="float32")
+        first = noises if self.start is None else self.start(noises)
         ended = walk_written_out(
-            denoise, noises, self.engine.no_memory(noises), self._table(parameters), self.steps
+            denoise, first, self.engine.no_memory(noises), self._table(parameters), self.steps
         )
         return self._distance(ended, ops.convert_to_tensor(images, dtype="float32"), noises)
 
@@ -289,12 +315,12 @@ class _Fit:
             axis=1,
         )
 
-    def _planned(self, sampler: Sampler, spacing: str) -> tuple[Array, Array] | None:
-        """The angles of a sampler's evaluations and the weights of its steps, if it takes as many
-        as the fitted one.
+    def _planned(self, sampler: Sampler, spacing: str, start: float) -> tuple[Array, Array] | None:
+        """The angles of a sampler's evaluations from a time on and the weights of its steps, if it
+        takes as many as the fitted one.
         """
         schedule = self.engine.schedule
-        levels = levels_of(schedule, diffusion_times(self.steps, spacing, schedule))
+        levels = levels_of(schedule, diffusion_times(self.steps, spacing, schedule, start))
         made = [part for index in range(self.steps) for part in sampler.step(index, levels)]
         if len(made) != self.steps:
             return None

@@ -314,6 +314,7 @@ def _in_steps(
     seen: _Seen,
 ) -> Images:
     """Take a walk step by step, show each, and return where it led."""
+    noisy_images = planned.started(noisy_images)
     memory = engine.no_memory(noisy_images)
     seen.noisy(0, noisy_images)
     begin = 0

@@ -134,7 +134,8 @@ def walk_model(portable: Portable) -> keras.Model:
     mean, deviation = engine.normalizer.scales()
 
     def generate(given: dict[str, Tensor]) -> dict[str, Images]:
-        noise = given[NOISE]
+        assert portable.planned is not None, "there are rows"
+        noise = portable.planned.started(given[NOISE])
         first, last = (ops.convert_to_tensor(np.int32(number)) for number in (0, len(rows)))
         table = ops.convert_to_tensor(rows)
         memory = engine.no_memory(noise)

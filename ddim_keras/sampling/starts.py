@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from keras import ops
 
 from ddim_keras.diffusion.spacings import diffusion_times
+from ddim_keras.samplers import GaussianStart
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.arguments import is_number, positive_int
-from ddim_keras.support.types import Array, ImageArray, Images
+from ddim_keras.support.types import ImageArray, Images
 
 
-class GaussianData(NamedTuple):
-    """Data N(mean, covariance), the covariance by its largest axes.
+def measured_start(
+    engine: Engine, images: Images, diffusion_time: float, rank: int
+) -> GaussianStart:
+    """Return the start at a time that the mean and the covariance of a model's images give.
 
-    Attributes:
-        mean: (dims,).
-        axes: (rank, dims), orthonormal.
-        variances: (rank,), along the axes.
-        rest: the variance of every direction across them.
+    Raises:
+        ValueError: fewer than two images, or of a wrong shape.
     """
-
-    mean: Array
-    axes: Array
-    variances: Array
-    rest: float
-
-    @classmethod
-    def of(cls, images: np.ndarray, rank: int) -> GaussianData:
-        """Measure mean and covariance of images, (number, ...)."""
-        flat = np.asarray(images, "float64").reshape(len(images), -1)
-        mean = flat.mean(axis=0)
-        number, dims = flat.shape
-        _, deviations, axes = np.linalg.svd(flat - mean, full_matrices=False)
-        variances = deviations**2 / max(number - 1, 1)
-        rank = min(rank, len(variances))
-        left = dims - rank
-        rest = float(variances[rank:].sum() / left) if left else 0.0
-        return cls(mean, axes[:rank], variances[:rank], rest)
-
-    def carried(
-        self, noisy: np.ndarray, start: tuple[float, float], end: tuple[float, float]
-    ) -> ImageArray:
-        """Return where the ODE carries noisy images, from one (signal rate, noise rate) to another:
-        (x - a mean) / sqrt(a^2 variance + b^2) stays as it is along each axis.
-        """
-        flat = np.asarray(noisy, "float64").reshape(len(noisy), -1) - start[0] * self.mean
-
-        def scale(variances: Array | float) -> Array:
-            before, after = (
-                np.sqrt(signal**2 * np.asarray(variances) + noise**2)
-                for signal, noise in (start, end)
-            )
-            return np.asarray(after / before)
-
-        along = flat @ self.axes.T
-        across = flat - along @ self.axes
-        carried = scale(self.rest) * across + (along * scale(self.variances)) @ self.axes
-        return (end[0] * self.mean + carried).reshape(np.shape(noisy)).astype("float32")
+    normalized = ops.convert_to_numpy(engine.normalize(images))
+    if len(normalized) < 2:
+        raise ValueError(f"a covariance takes at least two images, got {len(normalized)}")
+    top, *_ = diffusion_times(1, "linear", engine.schedule, float(diffusion_time))
+    signal_rates, noise_rates = engine.schedule(np.array([1.0, top]))
+    return GaussianStart.of(normalized, np.arctan2(noise_rates, signal_rates), rank)
 
 
 def gaussian_start(
@@ -105,17 +71,9 @@ def gaussian_start(
     num_images, rank = positive_int("num_images", num_images), positive_int("rank", rank)
     if not is_number(diffusion_time) or not 0.0 < diffusion_time <= 1.0:
         raise ValueError(f"diffusion_time must lie in (0, 1], got {diffusion_time!r}")
-    normalized = engine.normalize(images)
-    if len(normalized) < 2:
-        raise ValueError(f"a covariance takes at least two images, got {len(normalized)}")
+    start = measured_start(engine, images, diffusion_time, rank)
     seed = engine.seed(seed)
     noises = np.empty((num_images, *engine.image_shape), "float32")
     for batch in engine.batches(num_images, None, verbose=0):
         batch.store(noises, engine.draw(seed, batch.indices))
-    top, *_ = diffusion_times(1, "linear", engine.schedule, float(diffusion_time))
-    first, last = (
-        (float(signal), float(noise))
-        for signal, noise in zip(*engine.schedule(np.array([1.0, top])))
-    )
-    data = GaussianData.of(ops.convert_to_numpy(normalized), rank)
-    return data.carried(noises, first, last)
+    return ops.convert_to_numpy(start(noises))

@@ -100,6 +100,11 @@ class Distillation(Configurable):
                 f"a teacher's walk must be deterministic, but {self.sampler!r} adds noise: take "
                 "another sampler"
             )
+        if self.sampler.start is not None:
+            raise ValueError(
+                f"a teacher's walk must start at noise, but {self.sampler!r} starts below it: take "
+                "another sampler"
+            )
         parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
         parts = [
             keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part

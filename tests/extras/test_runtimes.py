@@ -8,6 +8,7 @@ import pytest
 from extras_tools import NEEDED, run_alone, small_model
 
 from ddim_keras.presets import programs
+from ddim_keras.samplers import FittedSampler, GaussianStart
 
 pytestmark = pytest.mark.extras
 
@@ -108,4 +109,15 @@ def test_the_papers_network_on_discrete_times_makes_the_same_images(exported):
     options = {"diffusion_steps": 3, "sampler": "ddim", "clipping": "static"}
     made = exported(model, {"initial_noise": NOISE}, "generate", **options)
     expected = model.generate(4, initial_noise=NOISE, verbose=0, **options)
+    np.testing.assert_allclose(made["images"], expected, rtol=0, atol=1e-4)
+
+
+def test_a_fitted_walk_from_below_the_noise_makes_the_same_images(exported):
+    model = small_model(parameterization="velocity")
+    draws = np.random.default_rng(1)
+    axes = np.linalg.qr(draws.normal(size=(64, 3)))[0].T
+    start = GaussianStart([1.55, 1.2], draws.normal(size=64), axes, [3.0, 2.0, 0.5], 0.1)
+    sampler = FittedSampler([1.2, 0.6], [[0.5, 0.8], [0.1, 1.1, -0.1]], start=start)
+    made = exported(model, {"initial_noise": NOISE}, "generate", sampler=sampler, diffusion_steps=2)
+    expected = model.generate(4, 2, initial_noise=NOISE, sampler=sampler, verbose=0)
     np.testing.assert_allclose(made["images"], expected, rtol=0, atol=1e-4)
