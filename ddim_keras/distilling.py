@@ -9,9 +9,10 @@ import keras
 from ddim_keras.data import inputs
 from ddim_keras.model import DiffusionModel
 from ddim_keras.presets import DISTILLING, Training
-from ddim_keras.samplers import DDIM
+from ddim_keras.samplers import DDIM, FittedSampler
 from ddim_keras.sampling.choices import chooser
 from ddim_keras.sampling.defaults import SamplingDefaults
+from ddim_keras.sampling.guidance import guidances
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import Data, GuidanceLike
 from ddim_keras.training.distilling import Distillation
@@ -27,6 +28,7 @@ def distill(
     *,
     guidance: GuidanceLike = None,
     teacher_steps: int | None = None,
+    own: FittedSampler | bool | None = None,
     epochs: int = 5,
     training: Training = DISTILLING,
     seed: int | None = 0,
@@ -36,10 +38,10 @@ def distill(
     """Train a model that draws in a few steps what a trained one draws in many.
 
     The model that comes out is a `DiffusionModel` of the same network, which starts from the
-    teacher's weights: `generate` takes `steps` steps of DDIM by default, and all other verbs are
-    there. It is compiled, holds its teacher, and goes on training by `fit`, also after it was saved
-    and loaded; `save_to_preset` leaves the teacher out. Distill it again for fewer steps: it is
-    then the teacher, by its own steps.
+    teacher's weights: `generate` takes `steps` steps of DDIM by default, or of `own`, and all
+    other verbs are there. It is compiled, holds its teacher, and goes on training by `fit`, also
+    after it was saved and loaded; `save_to_preset` leaves the teacher out. Distill it again for
+    fewer steps: it is then the teacher, by its own steps.
 
     Args:
         model: the trained model, which stays as it is.
@@ -53,6 +55,9 @@ def distill(
             becomes a part of what is learned, and costs nothing afterwards.
         teacher_steps: of the teacher's walk, 6 by default, or of all parts of the way together, 24
             by default.
+        own: the sampler that the new model walks by, in place of DDIM: what `fit_sampler(steps,
+            images=...)` found for the teacher, or True for the one that the teacher keeps. It
+            begins with what that draws, and below the noise.
         epochs: how often the data are gone through; 0 for a model that is ready for `fit`.
         training: optimizer, learning rate and batch size.
         seed: of the random numbers of the new model.
@@ -76,7 +81,7 @@ def distill(
     (2, 8, 8, 1)
     """
     epochs = integer("epochs", epochs, minimum=0)
-    few = student(model, steps, method, guidance, teacher_steps, seed)
+    few = student(model, steps, method, guidance, teacher_steps, seed, own=own)
     in_epoch = options.get("steps_per_epoch")
     if in_epoch is None and epochs:
         in_epoch = _batches(data, training.batch_size)
@@ -100,12 +105,13 @@ def student(
     guidance: GuidanceLike = None,
     teacher_steps: int | None = None,
     seed: int | None = 0,
+    own: FittedSampler | bool | None = None,
     **changes: Any,
 ) -> DiffusionModel:
     """Return a model that is ready to be taught by another, whose weights it starts from.
 
     Args:
-        model, steps, method, guidance, teacher_steps, seed: as for `distill`.
+        model, steps, method, guidance, teacher_steps, seed, own: as for `distill`.
         **changes: further arguments of `DiffusionModel`, such as `dtype` or `ema_decay`.
 
     Raises:
@@ -121,7 +127,8 @@ def student(
         raise ValueError(
             "the model was never trained: fit it, or load its weights, before it teaches another"
         )
-    steps, own, taught = positive_int("steps", steps), model.sampling_defaults, steps_taught(model)
+    steps, taught = positive_int("steps", steps), steps_taught(model)
+    defaults = model.sampling_defaults
     if teacher_steps is None and taught is not None:
         if steps >= taught:
             raise ValueError(
@@ -129,18 +136,20 @@ def student(
                 f"fewer, got steps={steps}: distill the model that taught it"
             )
         teacher_steps = taught
-    distillation = Distillation(steps, method, teacher_steps, guidance=guidance)
+    own = _kept(model, steps, guidance) if own is True else own or None
+    distillation = Distillation(steps, method, teacher_steps, guidance=guidance, own=own)
     for part in distillation.guidance:
         part.wrapper(model.engine)  # refuses what the model was not trained for
-    if taught is not None or own.sampler is not None:
-        sampler, spacing = chooser(None, None, None, None, own)(distillation.teacher_steps)
+    if taught is not None or defaults.sampler is not None:
+        sampler, spacing = chooser(None, None, None, None, defaults)(distillation.teacher_steps)
         distillation = Distillation(
-            steps, method, distillation.teacher_steps, sampler, spacing, distillation.guidance
+            steps, method, distillation.teacher_steps, sampler, spacing, distillation.guidance, own
         )
+    even = "linear" if own is None else None
     serialize = keras.saving.serialize_keras_object
     config = {
         **model.get_config(),
-        "sampling_defaults": SamplingDefaults(steps, "ddim", "linear", own.clipping),
+        "sampling_defaults": SamplingDefaults(steps, own or DDIM(), even, defaults.clipping),
         "distillation": serialize(distillation),
         "seed": seed,
         "name": None,
@@ -154,15 +163,29 @@ def student(
     return few
 
 
+def _kept(model: DiffusionModel, steps: int, guidance: GuidanceLike) -> FittedSampler:
+    """Return the fitted sampler that a model keeps for so many steps."""
+    found = model.sampling_defaults.fitted(steps, guidances(guidance))
+    found = found or model.sampling_defaults.fitted(steps, ())
+    if found is None:
+        raise ValueError(
+            f"the teacher keeps no fitted sampler of {steps} steps: fit one first, by "
+            f"model.fit_sampler({steps}, images=...), or leave own out"
+        )
+    return found
+
+
 def steps_taught(model: DiffusionModel) -> int | None:
     """In how many steps a model was taught to draw; None for others. A preset does not say it but
-    by its own few steps of DDIM, in which no other model is any good.
+    by its own few steps of DDIM or of a sampler that was fitted, in which no other model is good.
     """
     if model.distillation is not None:
         return model.distillation.steps
     own = model.sampling_defaults
     is_few = own.diffusion_steps is not None and own.diffusion_steps <= _MOST_FEW_STEPS
-    return own.diffusion_steps if is_few and isinstance(own.sampler, DDIM) else None
+    return (
+        own.diffusion_steps if is_few and isinstance(own.sampler, (DDIM, FittedSampler)) else None
+    )
 
 
 def _batches(data: Data, batch_size: int) -> int:

@@ -295,6 +295,30 @@ def folder_of_images(folder):
     return folder
 
 
+def test_a_student_walks_by_the_sampler_that_was_fitted_to_its_teacher(tmp_path):
+    model = make_small_model(parameterization="velocity")
+    images = random_images(24)
+    model.normalizer.adapt(images)
+    with pytest.raises(ValueError, match="keeps no fitted sampler of 1 steps: fit one first"):
+        distill(model, images, 1, own=True, **QUICK)
+    fitting = {"num_images": 16, "teacher_steps": 6, "epochs": 1, "verbose": 0}
+    fitted = model.fit_sampler(1, images=images, rank=2, **fitting)
+    few = distill(model, images, 1, own=True, **{**QUICK, "epochs": 0})
+    # Before it has learned anything it draws what the sampler draws.
+    expected = model.generate(3, 1, seed=1, sampler=fitted)
+    np.testing.assert_allclose(few.generate(3, seed=1), expected, atol=1e-6)
+    few.fit(images, verbose=0)
+    assert np.abs(few.generate(3, seed=1) - expected).max() > 1e-4
+    few.save(tmp_path / "few.keras")
+    again = load_model(tmp_path / "few.keras")
+    np.testing.assert_array_equal(again.generate(3, seed=1), few.generate(3, seed=1))
+    assert again.distillation.get_config() == few.distillation.get_config()
+    with pytest.raises(ValueError, match="FittedSampler of 2 steps, taught by the method 'progr"):
+        Distillation(2, own=fitted)
+    with pytest.raises(ValueError, match="and 'consistency'"):
+        Distillation(1, "consistency", own=fitted)
+
+
 @pytest.mark.slow
 def test_a_run_distills_and_resumes_without_the_file_its_teacher_came_from(tmp_path):
     (tmp_path / "photos").mkdir()

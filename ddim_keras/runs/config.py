@@ -39,7 +39,7 @@ _SETTINGS_OF_0_1 = frozenset(
     "precision jit seed validate_every validation_images kid samples samples_every tensorboard "
     "checkpoint_every checkpoint_minutes keep".split()
 )
-_DISTILL = frozenset(("model", "steps", "method", "guidance", "teacher_steps"))
+_DISTILL = frozenset(("model", "steps", "method", "guidance", "teacher_steps", "own"))
 # Not settings of a run's `model`: it has its own for these, or a file cannot hold them.
 _NOT_SET_BY_MODEL = {
     *("self", "name", "network", "seed", "dtype", "distillation"),
@@ -123,8 +123,9 @@ class RunConfig:
         model: arguments of `DiffusionModel` that differ from the preset's.
         training: settings of `presets.Training` that differ from the preset's, or from those of a
             distillation.
-        distill: of a run that distills: model, where the teacher is, and steps, method, guidance
-            and teacher_steps as for `ddim_keras.distill`. The run keeps the teacher in its folder.
+        distill: of a run that distills: model, where the teacher is, and steps, method, guidance,
+            teacher_steps and own (true or false) as for `ddim_keras.distill`. The run keeps the
+            teacher in its folder.
         precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where
             the hardware computes in it.
         jit: whether to compile with XLA; auto where it is faster.
@@ -231,6 +232,8 @@ class RunConfig:
             raise ValueError(
                 f"distill must hold a model and some of {sorted(_DISTILL)}, got {self.distill!r}"
             )
+        if not isinstance(self.distill.get("own", False), bool):
+            raise ValueError(f"own must be true or false, got {self.distill['own']!r}")
         self._check_init_from()
         for name in ("data", "preset", "precision"):
             value = getattr(self, name)

@@ -31,6 +31,7 @@ from ddim_keras.samplers import (
     SAMPLERS,
     Conditions,
     Denoiser,
+    FittedSampler,
     Plan,
     Sampler,
     UniPC,
@@ -56,13 +57,14 @@ class Distillation(Configurable):
     """How a model is taught to draw in a few steps; `ddim_keras.distill` makes such models.
 
     Args:
-        steps: S, of the model that is taught, by DDIM over even times.
+        steps: S, of the model that is taught, by DDIM over even times or by `own`.
         method: "progressive" or "consistency".
         teacher_steps: of the teacher: for "progressive" those of its walk, 6 by default; for
             "consistency" into how many the way from noise to image is cut, 24 by default.
         sampler, spacing: of the teacher's walk, for "progressive". None is UniPC(3) over Karras's
             levels.
         guidance: of the teacher, as for `generate`; the model that is taught needs none.
+        own: the `FittedSampler` of S steps that the model is taught to walk by, with "progressive".
 
     Raises:
         ValueError: an unknown method, fewer steps of the teacher than of the model, or guidance
@@ -85,6 +87,7 @@ class Distillation(Configurable):
         sampler: str | Sampler | Config | None = None,
         spacing: str | Spacing | Config | None = None,
         guidance: GuidanceLike | Sequence[Config] = None,
+        own: FittedSampler | Config | None = None,
     ):
         if method not in METHODS:
             raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
@@ -93,17 +96,18 @@ class Distillation(Configurable):
         chosen = max(fewest, _TEACHER_STEPS[method]) if teacher_steps is None else teacher_steps
         self.teacher_steps = integer("teacher_steps", chosen, minimum=fewest)
         self.sampler = resolve(UniPC(3) if sampler is None else sampler, Sampler, SAMPLERS)
-        own = self.sampler.spacing or ("karras" if sampler is None else "linear")
-        self.spacing = resolve(own if spacing is None else spacing, Spacing, SPACINGS)
+        its = self.sampler.spacing or ("karras" if sampler is None else "linear")
+        self.spacing: Spacing = resolve(its if spacing is None else spacing, Spacing, SPACINGS)
         if self.sampler.is_stochastic:
             raise ValueError(
                 f"a teacher's walk must be deterministic, but {self.sampler!r} adds noise: take "
                 "another sampler"
             )
-        if self.sampler.start is not None:
+        self.own: FittedSampler | None = None if own is None else resolve(own, FittedSampler, {})
+        if self.own is not None and (method, self.own.diffusion_steps) != ("progressive", steps):
             raise ValueError(
-                f"a teacher's walk must start at noise, but {self.sampler!r} starts below it: take "
-                "another sampler"
+                f"the model can walk by a FittedSampler of {steps} steps, taught by the method "
+                f"'progressive', got {self.own!r} and {method!r}"
             )
         parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
         parts = [
@@ -128,6 +132,7 @@ class Distillation(Configurable):
             "sampler": serialize(self.sampler),
             "spacing": serialize(self.spacing),
             "guidance": [serialize(part) for part in self.guidance],
+            **({} if self.own is None else {"own": serialize(self.own)}),
         }
 
     def __repr__(self) -> str:
@@ -158,8 +163,9 @@ class DistillationObjective(Objective):
         self.teacher: keras.Model | None = None
         self._engine: Engine | None = None
         self._distances: Callable[..., Tensor] | None = None
-        times = diffusion_times(distillation.steps, "linear", schedule)
-        self._own = plan(DDIM(), levels_of(schedule, times), schedule.conditions)
+        own: Sampler = distillation.own or DDIM()
+        times = diffusion_times(distillation.steps, own.spacing or "linear", schedule)
+        self._own = plan(own, levels_of(schedule, times), schedule.conditions)
         self._long = self._plan_of_teacher()
         self._angles = np.arctan2(*reversed(levels_of(schedule, times)))
 
@@ -209,9 +215,10 @@ class DistillationObjective(Objective):
             for each, end in zip((self._long, self._own), ends)
         ]
         first, last = np.int32(0), np.int32(ends[0])
-        wanted, _, _ = walk(teacher, start, memory, tables[0], first, last, None)
+        above = self._long.started(start)
+        wanted, _, _ = walk(teacher, above, memory, tables[0], first, last, None)
         wanted = ops.stop_gradient(wanted)
-        found = walk_written_out(student, start, memory, tables[1], ends[1])
+        found = walk_written_out(student, self._own.started(start), memory, tables[1], ends[1])
         image_losses = self.of_images(wanted, found)
         of_noises = [(start - signal_rate * each) / noise_rate for each in (wanted, found)]
         assert self._distances is not None
