@@ -20,6 +20,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import numpy as np
 from samplers import Judge, markdown, replace_table
 
 import ddim_keras
@@ -57,6 +58,9 @@ def main() -> None:
     parser.add_argument("--fit", type=int, nargs="*", default=[])
     parser.add_argument("--walks", type=int, default=384, help="long walks of a fit")
     parser.add_argument("--epochs", type=int, default=6, help="of a fit")
+    parser.add_argument(
+        "--gaussian-start", action="store_true", help="fits may start below the noise"
+    )
     parser.add_argument("--spacing", action="store_true", help="fit levels as well")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--students", nargs="*", default=[], help="models of few steps")
@@ -65,12 +69,15 @@ def main() -> None:
     arguments = parser.parse_args()
     ddim_keras.divide_batches_among_cores()
     model = ddim_keras.DiffusionModel.from_preset(PRESET, dtype=backend.fastest_precision())
+    train, _ = ddim_keras.data.load_dataset("embedded", model.image_shape[0], 500, fit="pad")
     fits = dict(num_images=arguments.walks, epochs=arguments.epochs, verbose=0)
+    if arguments.gaussian_start:
+        fits["images"] = np.concatenate([np.asarray(batch) for batch in train])
     for budget in arguments.fit:
         fitted = timed(f"fit_sampler({budget})", model.fit_sampler, budget, **fits)
         print(fitted.get_config(), flush=True)
     samplers, model.sampling_defaults = model.samplers, ddim_keras.SamplingDefaults()
-    judge = Judge(ddim_keras.data.load_dataset("embedded", model.image_shape[0], 500, fit="pad")[0])
+    judge = Judge(train)
     head = ["way", *map(str, arguments.evaluations)]
     rows: list[list[str]] = []
 

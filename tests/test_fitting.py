@@ -345,7 +345,7 @@ def test_bad_tables_and_walks_are_refused(make, message):
         ({"network_evaluations": 3, "labels": 1}, "the model has no labels"),
         ({"network_evaluations": 3, "learning_rate": -0.1}, "learning_rate must be positive, got"),
         ({"network_evaluations": 3, "patience": -1}, "patience must be an integer, at least 1"),
-        ({"network_evaluations": 3, "epochs": 0}, "epochs must be an integer, at least 1"),
+        ({"network_evaluations": 3, "epochs": -1}, "epochs must be an integer, at least 0"),
     ],
 )
 def test_bad_fits_are_refused(trained_model, options, message):

@@ -53,7 +53,10 @@ def test_a_fit_with_images_starts_below_the_noise_and_is_saved_and_exported_with
     model.normalizer.adapt(images)
     few = {"num_images": 32, "teacher_steps": 8, "epochs": 1, "verbose": 0}
     plain = model.fit_sampler(1, keep=False, **few)
+    unfitted = model.fit_sampler(1, images=images, rank=3, **{**few, "epochs": 0})
+    assert unfitted.errors["fitted"] == unfitted.errors["before"]
     fitted = model.fit_sampler(1, images=images, rank=3, **few)
+    assert fitted.errors["before"] == pytest.approx(unfitted.errors["before"], rel=1e-4)
     assert plain.start is None and isinstance(fitted.start, GaussianStart)
     assert fitted.errors["fitted"] < plain.errors["fitted"]
     made, trajectory = model.generate(3, 1, seed=4, return_trajectory=True)

@@ -96,7 +96,8 @@ def fit_sampler(
         num_images: how many long walks there are. One in four is held out: half of those say when
             to stop, the others how good the sampler is.
         batch_size: walks in a step of the descent; an eighth of `num_images` at most.
-        epochs: how often all walks are gone through, at most.
+        epochs: how often all walks are gone through, at most. 0 takes the best of what the descent
+            would begin with.
         patience: epochs without a better held-out error that end the fit.
         learning_rate: of Adam, at its start; it falls to 0 as a cosine.
         images: (number, height, width, channels) of the data, in [0, 1] or uint8; some hundreds.
@@ -136,7 +137,7 @@ def fit_sampler(
     if broken := engine.broken_weights():
         raise FloatingPointError(broken)
     seed = integer("seed", seed, 0, 2**32)
-    epochs, patience = positive_int("epochs", epochs), positive_int("patience", patience)
+    epochs, patience = integer("epochs", epochs, minimum=0), positive_int("patience", patience)
     batch_size = positive_int("batch_size", batch_size)
     learning_rate = positive("learning_rate", learning_rate)
     walks = _long_walks(engine, told, num_images, teacher_steps, seed, verbose)
@@ -215,7 +216,7 @@ class _Fit:
     ) -> Array:
         """Return the parameters of the least held-out error on the way down."""
         in_epoch = len(trained) // self.batch_size
-        bar = progress(epochs * in_epoch, "steps") if verbose else None
+        bar = progress(epochs * in_epoch, "steps") if verbose and epochs else None
         descent = _Adam(learning_rate, epochs * in_epoch)
         order = np.random.default_rng(0)
         best, since = (self.error(self.sampler(parameters), stopping), parameters), 0
