@@ -50,6 +50,12 @@ class GaussianVelocity(keras.layers.Layer):
         return (exact + ops.matmul(hidden, self.last)) * noisy_images
 
 
+@keras.saving.register_keras_serializable("ddim_keras_tests")
+class ContrastOfGenerated(keras.metrics.Mean):
+    def update_state(self, real, generated, sample_weight=None):
+        return super().update_state(ops.abs(generated - 0.5))
+
+
 def gaussian_model(**changes):
     noisy_images, variances = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
     network = keras.Model([noisy_images, variances], GaussianVelocity()([noisy_images, variances]))
@@ -307,6 +313,13 @@ def test_a_student_walks_by_the_sampler_that_was_fitted_to_its_teacher(tmp_path)
     # Before it has learned anything it draws what the sampler draws.
     expected = model.generate(3, 1, seed=1, sampler=fitted)
     np.testing.assert_allclose(few.generate(3, seed=1), expected, atol=1e-6)
+    # So does a metric that looks at images while it is trained.
+    few.compile(metrics=[ContrastOfGenerated(name="drawn")], metric_diffusion_steps=1)
+    noted = few.evaluate(images, verbose=0, return_dict=True)["drawn"]
+    walked, ddim = (
+        np.abs(few.generate(24, 1, seed=0, **how) - 0.5).mean() for how in ({}, {"eta": 0.0})
+    )
+    assert 5 * abs(noted - walked) < abs(noted - ddim)
     few.fit(images, verbose=0)
     assert np.abs(few.generate(3, seed=1) - expected).max() > 1e-4
     few.save(tmp_path / "few.keras")

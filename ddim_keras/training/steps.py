@@ -11,7 +11,7 @@ from keras import ops
 
 from ddim_keras.data import inputs
 from ddim_keras.networks.layers import ImageNormalization
-from ddim_keras.samplers import DDIM, FittedSampler
+from ddim_keras.samplers import DDIM, FittedSampler, Sampler
 from ddim_keras.sampling.choices import EVEN_TIMES
 from ddim_keras.sampling.conditioning import Told
 from ddim_keras.sampling.defaults import SamplingDefaults
@@ -282,7 +282,9 @@ class EMASteps(EMANetworks):
         if self.image_metrics:
             noises = random.normal(self._evaluation_seed, 1, places, self.image_shape)
             steps, memory = self.metric_diffusion_steps, self.engine.no_memory(noises)
-            _, planned = self.engine.plan(DDIM(), steps, EVEN_TIMES, None)
+            sampler = self._sampler_of_metrics()
+            _, planned = self.engine.plan(sampler, steps, sampler.spacing or EVEN_TIMES, None)
+            noises = planned.started(noises)
             wrappers = [Told(self.engine, batch.labels, batch.condition)]
             numbers = (planned.table, 0, steps, self._evaluation_seed, places)
             generated, _, _ = self.engine.walk_on_device(
@@ -296,6 +298,14 @@ class EMASteps(EMANetworks):
                 with _saying_what_it_lacks(metric, unit_images.shape[0]):
                     metric.update_state(unit_images, generated, **which)
         return self.evaluation_losses()
+
+    def _sampler_of_metrics(self) -> Sampler:
+        """DDIM; of a model that was taught to walk by a sampler of its own, that."""
+        distillation = getattr(self.objective, "distillation", None)
+        own: FittedSampler | None = getattr(distillation, "own", None)
+        if own is not None and own.diffusion_steps == self.metric_diffusion_steps:
+            return own
+        return DDIM()
 
 
 @contextlib.contextmanager
