@@ -170,7 +170,7 @@ def _kept(model: DiffusionModel, steps: int, guidance: GuidanceLike) -> FittedSa
     if found is None:
         raise ValueError(
             f"the teacher keeps no fitted sampler of {steps} steps: fit one first, by "
-            f"model.fit_sampler({steps}, images=...), or leave own out"
+            f"model.fit_sampler({steps}, images=...) or ddim-keras fit-sampler, or leave own out"
         )
     return found
 

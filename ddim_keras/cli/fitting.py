@@ -103,8 +103,8 @@ def fit_sampler(
                 seed=seed,
             )
             click.echo(
-                f"{budget} evaluations: distance from the long walks {fitted.errors['fitted']:.3g},"
-                f" before {fitted.errors['before']:.3g}"
+                f"{budget} evaluation{'s' if budget > 1 else ''}: distance from the long walks "
+                f"{fitted.errors['fitted']:.3g}, before {fitted.errors['before']:.3g}"
             )
         if out.suffix == ".keras":
             model.save(out)
