@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 BATCH_SIZE = 100
+_MOST_NUMBERS = 100_000_000  # 400 MB
 
 
 def held_out_images(
@@ -86,9 +88,12 @@ def training_images(
 
 
 def some_training_images(
-    image_shape: ImageShape, run: str | os.PathLike | None = None, number: int = 2000, **chosen: Any
+    image_shape: ImageShape, run: str | os.PathLike | None = None, **chosen: Any
 ) -> ImageArray:
-    """Return images of the training part of a data set, at most `number`; as `training_images`."""
+    """Return 2,000 images of the training part of a data set, fewer of large ones; as
+    `training_images`.
+    """
+    number = min(2000, _MOST_NUMBERS // math.prod(image_shape))
     batches, found = [], 0
     for batch in training_images(image_shape, run, **chosen):
         batches.append(np.asarray(batch))
