@@ -545,9 +545,9 @@ def test_metadata_names_what_the_defaults_stood_for(tmp_path, model_path):
     assert sampling == {
         "diffusion_steps": 3,
         "sampler": "UniPC(predictor_order=2)",
-        "spacing": "karras",
+        "spacing": "log_snr",
     }
-    same = ["--steps", 3, "--sampler", "unipc", "--spacing", "karras"]
+    same = ["--steps", 3, "--sampler", "unipc", "--spacing", "log_snr"]
     assert "Nothing was left to do" in run(
         "generate", "-m", model_path, "-n", 2, "-o", tmp_path, *same
     )
