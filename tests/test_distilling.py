@@ -301,6 +301,7 @@ def folder_of_images(folder):
     return folder
 
 
+@slow_on_jax
 def test_a_student_walks_by_the_sampler_that_was_fitted_to_its_teacher(tmp_path):
     model = make_small_model(parameterization="velocity")
     images = random_images(24)

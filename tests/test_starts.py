@@ -8,6 +8,7 @@ from conftest import (
     make_oracle_model,
     make_small_model,
     random_images,
+    slow_on_jax,
 )
 from keras import ops
 
@@ -44,6 +45,7 @@ def test_mean_and_covariance_are_those_of_the_images():
     assert GaussianStart.of(images, [1.5, 1.0], rank=9).rest == 0.0
 
 
+@slow_on_jax
 def test_a_fit_with_images_starts_below_the_noise_and_is_saved_and_exported_with_it(tmp_path):
     """Of data that are nearly Gaussian, one evaluation from below is better than one from noise."""
     model = make_small_model(parameterization="velocity", channels=3)
