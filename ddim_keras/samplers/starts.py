@@ -83,10 +83,10 @@ class GaussianStart(Configurable):
                 f"this start is for images of {self.mean.size} numbers, got some of shape "
                 f"{tuple(noise.shape[1:])}"
             )
-        matrix, moved = self.affine()
+        (across, along), moved = self.affine()
         flat = ops.reshape(noise, (-1, self.mean.size))
-        along = ops.matmul(flat, self.axes.T)
-        carried = matrix[0] * flat + ops.matmul(along * matrix[1], self.axes) + moved
+        of_axes = ops.matmul(ops.matmul(flat, self.axes.T) * along, self.axes)
+        carried = across * flat + of_axes + moved
         return ops.reshape(carried, (-1, *noise.shape[1:]))
 
     def affine(self) -> tuple[tuple[float, Array], Array]:
@@ -100,12 +100,12 @@ class GaussianStart(Configurable):
             )
             return np.asarray(after / before)
 
-        across, along = float(scale(self.rest)), scale(np.array(self.variances))
+        across = float(scale(self.rest))
+        along = scale(np.array(self.variances)) - across
         mean, axes = self.mean.astype("float64"), self.axes.astype("float64")
-        moved = np.cos(first) * (across * mean + (mean @ axes.T * (along - across)) @ axes)
-        return (across, (along - across).astype("float32")), (np.cos(last) * mean - moved).astype(
-            "float32"
-        )
+        carried_mean = across * mean + (mean @ axes.T * along) @ axes
+        moved = np.cos(last) * mean - np.cos(first) * carried_mean
+        return (across, along.astype("float32")), moved.astype("float32")
 
     def to(self, angle: float) -> GaussianStart:
         """Return the start that carries to another level."""
