@@ -54,8 +54,10 @@ def ours(folder: str, task: str, batch: int, precision: str) -> Callable[[], Non
     import keras
     import numpy as np
 
-    from ddim_keras import DiffusionModel
+    from ddim_keras import DiffusionModel, divide_batches_among_cores
 
+    if batch > 1:
+        divide_batches_among_cores()
     dtype = "float32" if precision == "float32" else "mixed_bfloat16"
     model = DiffusionModel.from_diffusers(folder, dtype=dtype, seed=0)
     if task == "sampling":
@@ -271,8 +273,8 @@ def main() -> None:
             path = f"{folder}/{width}"
             if not os.path.exists(path):
                 write_weights(path, width)
-            workers = {name: Worker(name, path, precision) for name in arguments.contestants}
             for task, batch in tasks:
+                workers = {name: Worker(name, path, precision) for name in arguments.contestants}
                 found = row(workers, task, batch, arguments.turns)
                 said, ratios = described(found)
                 print(f"{width} {precision} {task} {batch} | {said}", flush=True)
@@ -281,8 +283,8 @@ def main() -> None:
                 if arguments.json:
                     with open(arguments.json, "w") as file:
                         json.dump(rows, file, indent=2)
-            for worker in workers.values():
-                worker.end()
+                for worker in workers.values():
+                    worker.end()
 
 
 if __name__ == "__main__":

@@ -41,11 +41,11 @@ STEPS = 10
 # The first that fits: what an operation's name or its type contains, and what it is.
 KINDS = (
     ("optimizer", ("muon/", "adamw/", "adam/")),
-    ("attention", ("_attend/",)),
+    ("attention", ("_attend",)),
     ("convolution by weights", ("BackpropFilter",)),
     ("convolution by data", ("BackpropInput",)),
     ("convolution forward", ("Conv2D",)),
-    ("normalisation", ("normalization", "_norm/")),
+    ("normalisation", ("normalization", "_norm")),
     ("activation", ("swish", "Swish", "Sigmoid", "activation")),
     ("up- and downsampling", ("upsampling", "up_sampling", "pooling", "Resize")),
     ("concatenation and slices", ("Concat", ":Slice", ":Split")),

@@ -9,6 +9,7 @@ from conftest import (
     run_python,
     slow_on_jax,
 )
+from keras.src.backend.common.variables import AutocastScope
 
 from ddim_keras.networks import (
     BatchNormalization,
@@ -22,6 +23,7 @@ from ddim_keras.networks import (
     residual_unet,
     unet,
 )
+from ddim_keras.support import backend
 
 
 def parameters_of_the_example(widths, block_depth, channels, embedding_dims=32):
@@ -285,6 +287,20 @@ def test_group_normalization_is_kerass():
     np.testing.assert_allclose(ours(images), theirs(images), atol=1e-4)
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_group_normalization_of_images_and_vectors_is_that_of_their_sum(offset):
+    images, vectors = random_images(2, (6, 4, 16)), random_images(2, (1, 1, 16)) + offset
+    ours, keras_own = GroupNormalization(8), keras.layers.GroupNormalization(8)
+    ours.build([images.shape, vectors.shape])
+    keras_own.build(images.shape)
+    for layer in (ours, keras_own):
+        layer.gamma.assign(np.linspace(-1, 1, 16))
+        layer.beta.assign(np.linspace(0, 2, 16))
+    expected = keras_own(images + vectors)
+    np.testing.assert_allclose(ours([images, vectors]), expected, atol=1e-4)
+    assert np.abs(np.subtract(expected, ours(images))).max() > 0.1
+
+
 def test_attention_follows_every_block_of_its_level():
     for conditioning in ("input", "every_block"):
         network = residual_unet(
@@ -499,3 +515,34 @@ def test_half_precision_policies_train_and_come_back(policy, options, tmp_path):
     made = model.generate(2, 2, seed=0)
     assert np.isfinite(made).all()
     np.testing.assert_array_equal(again.generate(2, 2, seed=0), made)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="XLA takes casts out of loops by itself"
+)
+def test_a_walk_in_half_precision_casts_its_weights_once():
+    found = []
+
+    class Spy(keras.layers.Dense):
+        def call(self, inputs):
+            with AutocastScope(None):
+                found.append((self.kernel.value.dtype.name, self.bias.value.dtype.name))
+            return super().call(inputs)
+
+    images, variances = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
+    hidden = Spy(4, dtype="mixed_bfloat16")(images)
+    hidden = GroupNormalization(2, dtype="mixed_bfloat16")(hidden)
+    outputs = Spy(1, dtype="float32")(hidden) + variances
+    model = make_small_model(network=keras.Model([images, variances], outputs))
+    model.normalizer.adapt(random_images(8))
+    layers = model.ema_network.layers
+    found.clear()
+    made = model.generate(2, 2, seed=0)
+    assert set(found) == {("bfloat16", "bfloat16"), ("float32", "float32")}
+    with backend.weights_cast_once(model.ema_network):
+        normalization = next(each for each in layers if isinstance(each, GroupNormalization))
+        assert normalization.gamma.value.dtype == "float32"  # as Keras reads it
+    # What the weights become counts for the next walk.
+    for weight in model.ema_network.weights:
+        weight.assign(weight + 0.5)
+    assert np.abs(model.generate(2, 2, seed=0) - made).max() > 0.01

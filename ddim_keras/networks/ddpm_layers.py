@@ -175,18 +175,18 @@ class SelfAttention2D(layers.Layer):
             dtype=self.dtype_policy,
             name="output",
         )
-        tokens = (None, math.prod(input_shape[1:3]), channels)
-        self.joint.build(tokens)
-        self.last.build(tokens)
+        self.joint.build((None, channels))
+        self.last.build((None, channels))
         self.built = True
 
     def call(self, images):
         height, width, channels = images.shape[1:]
-        tokens = ops.reshape(images, (-1, height * width, channels))
+        # All images' pixels in one matrix: TensorFlow then adds the bias as it multiplies.
+        pixels = ops.reshape(images, (-1, channels))
         shape = (-1, height * width, 3 * self.heads, channels // self.heads)
-        parts = ops.split(ops.reshape(self.joint(tokens), shape), 3, axis=2)
+        parts = ops.split(ops.reshape(self.joint(pixels), shape), 3, axis=2)
         seen = ops.dot_product_attention(*backend.for_attention(parts))
-        seen = ops.cast(ops.reshape(seen, (-1, height * width, channels)), tokens.dtype)
+        seen = ops.cast(ops.reshape(seen, (-1, channels)), pixels.dtype)
         return ops.reshape(self.last(seen), (-1, height, width, channels))
 
     def compute_output_shape(self, input_shape):

@@ -288,7 +288,7 @@ class _Blocks:
         options = {"padding": "same", "dtype": self.options.dtype, **options}
         return Conv2D(width, size, name=name, **options)(x)
 
-    def normalized(self, x: Tensor, name: str, groups: int | None = None) -> Tensor:
+    def normalized(self, x: Tensor | list[Tensor], name: str, groups: int | None = None) -> Tensor:
         groups = groups or self.options.groups
         options = {"epsilon": self.options.epsilon, "dtype": self.options.dtype}
         return GroupNormalization(groups, name=name, **options)(x)
@@ -320,9 +320,9 @@ class _Blocks:
         x = self.convolution(x, width, f"{name}_first_convolution")
         told = layers.Dense(width if added else 2 * width, dtype=dtype, name=f"{name}_time")
         if added:
-            x = layers.Add(dtype=dtype, name=f"{name}_timed")([x, told(embedding)])
-        x = self.normalized(x, f"{name}_second_norm")
-        if not added:
+            x = self.normalized([x, told(embedding)], f"{name}_second_norm")
+        else:
+            x = self.normalized(x, f"{name}_second_norm")
             x = Modulation(dtype=dtype, name=f"{name}_timed")([x, told(embedding)])
         x = self.swish(x, f"{name}_second_swish")
         if self.options.dropout:

@@ -12,7 +12,7 @@ from keras import ops
 from ddim_keras.data import inputs
 from ddim_keras.support import backend, replicas
 from ddim_keras.support.progress import progress
-from ddim_keras.support.types import Config, Data, Images, Tensor
+from ddim_keras.support.types import Config, Data, Images, Shape, Tensor
 
 
 class Float32Embedding(keras.layers.Layer):
@@ -129,8 +129,7 @@ class ConditionedConv2D(keras.layers.Conv2D):
 
     def compute_output_shape(self, input_shape):
         # Conv2D's build asks with a single shape.
-        images = input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape
-        return (*images[:-1], self.filters)
+        return (*_shape_of_images(input_shape)[:-1], self.filters)
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -160,32 +159,47 @@ class BatchNormalization(keras.layers.BatchNormalization):
 @keras.saving.register_keras_serializable("ddim_keras")
 class GroupNormalization(keras.layers.GroupNormalization):
     """Keras's group normalisation of images, from sums over each channel, which a CPU makes a
-    quarter to a third sooner.
+    quarter to a third sooner. Vectors that are added to every pixel first are only added to sums.
 
-    Input and output: (batch, height, width, channels). The statistics are float32 whatever the
-    precision.
+    Input: images (batch, height, width, channels), or [images, vectors (batch, 1, 1, channels)].
+    Output: as the images. The statistics are float32 whatever the precision.
     """
 
+    def build(self, input_shape):
+        super().build(_shape_of_images(input_shape))
+        if isinstance(input_shape[0], (tuple, list)):
+            self.input_spec = None  # Keras's wants a single input
+
     def call(self, inputs):
-        height, width, channels = inputs.shape[1:]
-        images, groups = ops.cast(inputs, "float32"), (self.groups, channels // self.groups)
-
-        def mean_of_groups(sums):
-            grouped = ops.reshape(sums, (-1, *groups))
-            return ops.mean(grouped, axis=-1, keepdims=True) / (height * width)
-
-        means = mean_of_groups(ops.sum(images, axis=(1, 2)))
-        squares = mean_of_groups(ops.sum(ops.square(images), axis=(1, 2)))
-        deviations = ops.sqrt(ops.maximum(squares - ops.square(means), 0.0) + self.epsilon)
+        images, vectors = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        height, width, channels = images.shape[1:]
+        groups = (-1, self.groups, channels // self.groups)
+        values, pixels = ops.cast(images, "float32"), height * width
+        # Of each channel, then of each group.
+        means = ops.sum(values, axis=(1, 2)) / pixels
+        variances = ops.sum(ops.square(values), axis=(1, 2)) / pixels - ops.square(means)
+        added = 0.0 if vectors is None else ops.reshape(ops.cast(vectors, "float32"), groups)
+        means, variances = ops.reshape(means, groups), ops.reshape(variances, groups)
+        from_mean = means + added
+        from_mean = from_mean - ops.mean(from_mean, axis=-1, keepdims=True)
+        variances = ops.mean(variances + ops.square(from_mean), axis=-1, keepdims=True)
         gains, biases = (
-            ops.reshape(ops.cast(part, "float32"), groups) for part in (self.gamma, self.beta)
+            ops.reshape(ops.cast(part, "float32"), groups[1:]) for part in (self.gamma, self.beta)
         )
-        scales = gains / deviations
+        scales = gains / ops.sqrt(ops.maximum(variances, 0.0) + self.epsilon)
         scales, offsets = (
-            ops.reshape(ops.cast(part, inputs.dtype), (-1, 1, 1, channels))
-            for part in (scales, biases - means * scales)
+            ops.reshape(ops.cast(part, images.dtype), (-1, 1, 1, channels))
+            for part in (scales, biases + (from_mean - means) * scales)
         )
-        return inputs * scales + offsets
+        return images * scales + offsets
+
+    def compute_output_shape(self, input_shape):
+        return super().compute_output_shape(_shape_of_images(input_shape))
+
+
+def _shape_of_images(input_shape: Any) -> Shape:
+    """The first of several shapes, or the only one."""
+    return input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape
 
 
 @keras.saving.register_keras_serializable("ddim_keras")

@@ -335,7 +335,14 @@ class Engine:
         along: tuple[Any, ...] = ()
         if axes is not None:
             along = (*axes, tuple(tuple(wrapper.axes) for wrapper in wrappers))
-        compiled = self._compile(key, function, variables, axes=along, output_axes=output_axes)
+
+        def with_weights_cast(*arguments: Any) -> Any:
+            with backend.weights_cast_once(self.network):
+                return function(*arguments)
+
+        compiled = self._compile(
+            key, with_weights_cast, variables, axes=along, output_axes=output_axes
+        )
         arrays = tuple(wrapper.arrays for wrapper in wrappers)
         return compiled([*self.held_values(), *values], *arguments, arrays)
 

@@ -14,6 +14,7 @@ from ddim_keras.support.backend.compiling import (
     value_and_slope,
     values_of,
     values_used,
+    weights_cast_once,
 )
 from ddim_keras.support.backend.devices import (
     device_names,
@@ -98,4 +99,5 @@ __all__ = [
     "value_and_slope",
     "values_of",
     "values_used",
+    "weights_cast_once",
 ]
