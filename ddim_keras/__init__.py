@@ -187,10 +187,11 @@ importing.when_imported(
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    if name in __all__ or name in _MOVED:
-        return importlib.import_module(f"ddim_keras.{name}")
+    with importing.without_collections():
+        if name in _NAMES:
+            return getattr(importlib.import_module(_NAMES[name]), name)
+        if name in __all__ or name in _MOVED:
+            return importlib.import_module(f"ddim_keras.{name}")
     raise AttributeError(f"module 'ddim_keras' has no attribute {name!r}")
 
 

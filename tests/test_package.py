@@ -2,6 +2,7 @@
 
 import doctest
 import email
+import gc
 import importlib
 import importlib.metadata
 import os
@@ -367,6 +368,26 @@ import sys, ddim_keras
 print(sorted({"keras", "tensorflow", "jax", "numpy", "matplotlib"} & set(sys.modules)))
 """
     assert run_python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_python_looks_for_no_garbage_while_it_imports(enabled, monkeypatch):
+    found = []
+
+    def import_module(name):
+        found.append(gc.isenabled())
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    before = gc.isenabled()
+    try:
+        gc.enable() if enabled else gc.disable()
+        with pytest.raises(ImportError, match="ddim_keras.model"):
+            ddim_keras.DiffusionModel  # noqa: B018
+        assert found == [False]
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable() if before else gc.disable()
 
 
 @slow_on_jax

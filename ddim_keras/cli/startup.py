@@ -5,12 +5,15 @@ and with a part of each batch on each core.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
 import re
 import sys
 import tempfile
+
+from ddim_keras.support.importing import without_collections
 
 # Information and warnings of its C++ part, and what it says of a CUDA that is not there.
 _CHATTER = re.compile(
@@ -48,12 +51,14 @@ def quiet_start() -> None:
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            importlib.import_module(
-                "ddim_keras.support.backend"
-            ).on_accelerator()  # finds the devices
-            # Under JAX, too, it comes with the data, and with Keras's saving.
-            if importlib.util.find_spec("tensorflow") is not None:
-                importlib.import_module("tensorflow").config.list_physical_devices()
+            with without_collections():
+                importlib.import_module(
+                    "ddim_keras.support.backend"
+                ).on_accelerator()  # finds the devices
+                # Under JAX, too, it comes with the data, and with Keras's saving.
+                if importlib.util.find_spec("tensorflow") is not None:
+                    importlib.import_module("tensorflow").config.list_physical_devices()
+            gc.freeze()  # what is imported stays: it is not looked through for garbage again
         finally:
             os.dup2(kept, 2)
             os.close(kept)

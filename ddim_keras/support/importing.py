@@ -1,17 +1,19 @@
-"""What makes `import ddim_keras` quick: modules under second names, and something to do once Keras
-is imported.
+"""What makes `import ddim_keras` quick: modules under second names, something to do once Keras
+is imported, and no search for garbage meanwhile.
 
 Nothing here imports Keras.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +71,20 @@ class _OnImport(importlib.abc.MetaPathFinder):
 
         spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Within, Python looks for no garbage. Of the time in which TensorFlow is imported a quarter is
+    such a search, again and again, and nothing is found.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:
