@@ -643,7 +643,14 @@ def _published(
             f"the configuration of {found.source} makes no network: {error}. Nothing was loaded"
         ) from error
     ddpm_names.assign(network, found.arrays, found.naming, found.source)
-    return cls(**{**found.config, "network": network, **changes})
+    try:
+        return cls(**{**found.config, "network": network, **changes})
+    except (ValueError, TypeError, OverflowError) as error:
+        if changes:  # which may be what is wrong
+            raise
+        raise ValueError(
+            f"the configuration of {found.source} makes no model: {error}. Nothing was loaded"
+        ) from error
 
 
 def load_model(filepath: str | os.PathLike, **kwargs: Any) -> DiffusionModel:

@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -525,8 +527,8 @@ def test_a_walk_in_half_precision_casts_its_weights_once():
 
     class Spy(keras.layers.Dense):
         def call(self, inputs):
-            with AutocastScope(None):
-                found.append((self.kernel.value.dtype.name, self.bias.value.dtype.name))
+            value = self.kernel.value
+            found.append((value.dtype.name, value is self.kernel.value))
             return super().call(inputs)
 
     images, variances = keras.Input((8, 8, 1)), keras.Input((1, 1, 1))
@@ -535,14 +537,72 @@ def test_a_walk_in_half_precision_casts_its_weights_once():
     outputs = Spy(1, dtype="float32")(hidden) + variances
     model = make_small_model(network=keras.Model([images, variances], outputs))
     model.normalizer.adapt(random_images(8))
-    layers = model.ema_network.layers
     found.clear()
     made = model.generate(2, 2, seed=0)
-    assert set(found) == {("bfloat16", "bfloat16"), ("float32", "float32")}
-    with backend.weights_cast_once(model.ema_network):
-        normalization = next(each for each in layers if isinstance(each, GroupNormalization))
-        assert normalization.gamma.value.dtype == "float32"  # as Keras reads it
+    assert set(found) == {("bfloat16", True), ("float32", True)}  # none is a cast of its own
     # What the weights become counts for the next walk.
     for weight in model.ema_network.weights:
         weight.assign(weight + 0.5)
     assert np.abs(model.generate(2, 2, seed=0) - made).max() > 0.01
+
+
+class Half(keras.layers.Layer):
+    """Reads a weight in its own precision and, as some do, in float32."""
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(4, 4), name="kernel")
+
+    def call(self, inputs):
+        with AutocastScope(None):
+            whole = self.kernel.value + 0.0
+        return keras.ops.matmul(inputs, self.kernel) + keras.ops.cast(
+            keras.ops.matmul(keras.ops.cast(inputs, "float32"), whole), inputs.dtype
+        )
+
+
+class Odd(keras.layers.Layer):
+    """Layers of two precisions with one weight, counts and random numbers, all in one."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.half, self.seeds = Half(dtype="mixed_bfloat16"), keras.random.SeedGenerator(0)
+
+    def build(self, input_shape):
+        self.half.build(input_shape)
+        self.kernel = self.half.kernel  # read in float32 here
+        self.count = self.add_weight(shape=(), trainable=False, initializer="zeros", name="count")
+
+    def call(self, inputs):
+        self.count.assign_add(1.0)
+        noises = keras.random.normal((4,), seed=self.seeds) + keras.random.normal((4,))
+        own = keras.ops.matmul(inputs, keras.ops.transpose(self.kernel))
+        return own * self.count + keras.ops.cast(self.half(inputs), inputs.dtype) + noises
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="there is no such scope")
+def test_layers_read_and_assign_as_they_like_while_weights_are_cast_once():
+    import tensorflow as tf
+
+    images, variances = keras.Input((2, 2, 1)), keras.Input((1, 1, 1))
+    hidden = Odd(dtype="float32")(keras.layers.Dense(4, dtype="mixed_bfloat16")(images))
+    outputs = keras.layers.Dense(1, dtype="float32")(hidden) + variances
+    network = keras.Model([images, variances], outputs)
+    odd = next(layer for layer in network.layers if isinstance(layer, Odd))
+
+    def walk(scope):
+        def loop(noisy):
+            with scope(network):
+
+                def step(_, state):
+                    return network([state, tf.zeros((2, 1, 1, 1))])
+
+                return keras.ops.fori_loop(0, 3, step, noisy)
+
+        keras.utils.set_random_seed(0)  # and so without a generator
+        odd.seeds.state.assign([0, 0])
+        odd.count.assign(0.0)
+        return tf.function(loop)(random_images(2, (2, 2, 1))), odd.count.numpy()
+
+    as_it_is, cast_once = walk(contextlib.nullcontext), walk(backend.weights_cast_once)
+    np.testing.assert_array_equal(cast_once[0], as_it_is[0])
+    assert cast_once[1] == as_it_is[1] == 3.0

@@ -164,6 +164,12 @@ def test_unknown_and_damaged_presets_are_refused(tmp_path):
         with pytest.raises(ValueError, match="is damaged"):
             DiffusionModel.from_preset(tmp_path / "mine")
     weights.write_bytes(whole)
+    arrays = dict(np.load(weights))
+    for bad in (arrays["arr_3"] * np.nan, arrays["arr_3"] + 1j):
+        np.savez(weights, **{**arrays, "arr_3": bad})
+        with pytest.raises(ValueError, match=r"weights\.npz is damaged \(arr_3 holds NaN"):
+            DiffusionModel.from_preset(tmp_path / "mine")
+    weights.write_bytes(whole)
     for change in ({"widths": [4, 12]}, {"parameterization": "velocity"}, {"image_size": 16}):
         with pytest.raises(
             ValueError, match=f"do not fit a model with another {next(iter(change))}"

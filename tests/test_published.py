@@ -4,6 +4,7 @@ here; against the libraries themselves `tests/parity` compares.
 
 import fnmatch
 import json
+import shutil
 import sys
 import types
 import warnings
@@ -587,6 +588,26 @@ def test_errors_name_the_configuration_that_they_are_in(folder, network, tmp_pat
     write_folder(tmp_path, arrays, unet={**CONFIG, "attention_head_dim": 3})
     with pytest.raises(ValueError, match="makes no network: head_channels must divide"):
         DiffusionModel.from_diffusers(tmp_path)
+    bad = {**SCHEDULER, "prediction_type": "epsilon", "rescale_betas_zero_snr": True}
+    write_folder(tmp_path, arrays, scheduler=bad)
+    with pytest.raises(ValueError, match=f"{tmp_path} makes no model: .*nothing is left"):
+        DiffusionModel.from_diffusers(tmp_path)
+
+
+def test_what_a_pipeline_lacks_is_named(folder, tmp_path):
+    arrays = safetensors.read(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    for lost in ("unet/config.json", "scheduler/scheduler_config.json"):
+        target = tmp_path / lost.split("/")[0]
+        write_folder(target, arrays)
+        shutil.rmtree((target / lost).parent)
+        with pytest.raises(ValueError, match=f"{target / lost} is missing"):
+            diffusers.read(target)
+    write_folder(tmp_path / "link", arrays)
+    weights = tmp_path / "link" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to("../../blobs/0")
+    with pytest.raises(ValueError, match=f"{weights} is a link to .*blobs/0, which is not there"):
+        diffusers.read(tmp_path / "link")
 
 
 @slow_on_jax

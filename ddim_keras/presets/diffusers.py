@@ -301,9 +301,10 @@ def _scheduler_of(folder: pathlib.Path) -> Config:
     return {}
 
 
-def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The folder of a part of a pipeline; the oldest ones have all in one."""
-    return folder / name if (folder / name).is_dir() else folder
+def _part(folder: pathlib.Path, name: str, config: str) -> pathlib.Path:
+    """The folder of a part of a pipeline and its configuration; the oldest ones have all in one."""
+    has_all = not (folder / name).is_dir() and (folder / config).is_file()
+    return folder if has_all else folder / name
 
 
 def _network_folder(folder: pathlib.Path) -> pathlib.Path:
@@ -312,18 +313,18 @@ def _network_folder(folder: pathlib.Path) -> pathlib.Path:
     """
     is_checkpoint = not (folder / _INDEX).is_file() and (folder / "unet").is_dir()
     averaged = folder / "unet_ema"
-    return averaged if is_checkpoint and averaged.is_dir() else _part(folder, "unet")
+    return averaged if is_checkpoint and averaged.is_dir() else _part(folder, "unet", "config.json")
 
 
 def _scheduler_folder(folder: pathlib.Path) -> pathlib.Path:
     """The folder of the scheduler: a network's or a checkpoint's is the one of the pipeline that
     they lie in.
     """
-    own = _part(folder, "scheduler")
+    own = _part(folder, "scheduler", _SCHEDULER)
     if (folder / _INDEX).is_file() or (own / _SCHEDULER).is_file():
         return own
     whole = [each for each in folder.resolve().parents[:2] if (each / _INDEX).is_file()]
-    return _part(whole[0], "scheduler") if whole else own
+    return _part(whole[0], "scheduler", _SCHEDULER) if whole else own
 
 
 def _snapshot(folder: pathlib.Path, revision: str | None) -> pathlib.Path:
@@ -363,6 +364,12 @@ def _weights(folder: pathlib.Path, variant: str | None) -> ddpm_names.Arrays:
         if not weight_files.is_arrays(found):
             raise ValueError(f"{path} holds no weights by name: copy it again")
         return found
+    lost = [each for each in sorted(folder.glob(f"{_WEIGHTS}{ending}.*")) if not each.exists()]
+    if lost:  # as in a cache of the Hub's that was copied or emptied in part
+        raise ValueError(
+            f"{lost[0]} is a link to {os.readlink(lost[0])}, which is not there: copy or download "
+            "the folder again, with what its links lead to"
+        )
     raise ValueError(
         f"no weights in {folder}: expected {_WEIGHTS}{ending}.safetensors or .bin, found "
         f"{sorted(path.name for path in folder.glob('*'))}; of weights such as "

@@ -283,7 +283,11 @@ def _read_arrays(folder: pathlib.Path) -> list[ImageArray]:
     advice = "copy or install the preset again"
     stored = reading.arrays_of(weights, advice)
     with reading.refusing_damage(weights, advice):
-        return [stored[f"arr_{index}"].astype("float32") for index in range(len(stored))]
+        arrays = [stored[f"arr_{index}"] for index in range(len(stored))]
+        for index, array in enumerate(arrays):
+            if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+                raise ValueError(f"arr_{index} holds NaN, infinity, or what is no real number")
+        return [array.astype("float32") for array in arrays]
 
 
 def _folder(preset: str | os.PathLike) -> pathlib.Path:

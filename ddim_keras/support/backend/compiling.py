@@ -17,6 +17,8 @@ from ddim_keras.support.backend.devices import (
 from ddim_keras.support.backend.processes import process
 from ddim_keras.support.backend.which import BACKEND
 
+_HALVES = ("float16", "bfloat16")
+
 
 def in_graph() -> bool:
     """Whether a tf.function is being traced, where tensors have no values yet."""
@@ -209,25 +211,54 @@ def values_used(variables: list, values: list) -> Iterator[None]:
         yield
 
 
+class _CastWeights(keras.StatelessScope):
+    """A scope where weights that layers read in half precision are there already; all else is read
+    and assigned as without it.
+    """
+
+    def __init__(self, weights: dict[tuple[int, str], tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def get_current_value(self, variable: Any) -> Any:
+        if variable._value is None:  # made within, as Keras's own generator of seeds may be
+            self.__exit__()  # makes its value
+            self.__enter__()
+        # Its dtype is the one that the layer which reads it computes in.
+        return self.weights.get((id(variable), variable.dtype), (variable, None))[1]
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        variable, value = update
+        variable._direct_assign(value)
+        for dtype in _HALVES:  # from here on it is another
+            self.weights.pop((id(variable), dtype), None)
+
+
 @contextlib.contextmanager
 def weights_cast_once(network: Any) -> Iterator[None]:
-    """Within, the weights of layers that compute in half precision are cast to it already.
+    """Within, layers that compute in half precision find their weights cast to it already.
 
     Else each step of a loop casts them again on TensorFlow: a fifth of the time of a single image.
-    XLA, and so JAX, takes that out of a loop by itself.
+    XLA, and so JAX, takes that out of a loop by itself. Only weights to train are: layers may
+    assign to others, statistics and states of random numbers, in every step.
     """
     if BACKEND != "tensorflow":
         yield
         return
-    dtypes: dict[int, tuple[Any, str]] = {}
-    for layer in network._flatten_layers():  # an outer one first, which has the inner ones' weights
-        dtypes |= {id(variable): (variable, layer.compute_dtype) for variable in layer.variables}
-    scope = keras.StatelessScope()
-    for variable, dtype in dtypes.values():
-        halved = dtype in ("float16", "bfloat16") and variable.dtype == "float32"
-        if halved and variable._autocast:  # statistics stay as they are
-            scope.add_update((variable, keras.ops.cast(variable.value, dtype)))
-    with scope:
+    weights = {
+        (id(variable), layer.compute_dtype): (
+            variable,
+            keras.ops.cast(variable, dtype=layer.compute_dtype),
+        )
+        for layer in network._flatten_layers()
+        if layer.compute_dtype in _HALVES
+        for variable in layer._trainable_variables
+        if variable.dtype == "float32" and variable._autocast
+    }
+    if not weights:
+        yield
+        return
+    with _CastWeights(weights):
         yield
 
 
