@@ -216,7 +216,7 @@ class _CastWeights(keras.StatelessScope):
     and assigned as without it.
     """
 
-    def __init__(self, weights: dict[tuple[int, str], tuple[Any, Any]]) -> None:
+    def __init__(self, weights: dict[tuple[int, str], Any]) -> None:
         super().__init__()
         self.weights = weights
 
@@ -225,7 +225,7 @@ class _CastWeights(keras.StatelessScope):
             self.__exit__()  # makes its value
             self.__enter__()
         # Its dtype is the one that the layer which reads it computes in.
-        return self.weights.get((id(variable), variable.dtype), (variable, None))[1]
+        return self.weights.get((id(variable), variable.dtype))
 
     def add_update(self, update: tuple[Any, Any]) -> None:
         variable, value = update
@@ -246,10 +246,7 @@ def weights_cast_once(network: Any) -> Iterator[None]:
         yield
         return
     weights = {
-        (id(variable), layer.compute_dtype): (
-            variable,
-            keras.ops.cast(variable, dtype=layer.compute_dtype),
-        )
+        (id(variable), layer.compute_dtype): keras.ops.cast(variable, layer.compute_dtype)
         for layer in network._flatten_layers()
         if layer.compute_dtype in _HALVES
         for variable in layer._trainable_variables
