@@ -9,16 +9,18 @@ Fashion-MNIST, padded to 32 x 32, and CIFAR-10 come through TFDS, from WHERE it 
 scripts/place_fashion_mnist.py where there is no network), and scores are against their 10,000 test
 images. The flowers are a folder, WHERE, of photos, such as TensorFlow's flower_photos; they are
 64 x 64, all are trained on, and scores are against all. Features are those of the package's own
-classifiers, by S = 5, 20 and 50 network evaluations for each image. "published" and "mended" are
-the Keras example, sampled as it samples; "ours" is what `presets.recommend` says for the data and
-the minutes, sampled by the package's default, by a stochastic solver and as the example is; the
-other names each change one thing of ours, and are sampled by the default, but for "paper_schedule",
-which is sampled as two rows of the paper's table 1 are. Changes can be joined: "adamw+flips".
+classifiers, in S = 5, 20 and 50 steps, each of which evaluates the network once. "published" and
+"mended" are the Keras example, sampled as it samples; "ours" is what `presets.recommend` says for
+the data and the minutes, sampled by the package's default, by a stochastic solver and as the
+example is; "labels" is the same told the labels that the data have, at guidance 1, 2 and 3, where
+more than 1 evaluates the network twice a step. The other names each change one thing of ours, and
+are sampled by the default, but for "paper_schedule", which is sampled as two rows of the paper's
+table 1 are. Changes can be joined: "adamw+flips".
 
 A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first.
 All are trained before any is scored, as only the training needs the machine to itself. The models
 stay in the output folder and are not trained again; each result is added to results.jsonl there,
-and comparison_DATA.png shows what each draws in 20 evaluations.
+and comparison_DATA.png shows what each draws in 20 steps.
 """
 
 from __future__ import annotations
@@ -62,17 +64,24 @@ class Data:
     is_folder: bool = False
 
     def load(
-        self, name: str, where: str | None, batch_size: int = 64, flip: bool = False, seed: int = 0
+        self,
+        name: str,
+        where: str | None,
+        batch_size: int = 64,
+        flip: bool = False,
+        seed: int = 0,
+        labels: bool = False,
     ) -> tuple[Any, Any]:
-        """Return batches of the images to train on, and of those to score against."""
+        """Return batches of the images to train on, and of those to score against; with their
+        labels if asked for.
+        """
+        options = {"fit": self.fit, "seed": seed, "labels": labels}
         if not self.is_folder:
             return ddim_keras.data.load_dataset(
-                name, self.image_size, batch_size, fit=self.fit, flip=flip, seed=seed,
-                data_dir=where,
-            )  # fmt: skip
+                name, self.image_size, batch_size, flip=flip, data_dir=where, **options
+            )
         if where is None:
             raise SystemExit(f"--data {name} needs --data-dir, the folder of its photos")
-        options = {"fit": self.fit, "seed": seed}
         train, _ = ddim_keras.data.load_dataset(
             where, self.image_size, batch_size, flip=flip, **options
         )
@@ -87,6 +96,19 @@ DATA = {
 }
 
 
+def images_of(dataset: Any) -> Any:
+    """A data set's images alone."""
+    return dataset.map(lambda images, labels: images) if has_labels(dataset) else dataset
+
+
+def has_labels(dataset: Any) -> bool:
+    return isinstance(dataset.element_spec, tuple)
+
+
+def image_shape(dataset: Any) -> tuple[int, int, int]:
+    return tuple(images_of(dataset).element_spec.shape[1:])
+
+
 class Task(NamedTuple):
     """What all recipes are compared on: a data set, where it is, and the minutes of training."""
 
@@ -98,13 +120,13 @@ class Task(NamedTuple):
     def data(self) -> Data:
         return DATA[self.name]
 
-    def load(self, batch_size: int = 64, flip: bool = False, seed: int = 0) -> tuple[Any, Any]:
-        return self.data.load(self.name, self.where, batch_size, flip, seed)
+    def load(self, batch_size: int = 64, flip: bool = False, **options: Any) -> tuple[Any, Any]:
+        return self.data.load(self.name, self.where, batch_size, flip, **options)
 
     def recommendation(self, images: Any) -> presets.Recommendation:
         """What the package recommends for the images, batches of them, and the minutes."""
-        height, width, channels = images.element_spec.shape[1:]
-        number = int(images.cardinality()) * int(images.element_spec.shape[0] or 64)
+        height, width, channels = image_shape(images)
+        number = int(images.cardinality()) * int(images_of(images).element_spec.shape[0] or 64)
         return presets.recommend((height, width), channels, number, self.minutes)
 
 
@@ -117,7 +139,8 @@ class Recipe:
         training: changes to the recommended training, arguments of `presets.Training`.
         example: "published" for the Keras example as it is, "mended" for one whose EMA network
             starts equal to the network and whose decay warms up; None for ours.
-        samplings: ways to sample, by name: arguments of `generate`.
+        samplings: ways to sample, by name: arguments of `score`.
+        labels: whether the model is told the images' labels.
         model_class: of our model.
     """
 
@@ -127,6 +150,7 @@ class Recipe:
     samplings: dict[str, dict[str, Any]] = dataclasses.field(
         default_factory=lambda: {"default": {}}
     )
+    labels: bool = False
     model_class: type[ddim_keras.DiffusionModel] = ddim_keras.DiffusionModel
 
 
@@ -162,10 +186,15 @@ PAPER = {
     for spacing in ("linear", "quadratic")
 }
 STOCHASTIC = {"dpm_solver_2m_sde": {"sampler": "dpm_solver_2m_sde", "spacing": "karras"}}
+# Each class as often as among the real images; guided, a step evaluates the network twice.
+LABELS = {
+    f"guidance {guidance:g}": {"labels": True, "guidance": guidance} for guidance in (1.0, 2.0, 3.0)
+}
 RECIPES = {
     "published": Recipe(example="published", samplings=DDIM),
     "mended": Recipe(example="mended", samplings=DDIM),
     "ours": Recipe(samplings={"default": {}, **STOCHASTIC, **DDIM}),
+    "labels": Recipe(labels=True, samplings=LABELS),
     # Each changes one thing.
     "adamw": changed(optimizer="adamw"),
     "mean_absolute_error": changed(loss="mean_absolute_error"),
@@ -217,7 +246,8 @@ def recipe_of(name: str) -> Recipe:
     return Recipe(
         model={key: value for part in parts for key, value in part.model.items()},
         training={key: value for part in parts for key, value in part.training.items()},
-        samplings=parts[-1].samplings,
+        samplings=next((part.samplings for part in parts if part.labels), parts[-1].samplings),
+        labels=any(part.labels for part in parts),
         model_class=next(
             (part.model_class for part in parts if part.model_class != Recipe.model_class),
             Recipe.model_class,
@@ -252,13 +282,15 @@ def make(recipe: Recipe, images: Any, task: Task, seed: int, steps: int) -> kera
     if recipe.example:
         return keras_example.make_example(images, mended=recipe.example == "mended")
     recommended = task.recommendation(images)
-    height, width, channels = images.element_spec.shape[1:]
-    own = {"image_size": (height, width), "channels": channels, "seed": seed}
+    height, width, channels = image_shape(images)
+    own: dict[str, Any] = {"image_size": (height, width), "channels": channels, "seed": seed}
+    if recipe.labels:
+        own["class_names"] = images.class_names
     changes = {**own, "dtype": backend.fastest_precision(), **recipe.model}
     model = recipe.model_class.from_preset(
         recommended.preset, load_weights=False, **{**recommended.model, **changes}
     )
-    model.normalizer.adapt(images)
+    model.normalizer.adapt(images_of(images))
     model.compile(**training_of(recipe, recommended).compile_arguments(steps))
     return model
 
@@ -314,7 +346,7 @@ def train(name: str, task: Task, fixed_steps: int | None, seed: int, path: pathl
     """
     recipe = recipe_of(name)
     training = training_of(recipe, task.recommendation(task.load()[0]))
-    images, _ = task.load(training.batch_size, training.flip, seed)
+    images, _ = task.load(training.batch_size, training.flip, seed=seed, labels=recipe.labels)
     minutes = task.minutes
     steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, images, task)))
     model = make(recipe, images, task, seed, steps)
@@ -334,7 +366,7 @@ def train(name: str, task: Task, fixed_steps: int | None, seed: int, path: pathl
     print(f"trained {name}, seed {seed}: {stop.steps} steps in {facts['minutes']} min", flush=True)
     # The model last: where it is, all is.
     path.with_suffix(".json").write_text(json.dumps(facts))
-    for_sampling(model, images.element_spec.shape[1:]).save(path)
+    for_sampling(model, image_shape(images)).save(path)
     keras.backend.clear_session()
 
 
@@ -345,24 +377,26 @@ def score(
     sampling.
     """
     result = json.loads(path.with_suffix(".json").read_text())
-    samplings = recipe_of(result["recipe"]).samplings
+    recipe = recipe_of(result["recipe"])
     model = keras.models.load_model(path)
-    _, real = task.load()
+    _, real = task.load(labels=recipe.labels)
     result |= {"num_images": num_images, "scores": {}}
     rows = {}
-    for name, sampling in samplings.items():
+    for name, sampling in recipe.samplings.items():
         of_sampling = result["scores"].setdefault(name, {})
         for number in evaluations:
             scores = model.score(
                 real,
                 num_images,
-                network_evaluations=number,
+                number,
                 seed=1,
                 extractor=task.data.extractor,
                 **sampling,
             )
             of_sampling[str(number)] = {metric: round(value, 5) for metric, value in scores.items()}
-        row = model.generate(12, network_evaluations=20, seed=1, verbose=0, **sampling)
+        if recipe.labels:
+            sampling = {**sampling, "labels": [label % model.num_classes for label in range(12)]}
+        row = model.generate(12, 20, seed=1, verbose=0, **sampling)
         rows[f"{result['recipe']} {result['seed']}, {name}"] = row
     keras.backend.clear_session()
     return result, rows

@@ -51,8 +51,9 @@ def distill(
         method: "progressive" compares whole walks with the teacher's from the same noises, and is
             what docs/few_steps.md measures; "consistency" learns, at all noise levels, where the
             teacher's paths lead.
-        guidance: of the teacher, as for `generate`: a number, or `ClassifierFreeGuidance`. It
-            becomes a part of what is learned, and costs nothing afterwards.
+        guidance: of the teacher, as for `generate`: a number, or `ClassifierFreeGuidance`; None
+            takes the teacher's own. It becomes a part of what is learned, and costs nothing
+            afterwards.
         teacher_steps: of the teacher's walk, 6 by default, or of all parts of the way together, 24
             by default.
         own: the sampler that the new model walks by, in place of DDIM: what `fit_sampler(steps,
@@ -136,6 +137,7 @@ def student(
                 f"fewer, got steps={steps}: distill the model that taught it"
             )
         teacher_steps = taught
+    guidance = defaults.guidance if guidance is None else guidance
     own = _kept(model, steps, guidance) if own is True else own or None
     distillation = Distillation(steps, method, teacher_steps, guidance=guidance, own=own)
     for part in distillation.guidance:

@@ -1002,6 +1002,21 @@ def test_fit_sampler_writes_the_model_with_its_samplers(tmp_path, model_path):
     assert "must end in .keras" in run("fit-sampler", "-m", model_path, "x.npz", code=2)
 
 
+@pytest.mark.slow
+def test_fit_sampler_fits_guided_walks_of_whole_steps(tmp_path, labelled_path):
+    few = ["--num-images", 16, "--epochs", 0, "--teacher-steps", 5]
+    common = ["fit-sampler", "-m", labelled_path, tmp_path / "fitted.keras", *few]
+    printed = run(*common, "--guidance", 2)
+    assert [f"{number} evaluations" in printed for number in (2, 3, 4, 6, 8)] == [
+        *(False, False),
+        *(True, True, True),
+    ]
+    samplers = ddim_keras.load_model(tmp_path / "fitted.keras").samplers
+    assert [sampler.diffusion_steps for sampler in samplers] == [2, 3, 4]
+    printed = run(*common, "--guidance", 2, "-e", 4, "-e", 3, code=1)
+    assert "must divide by 2" in printed and "distance" not in printed  # before the first is fitted
+
+
 def test_a_model_gets_its_samplers_from_one_process_at_a_time(tmp_path):
     """The second would have written over what the first had found."""
     with only_one_in(tmp_path, "fits", ".lock_few.keras"):

@@ -21,6 +21,7 @@ from ddim_keras import ClassifierFreeGuidance, DiffusionModel, distill, load_mod
 from ddim_keras.distilling import student
 from ddim_keras.presets import Training
 from ddim_keras.samplers import DDIM, UniPC
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.sampling.distance import distances_through_noise
 from ddim_keras.schedules import AngleSchedule
 from ddim_keras.training.distilling import Distillation
@@ -259,6 +260,11 @@ def test_the_guided_teacher_is_what_the_loss_compares_with(labelled_model):
         student(labelled_model, 1, guidance=guidance)
         for guidance in (None, ClassifierFreeGuidance(4.0))
     )
+    labelled_model.sampling_defaults = SamplingDefaults(guidance=4.0)
+    by_itself = [student(labelled_model, 1, guidance=guidance) for guidance in (None, 1.0)]
+    labelled_model.sampling_defaults = None
+    told = [[part.weight for part in few.distillation.guidance] for few in by_itself]
+    assert told == [[4.0], []]  # the teacher's own, unless another is asked for
     noises = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(4, 8, 8, 1)), "float32")
     told = {"labels": ops.convert_to_tensor([0, 1, 0, 1], "int32")}
     rates = [ops.ones((4, 1, 1, 1)) * rate for rate in (0.6, 0.8)]

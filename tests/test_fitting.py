@@ -235,6 +235,11 @@ def test_a_sampler_of_guided_walks_is_chosen_where_they_are_guided():
         np.testing.assert_array_equal(made(guidance=2.0, **options), expected)
         same = made(guidance=ClassifierFreeGuidance(2.0), **options)
         np.testing.assert_array_equal(same, expected)
+    model.sampling_defaults = SamplingDefaults(guidance=2.0)
+    own = model.fit_sampler(4, **{**QUICK, "epochs": 1})  # guided as the model is by itself
+    np.testing.assert_array_equal(own.weights, fitted.weights)
+    np.testing.assert_array_equal(made(network_evaluations=4), expected)
+    model.sampling_defaults = SamplingDefaults(samplers=[fitted])
     usual = {"sampler": "ddim", "spacing": "linear", "diffusion_steps": 2}
     for guidance in (3.0, None):
         assert np.abs(made(guidance=guidance, diffusion_steps=2) - expected).max() > 0

@@ -247,6 +247,59 @@ def test_a_run_by_label_goes_on_and_shows_a_row_for_each_class(tmp_path, flowers
 
 
 @pytest.mark.slow
+def test_a_run_by_label_keeps_the_guidance_that_is_recommended_or_said(tmp_path, flowers):
+    quick = {"steps": 2, "kid": None, "split": 0.2}
+    config, said = small_config(flowers, labels=True, **quick), []
+    model = runs.train(config, tmp_path / "run", tell=said.append, verbose=0).model
+    assert [line for line in said if line.startswith("Guidance of 2 for images by label")]
+    assert ddim_keras.load_model(tmp_path / "run" / "model.keras").sampling_defaults.guidance == 2.0
+    asked = {"labels": [0, 1], "diffusion_steps": 3, "seed": 0, "verbose": 0}
+    np.testing.assert_array_equal(
+        model.generate(2, **asked), model.generate(2, guidance=2, **asked)
+    )
+    assert RunConfig.read(tmp_path / "run" / "config.yaml").guidance == 2.0
+    assert runs.train(config, tmp_path / "run", verbose=0).finished  # the same command resumes
+    longer = dataclasses.replace(config, steps=3, guidance=3.0)  # it touches no weight
+    changed = runs.train(longer, tmp_path / "run", verbose=0).model
+    assert changed.sampling_defaults.guidance == 3.0
+    for index, options in enumerate(
+        ({"labels": False}, {"labels": True, "model": {**SMALL, "label_dropout": 0.0}})
+    ):
+        config = small_config(flowers, **quick, **options)
+        model = runs.train(config, tmp_path / f"none_{index}", verbose=0).model
+        assert model.sampling_defaults.guidance is None
+
+
+@pytest.mark.slow
+def test_labels_that_are_not_used_are_told_of_once(tmp_path, flowers, photos):
+    said = []
+    config = small_config(flowers, steps=1, kid=None, split=0.2)
+    for _ in range(2):
+        runs.train(config, tmp_path / "run", tell=said.append, verbose=0)
+    (line,) = [line for line in said if "have labels" in line]
+    assert line.startswith("The images have labels, 2 classes (rose, tulip), which are not used")
+    said.clear()
+    config = small_config(photos, steps=1, kid=None)
+    runs.train(config, tmp_path / "flat", tell=said.append, verbose=0)
+    assert not [line for line in said if "have labels" in line]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guidance": 2.0}, "strengthens labels, and the run has none: give labels"),
+        ({"guidance": "strong", "labels": True}, "guidance must be a number, such as 2.0, got"),
+        ({"guidance": float("nan"), "labels": True}, "guidance must be a number"),
+        ({"guidance": True, "labels": True}, "guidance must be a number"),
+        ({"guidance": 2.0, "labels": True, "distill": {"model": "m"}}, "within distill"),
+    ],
+)
+def test_guidance_that_a_run_cannot_keep_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**settings)
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_by_label_ends_where_a_whole_one_does(tmp_path, flowers, monkeypatch):
     config = small_config(flowers, labels=True)
     runs.train(config, tmp_path / "whole", verbose=0)

@@ -16,7 +16,7 @@ from ddim_keras.runs import RunConfig
 # What the teacher says, and what `distill` has options of its own for.
 _NOT_OPTIONS = (
     *("model", "training", "distill", "preset", "init_from"),
-    *("image_size", "channels", "labels"),
+    *("image_size", "channels", "labels", "guidance"),
 )
 
 

@@ -14,6 +14,8 @@ from ddim_keras.runs.config import recipe_of
 from ddim_keras.runs.finding import load
 from ddim_keras.support import folder_locks
 
+_STEPS = (2, 3, 4)  # where no evaluations are asked for
+
 
 @main.command("fit-sampler")
 @model_option
@@ -25,14 +27,14 @@ from ddim_keras.support import folder_locks
     type=click.IntRange(1),
     multiple=True,
     help="Network evaluations for each image. Given several times, a sampler for each.  "
-    "[default: 2, 3 and 4]",
+    "[default: those of 2, 3 and 4 steps]",
 )
 @click.option(
     "--guidance",
     type=float,
     default=None,
     help="Of the images, as for generate; the network is then called twice in a step.  "
-    "[default: none]",
+    "[default: the model's own]",
 )
 @click.option(
     "--num-images", default=384, show_default=True, help="Long walks to compare with, in all."
@@ -80,6 +82,7 @@ def fit_sampler(
             f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT"
         )
     from ddim_keras.runs import validating
+    from ddim_keras.sampling.fitting import evaluations_a_step, steps_of
 
     check_out(out)  # not after minutes
     divide_batches()
@@ -87,12 +90,16 @@ def fit_sampler(
         out.absolute().parent, f"fits samplers for {out.name}", f".lock_{out.name}"
     ):
         model = load(source, compile=True)
+        each = evaluations_a_step(model.engine, guidance)
+        budgets = budgets or tuple(steps * each for steps in _STEPS)
+        for budget in budgets:  # all, before the first takes minutes
+            steps_of(budget, each)
         images = None
         if data is not None:
             images = validating.some_training_images(
                 model.image_shape, source, data=data, data_dir=data_dir, fit=fit
             )
-        for budget in budgets or (2, 3, 4):
+        for budget in budgets:
             fitted = model.fit_sampler(
                 budget,
                 guidance=guidance,

@@ -84,7 +84,7 @@ def load_dataset(
         channels: 1, 3 or 4; None keeps the data set's own: of a folder 1 if all of its files are
             grey ones, else 3.
         labels: True gives (images, labels) instead of images. The data sets then have an attribute
-            `class_names`.
+            `class_names`, and otherwise `unused_class_names`, which is empty where there are none.
         fit: "crop" takes the largest centred part of the wanted shape and resizes it; "pad" centres
             the whole image, shrunk if it is too large but never enlarged, on black; with 4 channels
             on what is transparent.
@@ -151,9 +151,10 @@ def load_dataset(
     kind = "labels" if labels else "images"
     shuffling = pipelines.Shuffling(batch_size, repeat, flip, seed, drop_remainder, part)
     train, validation = _batches(found, shape, fit, colour, cache, shuffling, kind)
-    for dataset in (train, validation) if labels else ():
+    for dataset in (train, validation):
         if dataset is not None:
-            dataset.class_names = list(found.class_names or ())
+            name = "class_names" if labels else "unused_class_names"
+            setattr(dataset, name, list(found.class_names or ()))
     return train, validation
 
 

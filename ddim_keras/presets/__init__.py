@@ -20,11 +20,12 @@ from ddim_keras.presets.folders import (
     write,
 )
 from ddim_keras.presets.recipes import DISTILLING, Training
-from ddim_keras.presets.recommending import RECOMMENDED, Recommendation, recommend
+from ddim_keras.presets.recommending import GUIDANCE, RECOMMENDED, Recommendation, recommend
 
 __all__ = [
     "DISTILLING",
     "FIT_ANY_WEIGHTS",
+    "GUIDANCE",
     "RECOMMENDED",
     "Preset",
     "Recommendation",

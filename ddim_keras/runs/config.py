@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "tensorboard",
     "ema_snapshots",
     "memorization",
+    "guidance",
 }
 FEATURES = ("inception_v3", "cifar10", "fashion_mnist")  # what can run within a compiled step
 FITS = ("crop", "pad")
@@ -100,6 +101,9 @@ class RunConfig:
         channels: 1, 3 or 4; without it the data set's own.
         labels: whether to train by label, so that images can be asked for by it: of a folder, each
             subfolder is a class.
+        guidance: the weight that the model keeps for images by label, or of a task, where its user
+            gives none; the run's own samples and validations have it, too. 1 for none. With auto
+            and labels what is recommended.
         task: what images are made from: super-resolution from small ones, colorization from grey
             ones; without it from noise alone.
         factor: of super-resolution, by how much the small images are smaller.
@@ -160,6 +164,7 @@ class RunConfig:
     image_size: int | list[int] = 32
     channels: int | None = None
     labels: bool = False
+    guidance: float | None = None
     task: str | None = None
     factor: int = 4
     split: Any = None
@@ -219,6 +224,10 @@ class RunConfig:
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
         height_and_width(self.image_size)
+        if self.guidance is not None and not (
+            is_number(self.guidance) and math.isfinite(self.guidance)
+        ):
+            raise ValueError(f"guidance must be a number, such as 2.0, got {self.guidance!r}")
         for name in ("checkpoint_minutes", "minutes"):
             minutes = getattr(self, name)
             if name == "minutes" and minutes is None:
@@ -251,6 +260,7 @@ class RunConfig:
                 f"factor={self.factor} says how much smaller the images of task='super-resolution' "
                 f"are, but the task is {self.task!r}: give that task, or leave the factor out"
             )
+        self._check_guidance()
         if self.jit not in (True, False, "auto"):
             raise ValueError(f"jit must be true, false or auto, got {self.jit!r}")
         for name, choices in (("fit", FITS), ("unreadable", UNREADABLE)):
@@ -264,6 +274,20 @@ class RunConfig:
             )
         if self.kid not in (None, "auto", *FEATURES):
             raise ValueError(f"kid must be one of {['auto', *FEATURES]}, or None, got {self.kid!r}")
+
+    def _check_guidance(self) -> None:
+        if self.guidance is None:
+            return
+        if self.distill:
+            raise ValueError(
+                f"guidance={self.guidance} beside distill: a student draws guided by itself, as it "
+                "was taught to: give the guidance within distill"
+            )
+        if not self.labels and not self.task:
+            raise ValueError(
+                f"guidance={self.guidance} strengthens labels, and the run has none: give labels "
+                "(--labels), or leave guidance out"
+            )
 
     def _check_init_from(self) -> None:
         if self.init_from is None:
@@ -306,12 +330,18 @@ class RunConfig:
         """Return the configuration with what is recommended for such images in the place of "auto",
         and the reasons. What it says of the model itself stands.
         """
-        found = presets.recommend(image_size, channels, num_images, self.minutes)
+        guided = self.labels and not self.task and self.model.get("label_dropout") != 0
+        found = presets.recommend(image_size, channels, num_images, self.minutes, labels=guided)
         if "widths" in self.model:  # whose levels these are, has chosen the rest of them, too
             found = found.without_levels()
         model = {**found.model, **self.model}
-        changed = dataclasses.replace(self, preset=found.preset, model=model)
-        return changed, list(found.reasons.values())
+        guidance, reasons = self.guidance, dict(found.reasons)
+        if guidance is None:
+            guidance = found.guidance
+        else:
+            reasons.pop("guidance", None)
+        changed = dataclasses.replace(self, preset=found.preset, model=model, guidance=guidance)
+        return changed, list(reasons.values())
 
     def normalization(self) -> str:
         """Return how the network is normalised, "batch" or "group"; "batch" where only the model's

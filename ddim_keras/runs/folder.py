@@ -87,6 +87,8 @@ class RunFolder:
             config = dataclasses.replace(
                 config, preset=found.preset, model={**found.model, **config.model}
             )
+        if config.guidance is None and config.labels == found.labels:  # and so is its weight
+            config = dataclasses.replace(config, guidance=found.guidance)
         if config.minutes is not None:  # and so is their number of steps
             if config.minutes != found.minutes:
                 raise ValueError(

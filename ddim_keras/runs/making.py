@@ -16,6 +16,7 @@ from ddim_keras.networks.copying import take_weights
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.finding import load
 from ddim_keras.runs.folder import RunFolder
+from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.support import backend
 from ddim_keras.support.types import Dataset
 from ddim_keras.training import averages
@@ -51,6 +52,9 @@ def make_model(
     else:
         make = _student if config.distill else _started
         model = make(config, training_data, precision, source)
+    if config.guidance is not None:
+        defaults = {**model.sampling_defaults.get_config(), "guidance": config.guidance}
+        model.sampling_defaults = SamplingDefaults(**defaults)
     own_metrics = []
     if (
         config.kid

@@ -31,6 +31,7 @@ from ddim_keras.support import devices as on_devices
 from ddim_keras.support.types import Data, Dataset
 
 Tell = Callable[[str], None]
+_NAMES_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,14 +224,18 @@ def _prepare(
     if config.task:
         training_data = validating.for_task(training_data, config.task, config.factor)
         validation = validation and validating.for_task(validation, config.task, config.factor)
+    source = source or source_of(config, shared)
     if config.init_from:  # said once, as where it came from may change or go
-        config = dataclasses.replace(config, training=dataclasses.asdict(recipe))
+        config = dataclasses.replace(
+            config, training=dataclasses.asdict(recipe), guidance=_guidance(config, source)
+        )
     elif config.preset == AUTO and not config.distill:
         config = _with_recommended(config, training_data, tell)
+    if not fitted:
+        _tell_of_labels(config, training_data, tell)
     validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
-    source = source or source_of(config, shared)
     if config.minutes is not None and not fitted:
         config = _fitted_into_minutes(config, recipe, training_data, source, tell)
         # Afresh, as when it is resumed: trying steps has drawn random numbers.
@@ -241,6 +246,16 @@ def _prepare(
     return _Training(config, recipe, place, model, training_data, validation, tell)
 
 
+def _guidance(config: RunConfig, source: DiffusionModel | None) -> float | None:
+    """The weight of guidance of a run that starts from a model: its own, or what is recommended."""
+    if config.guidance is not None or not config.labels or config.task or source is None:
+        return config.guidance
+    if not {**source.get_config(), **config.model}["label_dropout"]:
+        return None  # such a model cannot be guided
+    own = source.sampling_defaults.guidance
+    return presets.GUIDANCE if own is None else own
+
+
 def _with_recommended(config: RunConfig, training_data: Dataset, tell: Tell) -> RunConfig:
     """Choose network and recipe by the images, and say why."""
     height, width, channels = taken_apart(training_data.element_spec).images.shape[1:]
@@ -249,6 +264,20 @@ def _with_recommended(config: RunConfig, training_data: Dataset, tell: Tell) -> 
     for reason in reasons:
         tell(reason)
     return config
+
+
+def _tell_of_labels(config: RunConfig, training_data: Dataset, tell: Tell) -> None:
+    """Say that there are labels, where the run makes nothing of them."""
+    names = [
+        name for name in getattr(training_data, "unused_class_names", ()) if name.isprintable()
+    ]
+    if len(names) < 2 or config.init_from or config.distill or config.task:
+        return
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    tell(
+        f"The images have labels, {len(names)} classes ({shown}), which are not used: with "
+        "--labels (labels=True) images can be asked for by them, and are better"
+    )
 
 
 def _fitted_into_minutes(

@@ -91,7 +91,8 @@ def fit_sampler(
             guidance.
         labels, condition: of the walks, as for `generate`, for `num_images` images. None takes all
             classes in turn.
-        guidance: as for `generate`. The sampler is chosen where the same guidance acts.
+        guidance: as for `generate`, and None likewise takes the model's own. The sampler is chosen
+            where the same guidance acts.
         teacher_steps: of the long walks, more than the fitted one's.
         num_images: how many long walks there are. One in four is held out: half of those say when
             to stop, the others how good the sampler is.
@@ -131,7 +132,7 @@ def fit_sampler(
     """
     num_images = integer("num_images", num_images, minimum=2 * _HELD_OUT_SHARE)
     told = _conditions(engine, num_images, labels, condition, guidance)
-    steps = _steps(network_evaluations, told.guidance)
+    steps = steps_of(network_evaluations, _evaluations_a_step(told.guidance))
     teacher_steps = integer("teacher_steps", teacher_steps, minimum=steps + 1)
     rank = positive_int("rank", rank)
     if broken := engine.broken_weights():
@@ -424,7 +425,7 @@ def _conditions(
     """What the walks are told, checked."""
     if labels is None and engine.spec.num_classes is not None:
         labels = [index % engine.spec.num_classes for index in range(number)]
-    told = conditioning(engine, number, labels, condition, guidance)
+    told = conditioning(engine, number, labels, condition, guidance, engine.defaults.guidance)
     for part in told.guidance:
         if isinstance(part, (Autoguidance, GuidanceFunction)):
             raise ValueError(
@@ -434,12 +435,25 @@ def _conditions(
     return told
 
 
-def _steps(network_evaluations: int, guidance: Sequence[Guidance]) -> int:
-    """Return of how many steps a walk of so many evaluations is."""
-    budget = positive_int("network_evaluations", network_evaluations)
+def evaluations_a_step(engine: Engine, guidance: GuidanceLike = None) -> int:
+    """Return how often a step of the walks that `fit_sampler` fits calls the network."""
+    return _evaluations_a_step(_conditions(engine, 1, None, None, guidance).guidance)
+
+
+def _evaluations_a_step(guidance: Sequence[Guidance]) -> int:
     each = 1
     for part in guidance:
         each = int(part.evaluations(each))
+    return each
+
+
+def steps_of(network_evaluations: int, each: int) -> int:
+    """Return of how many steps a walk of so many evaluations is, `each` in a step.
+
+    Raises:
+        ValueError: they do not divide, or are more than are fitted.
+    """
+    budget = positive_int("network_evaluations", network_evaluations)
     if budget % each:
         raise ValueError(
             f"network_evaluations must divide by {each}, the calls of a step with this guidance, "

@@ -35,8 +35,8 @@ def fit_spacing(
 
     Args:
         most_steps: the levels of how many steps are chosen at most.
-        labels, condition, guidance: of the walks, as for `generate`; None takes all classes in
-            turn.
+        labels, condition, guidance: of the walks, as for `generate`; without labels all classes in
+            turn, and without guidance the model's own.
         num_images: fine walks, over which the costs are averaged.
         fine_steps: of the fine walks: DDIM's, in even times.
         seed: fixes their noises.
@@ -63,7 +63,7 @@ def fit_spacing(
     num_images = positive_int("num_images", num_images)
     if labels is None and engine.spec.num_classes is not None:
         labels = [index % engine.spec.num_classes for index in range(num_images)]
-    told = conditioning(engine, num_images, labels, condition, guidance)
+    told = conditioning(engine, num_images, labels, condition, guidance, engine.defaults.guidance)
     times = diffusion_times(fine_steps, "linear", engine.schedule)
     if engine.schedule.num_times is None:  # the lowest level that was trained at, too
         times = np.insert(times, len(times) - 1, engine.schedule.first_time)
