@@ -12,7 +12,7 @@ from ddim_keras.presets import DISTILLING, Training
 from ddim_keras.samplers import DDIM, FittedSampler
 from ddim_keras.sampling.choices import chooser
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.sampling.guidance import guidances
+from ddim_keras.sampling.guidance import calls_in_a_step, guidances
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.types import Data, GuidanceLike
 from ddim_keras.training.distilling import Distillation
@@ -56,9 +56,9 @@ def distill(
             afterwards.
         teacher_steps: of the teacher's walk, 6 by default, or of all parts of the way together, 24
             by default.
-        own: the sampler that the new model walks by, in place of DDIM: what `fit_sampler(steps,
-            images=...)` found for the teacher, or True for the one that the teacher keeps. It
-            begins with what that draws, and below the noise.
+        own: the sampler that the new model walks by, in place of DDIM: what `fit_sampler(...,
+            images=...)` found for the teacher in as many steps, or True for the one that the
+            teacher keeps. It begins with what that draws, and below the noise.
         epochs: how often the data are gone through; 0 for a model that is ready for `fit`.
         training: optimizer, learning rate and batch size.
         seed: of the random numbers of the new model.
@@ -167,12 +167,15 @@ def student(
 
 def _kept(model: DiffusionModel, steps: int, guidance: GuidanceLike) -> FittedSampler:
     """Return the fitted sampler that a model keeps for so many steps."""
-    found = model.sampling_defaults.fitted(steps, guidances(guidance))
+    chosen = guidances(guidance)
+    found = model.sampling_defaults.fitted(steps, chosen)
     found = found or model.sampling_defaults.fitted(steps, ())
     if found is None:
+        evaluations = steps * calls_in_a_step(chosen)
         raise ValueError(
             f"the teacher keeps no fitted sampler of {steps} steps: fit one first, by "
-            f"model.fit_sampler({steps}, images=...) or ddim-keras fit-sampler, or leave own out"
+            f"model.fit_sampler({evaluations}, images=...) or ddim-keras fit-sampler "
+            f"--evaluations {evaluations}, or leave own out"
         )
     return found
 

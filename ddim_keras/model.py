@@ -125,7 +125,7 @@ class DiffusionModel(EMATrainer):
         pixels: how images enter the network: "measured", with zero mean and unit variance as
             measured by `normalizer`, or "symmetric", from -1 to 1, as Ho et al. 2020 do.
         sampling_defaults: a `SamplingDefaults`, what `generate` takes where its caller does not
-            say: steps, sampler, spacing, clipping. None for those of its documentation.
+            say: steps, sampler, spacing, clipping, guidance. None for those of its documentation.
         distillation: a `Distillation`, for a model that learns from a `teacher` to draw in a few
             steps; `ddim_keras.distill` makes such models.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the

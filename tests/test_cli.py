@@ -1013,6 +1013,12 @@ def test_fit_sampler_fits_guided_walks_of_whole_steps(tmp_path, labelled_path):
     ]
     samplers = ddim_keras.load_model(tmp_path / "fitted.keras").samplers
     assert [sampler.diffusion_steps for sampler in samplers] == [2, 3, 4]
+    model = ddim_keras.load_model(labelled_path)
+    model.sampling_defaults = ddim_keras.SamplingDefaults(guidance=2.0)
+    model.save(tmp_path / "guided.keras")
+    by_itself = ["fit-sampler", "-m", tmp_path / "guided.keras", tmp_path / "own.keras", *few]
+    assert "8 evaluations" in run(*by_itself)
+    assert "3 evaluations" in run(*by_itself, "--guidance", 1)
     printed = run(*common, "--guidance", 2, "-e", 4, "-e", 3, code=1)
     assert "must divide by 2" in printed and "distance" not in printed  # before the first is fitted
 

@@ -435,6 +435,13 @@ def test_a_network_of_ones_own_gets_labels_and_conditions_by_name():
     model.compile()
     vectors = np.random.default_rng(0).normal(size=(24, 3))
     model.fit({"images": IMAGES, "labels": LABELS, "condition": vectors}, verbose=0)
+    model.sampling_defaults = ddim_keras.SamplingDefaults(guidance=2.0)
+    model.engine.spec.condition_dropout = 0.0
+    # The model's own guidance acts on what may be left out alone, or it would be no guidance.
+    assert model.generate(1, network_evaluations=1, condition=vectors[:1], seed=0).shape[0] == 1
+    with pytest.raises(ValueError, match="must be at least 2 .*the model's own, got 1"):
+        model.generate(1, network_evaluations=1, labels=0, condition=vectors[:1], seed=0)
+    model.engine.spec.condition_dropout = 0.1
     images = model.generate(2, 2, labels=[0, 1], condition=vectors[:2], guidance=2.0, seed=0)
     assert abs(images[0] - images[1]).max() > 1e-5
     for wrong, message in (

@@ -377,6 +377,44 @@ def test_a_run_distills_and_resumes_without_the_file_its_teacher_came_from(tmp_p
         runs.train(longer, tmp_path / "run", verbose=0)
 
 
+@pytest.mark.slow
+def test_a_run_writes_down_the_guidance_that_its_teacher_keeps(tmp_path, labelled_model):
+    for kind in ("a", "b"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        folder_of_images(tmp_path / "photos" / kind)
+    config = runs.RunConfig(
+        data=str(tmp_path / "photos"),
+        labels=True,
+        split=0.0,
+        image_size=8,
+        channels=1,
+        steps=1,
+        distill={"model": str(tmp_path / "teacher.keras"), "steps": 1},
+        training={"batch_size": 4, "optimizer": "adamw"},
+        precision="float32",
+        kid=None,
+        samples=0,
+        tensorboard=False,
+        memorization=0,
+        ema_snapshots=0,
+    )
+    for weight, expected in ((3.0, [3.0]), (None, [])):
+        labelled_model.sampling_defaults = SamplingDefaults(guidance=weight)
+        labelled_model.save(tmp_path / "teacher.keras")
+        labelled_model.sampling_defaults = None
+        out, told = tmp_path / f"run_{weight}", []
+        few = runs.train(config, out, told.append, verbose=0).model
+        assert [part.weight for part in few.distillation.guidance] == expected
+        assert runs.RunConfig.read(out / "config.yaml").distill.get("guidance") == weight
+        assert len([line for line in told if "The teacher is guided by 3" in line]) == len(expected)
+        assert runs.train(config, out, verbose=0).finished  # the same command resumes
+
+
+def test_a_sampler_that_a_guided_teacher_lacks_is_named_by_its_evaluations(labelled_model):
+    with pytest.raises(ValueError, match=r"of 3 steps: fit one first, by model.fit_sampler\(6, "):
+        student(labelled_model, 3, guidance=2.0, own=True)
+
+
 def test_a_run_says_what_its_distillation_lacks():
     with pytest.raises(ValueError, match="distill must hold a model"):
         runs.RunConfig(distill={"steps": 2})

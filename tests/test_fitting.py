@@ -237,8 +237,19 @@ def test_a_sampler_of_guided_walks_is_chosen_where_they_are_guided():
         np.testing.assert_array_equal(same, expected)
     model.sampling_defaults = SamplingDefaults(guidance=2.0)
     own = model.fit_sampler(4, **{**QUICK, "epochs": 1})  # guided as the model is by itself
-    np.testing.assert_array_equal(own.weights, fitted.weights)
-    np.testing.assert_array_equal(made(network_evaluations=4), expected)
+    assert own.guidance == fitted.guidance and model.samplers == [own]
+    by_default = made(network_evaluations=4)
+    np.testing.assert_array_equal(by_default, made(sampler=own, guidance=2.0))
+    assert np.abs(by_default - made(sampler=own, guidance=1.0)).max() > 1e-4
+    with pytest.raises(
+        ValueError, match="must divide by 2, .* or the model's own, got 3: guidance=1"
+    ):
+        model.fit_sampler(3)
+    model.sampling_defaults = SamplingDefaults(guidance=30.0)
+    spacing = {"num_images": 4, "fine_steps": 30, "verbose": 0}
+    of_itself = model.fit_spacing(3, **spacing).get_config()
+    assert of_itself == model.fit_spacing(3, guidance=30.0, **spacing).get_config()
+    assert of_itself != model.fit_spacing(3, guidance=1.0, **spacing).get_config()
     model.sampling_defaults = SamplingDefaults(samplers=[fitted])
     usual = {"sampler": "ddim", "spacing": "linear", "diffusion_steps": 2}
     for guidance in (3.0, None):

@@ -450,7 +450,7 @@ class TestLabels:
 
     def test_a_flat_validation_part(self, tmp_path):
         root = self.write(tmp_path, "val/2.png", "val/3.png")
-        assert loaded(root) == (2, 2)
+        assert loaded(root) == (2, 2) and load_dataset(root, 4)[0].unused_class_names == []
         with pytest.raises(
             ValueError,
             match=r"val has no labels: val/2.png and 1 others lie in no class.*training: cat, dog",
@@ -460,13 +460,14 @@ class TestLabels:
     def test_a_class_that_validation_lacks(self, tmp_path):
         root = self.write(tmp_path, "val/dog/2.png")
         assert loaded(root) == (2, 1)
+        assert load_dataset(root, 4)[0].unused_class_names == ["cat", "dog"]
         train, validation = load_dataset(root, 4, 1, labels=True)
         assert train.class_names == validation.class_names == ["cat", "dog"]
         assert [labels.numpy().tolist() for _, labels in validation] == [[1]]
 
     def test_a_class_that_training_lacks(self, tmp_path):
         root = self.write(tmp_path, "val/dog/2.png", "val/emu/3.png")
-        assert loaded(root) == (2, 2)
+        assert loaded(root) == (2, 2) and load_dataset(root, 4)[0].unused_class_names == []
         with pytest.raises(
             ValueError, match=r"val has classes that .*train lacks: emu, beside cat, dog"
         ):

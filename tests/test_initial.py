@@ -19,6 +19,7 @@ from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig, making, training
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.making import make_model, source_of
+from ddim_keras.sampling.defaults import SamplingDefaults
 
 pytestmark = slow_on_jax
 KINDS = ("cat", "dog")
@@ -178,6 +179,28 @@ def test_the_recipe_is_that_of_where_the_weights_come_from(photos, tmp_path):
     assert config_of(photos, tmp_path / "mine", training={}).recipe().learning_rate == 0.5
     config_of(photos, tmp_path / "mine").write(tmp_path / "config.yaml")
     assert config_of(photos, tmp_path, training={}).recipe().learning_rate == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "weight", "expected"),
+    [
+        ({"num_classes": 2}, 3.0, 3.0),
+        ({"num_classes": 2}, None, 2.0),
+        ({}, None, 2.0),
+        ({"label_dropout": 0.0}, None, None),
+    ],
+)
+def test_a_run_by_label_is_guided_as_its_start_is(photos, tmp_path, source, weight, expected):
+    model = trained(**source)
+    model.sampling_defaults = SamplingDefaults(guidance=weight)
+    model.save(tmp_path / "source.keras")
+    config = config_of(photos, tmp_path / "source.keras", labels=True, steps=1)
+    said = []
+    made = runs.train(config, tmp_path / "run", tell=said.append, verbose=0).model
+    assert made.sampling_defaults.guidance == expected
+    told = [line for line in said if line.startswith("Images by label are guided")]
+    assert len(told) == (expected is not None)
 
 
 @pytest.mark.slow

@@ -296,14 +296,6 @@ def test_clothes_are_recommended_the_recipe_that_was_found_on_them():
     assert found.training == presets.training("fashion_mnist_32")
 
 
-def test_guidance_is_recommended_where_there_are_labels():
-    with_labels = presets.recommend(32, 3, labels=True)
-    assert with_labels.guidance == 2.0 and "Guidance of 2" in with_labels.reasons["guidance"]
-    without = presets.recommend(32, 3)
-    assert without.guidance is None and "guidance" not in without.reasons
-    assert with_labels.without_levels().guidance == 2.0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -247,27 +247,55 @@ def test_a_run_by_label_goes_on_and_shows_a_row_for_each_class(tmp_path, flowers
 
 
 @pytest.mark.slow
-def test_a_run_by_label_keeps_the_guidance_that_is_recommended_or_said(tmp_path, flowers):
-    quick = {"steps": 2, "kid": None, "split": 0.2}
+@pytest.mark.parametrize("preset", ["auto", "keras_example"])
+def test_a_run_by_label_keeps_a_guidance_and_says_so(tmp_path, flowers, preset):
+    quick = {"steps": 2, "kid": None, "split": 0.2, "preset": preset}
     config, said = small_config(flowers, labels=True, **quick), []
     model = runs.train(config, tmp_path / "run", tell=said.append, verbose=0).model
-    assert [line for line in said if line.startswith("Guidance of 2 for images by label")]
-    assert ddim_keras.load_model(tmp_path / "run" / "model.keras").sampling_defaults.guidance == 2.0
-    asked = {"labels": [0, 1], "diffusion_steps": 3, "seed": 0, "verbose": 0}
-    np.testing.assert_array_equal(
-        model.generate(2, **asked), model.generate(2, guidance=2, **asked)
-    )
+    assert [line for line in said if line.startswith("Images by label are guided by 2, unless")]
+    saved = ddim_keras.load_model(tmp_path / "run" / "model.keras")
+    assert saved.sampling_defaults.guidance == model.sampling_defaults.guidance == 2.0
+    said.clear()
+    assert runs.train(config, tmp_path / "run", tell=said.append, verbose=0).finished
     assert RunConfig.read(tmp_path / "run" / "config.yaml").guidance == 2.0
-    assert runs.train(config, tmp_path / "run", verbose=0).finished  # the same command resumes
-    longer = dataclasses.replace(config, steps=3, guidance=3.0)  # it touches no weight
-    changed = runs.train(longer, tmp_path / "run", verbose=0).model
+    assert not [line for line in said if "guided" in line]  # the same command resumes
+    other = dataclasses.replace(config, guidance=3.0)
+    with pytest.raises(ValueError, match="guidance: 2.0 there, 3.0 now"):
+        runs.train(other, tmp_path / "run", verbose=0)
+    changed = runs.train(other, tmp_path / "other", verbose=0).model
     assert changed.sampling_defaults.guidance == 3.0
-    for index, options in enumerate(
-        ({"labels": False}, {"labels": True, "model": {**SMALL, "label_dropout": 0.0}})
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_guided_or_says_how_itself_is_given_no_guidance(tmp_path, flowers):
+    task = {"task": "super-resolution", "factor": 2}
+    defaults = ddim_keras.SamplingDefaults(5, guidance=4.0)
+    own = {**SMALL, "sampling_defaults": keras.saving.serialize_keras_object(defaults)}
+    for index, (options, weight) in enumerate(
+        (
+            ({"labels": False}, None),
+            ({"model": {**SMALL, "label_dropout": 0.0}}, None),
+            (task, None),
+            ({"model": own}, 4.0),
+        )
     ):
-        config = small_config(flowers, **quick, **options)
-        model = runs.train(config, tmp_path / f"none_{index}", verbose=0).model
-        assert model.sampling_defaults.guidance is None
+        settings = {"labels": True, "steps": 1, "kid": None, "split": 0.2, **options}
+        config = small_config(flowers, **settings)
+        model = runs.train(config, tmp_path / f"run_{index}", verbose=0).model
+        assert model.sampling_defaults.guidance == weight
+
+
+@pytest.mark.slow
+def test_runs_that_kept_no_guidance_go_on_without(tmp_path, flowers):
+    """As those of before there was one."""
+    config = small_config(flowers, labels=True, kid=None, split=0.2, steps=2)
+    runs.train(config, tmp_path / "run", verbose=0)
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert settings.pop("guidance") == 2.0
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    longer = dataclasses.replace(config, steps=3)
+    model = runs.train(longer, tmp_path / "run", verbose=0).model
+    assert model.sampling_defaults.guidance is None
 
 
 @pytest.mark.slow

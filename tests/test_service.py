@@ -90,6 +90,23 @@ def service():
     served.stop()
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({}, [None]),
+        ({"num_classes": 3}, [None, 0]),
+        ({"num_classes": 3, "label_dropout": 0.0}, [0]),  # which knows no image without one
+    ],
+)
+def test_what_the_first_requests_will_need_is_compiled(model, expected, monkeypatch):
+    service, asked = Service(make_small_model(**model)), []
+    submit = service.submit
+    monkeypatch.setattr(service, "submit", lambda one: asked.append(one.labels) or submit(one))
+    service.warm_up()
+    service.stop()
+    assert asked == expected
+
+
 def test_the_images_are_those_of_generate(service):
     asked = Asked(num_images=2, steps=3, labels=[0, None], guidance=2.0, seed=7)
     seen = []

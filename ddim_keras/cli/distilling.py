@@ -49,7 +49,8 @@ _NOT_OPTIONS = (
     "--guidance",
     type=float,
     default=None,
-    help="Of the teacher, as for generate; it costs nothing afterwards.  [default: none]",
+    help="Of the teacher, as for generate; it costs nothing afterwards.  [default: the teacher's "
+    "own]",
 )
 @click.option(
     "--teacher-steps",

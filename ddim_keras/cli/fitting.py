@@ -14,7 +14,7 @@ from ddim_keras.runs.config import recipe_of
 from ddim_keras.runs.finding import load
 from ddim_keras.support import folder_locks
 
-_STEPS = (2, 3, 4)  # where no evaluations are asked for
+_USUAL_STEPS = (2, 3, 4)
 
 
 @main.command("fit-sampler")
@@ -82,7 +82,7 @@ def fit_sampler(
             f"must end in .keras, or be a preset's folder, got {str(out)!r}", param_hint="OUT"
         )
     from ddim_keras.runs import validating
-    from ddim_keras.sampling.fitting import evaluations_a_step, steps_of
+    from ddim_keras.sampling.fitting import calls_by_default, steps_of
 
     check_out(out)  # not after minutes
     divide_batches()
@@ -90,10 +90,10 @@ def fit_sampler(
         out.absolute().parent, f"fits samplers for {out.name}", f".lock_{out.name}"
     ):
         model = load(source, compile=True)
-        each = evaluations_a_step(model.engine, guidance)
-        budgets = budgets or tuple(steps * each for steps in _STEPS)
+        calls = calls_by_default(model.engine, guidance)
+        budgets = budgets or tuple(steps * calls for steps in _USUAL_STEPS)
         for budget in budgets:  # all, before the first takes minutes
-            steps_of(budget, each)
+            steps_of(budget, calls)
         images = None
         if data is not None:
             images = validating.some_training_images(

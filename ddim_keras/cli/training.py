@@ -113,6 +113,8 @@ def run(
         given["init_from"] = named
     if "steps" in given and "minutes" not in given:
         start["minutes"] = None
+    if given.get("labels") is False:  # a file's guidance was of its labels
+        start["guidance"] = None
     training = {
         name: given.pop(name)
         for name in [field.name for field in dataclasses.fields(Training)]

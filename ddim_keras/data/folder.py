@@ -108,7 +108,8 @@ def _class_names(division: layout.Division, wanted: bool) -> list[str] | None:
                 f"{', '.join(more)}, beside {', '.join(names)}. Rename or remove them, or leave "
                 "labels=False"
             )
-    return None if any(name is None for _, name in division.train) else names
+    found = {name for _, name in [*division.train, *held_out]}
+    return names if found == set(names) else None  # or there is no learning by them
 
 
 def _is_broken(name: str) -> bool:

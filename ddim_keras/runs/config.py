@@ -27,7 +27,6 @@ MAY_CHANGE = {
     "tensorboard",
     "ema_snapshots",
     "memorization",
-    "guidance",
 }
 FEATURES = ("inception_v3", "cifar10", "fashion_mnist")  # what can run within a compiled step
 FITS = ("crop", "pad")
@@ -102,8 +101,8 @@ class RunConfig:
         labels: whether to train by label, so that images can be asked for by it: of a folder, each
             subfolder is a class.
         guidance: the weight that the model keeps for images by label, or of a task, where its user
-            gives none; the run's own samples and validations have it, too. 1 for none. With auto
-            and labels what is recommended.
+            gives none; the run's own samples have it, too, the validation's KID has none. 1 for
+            none. Without it, with labels, that of the model to start from, or 2.
         task: what images are made from: super-resolution from small ones, colorization from grey
             ones; without it from noise alone.
         factor: of super-resolution, by how much the small images are smaller.
@@ -330,18 +329,12 @@ class RunConfig:
         """Return the configuration with what is recommended for such images in the place of "auto",
         and the reasons. What it says of the model itself stands.
         """
-        guided = self.labels and not self.task and self.model.get("label_dropout") != 0
-        found = presets.recommend(image_size, channels, num_images, self.minutes, labels=guided)
+        found = presets.recommend(image_size, channels, num_images, self.minutes)
         if "widths" in self.model:  # whose levels these are, has chosen the rest of them, too
             found = found.without_levels()
         model = {**found.model, **self.model}
-        guidance, reasons = self.guidance, dict(found.reasons)
-        if guidance is None:
-            guidance = found.guidance
-        else:
-            reasons.pop("guidance", None)
-        changed = dataclasses.replace(self, preset=found.preset, model=model, guidance=guidance)
-        return changed, list(reasons.values())
+        changed = dataclasses.replace(self, preset=found.preset, model=model)
+        return changed, list(found.reasons.values())
 
     def normalization(self) -> str:
         """Return how the network is normalised, "batch" or "group"; "batch" where only the model's

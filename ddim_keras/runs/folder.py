@@ -87,8 +87,11 @@ class RunFolder:
             config = dataclasses.replace(
                 config, preset=found.preset, model={**found.model, **config.model}
             )
-        if config.guidance is None and config.labels == found.labels:  # and so is its weight
+        if config.guidance is None and config.labels == found.labels:  # and so are weights
             config = dataclasses.replace(config, guidance=found.guidance)
+        if config.distill and "guidance" not in config.distill and "guidance" in found.distill:
+            taught = {**config.distill, "guidance": found.distill["guidance"]}
+            config = dataclasses.replace(config, distill=taught)
         if config.minutes is not None:  # and so is their number of steps
             if config.minutes != found.minutes:
                 raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -71,6 +72,44 @@ def make_model(
     if model.distillation is not None:
         model.metric_diffusion_steps = model.distillation.steps
     return model
+
+
+def with_guidance(
+    config: RunConfig, source: DiffusionModel | None, tell: Callable[[str], None]
+) -> RunConfig:
+    """Return the configuration of a new run with the weight by which its model is guided where
+    nothing else is asked for, or by which its teacher is, and say it.
+
+    Args:
+        config: of the run, its preset found out.
+        source: the model that it starts from, or that teaches it.
+        tell: called with a line.
+    """
+    own = None if source is None else source.sampling_defaults.guidance
+    if config.distill:
+        if own in (None, 1.0) or "guidance" in config.distill:
+            return config
+        tell(
+            f"The teacher is guided by {own:g}, as it keeps it, which becomes a part of what is "
+            "learned"
+        )
+        return dataclasses.replace(config, distill={**config.distill, "guidance": own})
+    if config.guidance is not None or "sampling_defaults" in config.model:
+        return config
+    if source is None:
+        base = presets.read(config.preset, load_weights=False).config
+    else:
+        base = source.get_config()
+    # Without dropout a model cannot be guided.
+    left_out = {"label_dropout": 0.1, **base, **config.model}["label_dropout"]
+    if not config.labels or config.task or not left_out:
+        return config
+    weight = presets.GUIDANCE if own is None else own
+    tell(
+        f"Images by label are guided by {weight:g}, unless another weight is asked for: plainer "
+        "and better images, for two evaluations of the network a step"
+    )
+    return dataclasses.replace(config, guidance=weight)
 
 
 def _untrained(config: RunConfig, training_data: Dataset, precision: str) -> DiffusionModel:
@@ -201,7 +240,7 @@ def _student(
     config: RunConfig, training_data: Dataset, precision: str, teacher: DiffusionModel
 ) -> DiffusionModel:
     """A model that starts from the weights of its teacher."""
-    options = dict(config.distill)
+    options = {"guidance": 1.0, **config.distill}  # the teacher's own was found out at the start
     source = options.pop("model")
     shape = tuple(taken_apart(training_data.element_spec).images.shape[1:])
     if shape != teacher.image_shape:

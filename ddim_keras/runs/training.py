@@ -21,7 +21,7 @@ from ddim_keras.runs import callbacks, copying, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import AUTO, RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
-from ddim_keras.runs.making import keep_source, make_model, source_of
+from ddim_keras.runs.making import keep_source, make_model, source_of, with_guidance
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
@@ -226,13 +226,12 @@ def _prepare(
         validation = validation and validating.for_task(validation, config.task, config.factor)
     source = source or source_of(config, shared)
     if config.init_from:  # said once, as where it came from may change or go
-        config = dataclasses.replace(
-            config, training=dataclasses.asdict(recipe), guidance=_guidance(config, source)
-        )
+        config = dataclasses.replace(config, training=dataclasses.asdict(recipe))
     elif config.preset == AUTO and not config.distill:
         config = _with_recommended(config, training_data, tell)
     if not fitted:
         _tell_of_labels(config, training_data, tell)
+        config = with_guidance(config, source, tell)
     validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
@@ -244,16 +243,6 @@ def _prepare(
     place.write(config)
     keep_source(config, place, source)
     return _Training(config, recipe, place, model, training_data, validation, tell)
-
-
-def _guidance(config: RunConfig, source: DiffusionModel | None) -> float | None:
-    """The weight of guidance of a run that starts from a model: its own, or what is recommended."""
-    if config.guidance is not None or not config.labels or config.task or source is None:
-        return config.guidance
-    if not {**source.get_config(), **config.model}["label_dropout"]:
-        return None  # such a model cannot be guided
-    own = source.sampling_defaults.guidance
-    return presets.GUIDANCE if own is None else own
 
 
 def _with_recommended(config: RunConfig, training_data: Dataset, tell: Tell) -> RunConfig:
@@ -268,15 +257,16 @@ def _with_recommended(config: RunConfig, training_data: Dataset, tell: Tell) -> 
 
 def _tell_of_labels(config: RunConfig, training_data: Dataset, tell: Tell) -> None:
     """Say that there are labels, where the run makes nothing of them."""
-    names = [
-        name for name in getattr(training_data, "unused_class_names", ()) if name.isprintable()
-    ]
-    if len(names) < 2 or config.init_from or config.distill or config.task:
+    names = getattr(training_data, "unused_class_names", ())
+    if len(names) < 2 or not all(name.isprintable() for name in names):
+        return
+    if config.init_from or config.distill or config.task:
         return
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
     tell(
         f"The images have labels, {len(names)} classes ({shown}), which are not used: with "
-        "--labels (labels=True) images can be asked for by them, and are better"
+        "--labels (labels=True), in another folder, images can be asked for by them, and are "
+        "mostly better"
     )
 
 

@@ -113,7 +113,8 @@ def conditioning(
             that it was not trained for.
     """
     numbers = _labels(engine, number, labels)
-    if guidance is None and (condition is not None or _tells(engine, numbers)):
+    by_label = engine.spec.label_dropout and _tells(engine, numbers)
+    if guidance is None and (by_label or (engine.spec.condition_dropout and condition is not None)):
         guidance = default_guidance
     chosen = guidances(guidance)
     guides: list[Wrapper] = [part.wrapper(engine) for part in chosen]

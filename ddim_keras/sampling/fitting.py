@@ -26,7 +26,7 @@ from ddim_keras.sampling.conditioning import Conditioning, conditioning
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.distance import distance_of
 from ddim_keras.sampling.engine import Batch, Engine
-from ddim_keras.sampling.guidance import Autoguidance, Guidance, GuidanceFunction
+from ddim_keras.sampling.guidance import Autoguidance, Guidance, GuidanceFunction, calls_in_a_step
 from ddim_keras.sampling.starts import measured_start
 from ddim_keras.support.arguments import integer, positive, positive_int
 from ddim_keras.support.progress import progress
@@ -132,7 +132,7 @@ def fit_sampler(
     """
     num_images = integer("num_images", num_images, minimum=2 * _HELD_OUT_SHARE)
     told = _conditions(engine, num_images, labels, condition, guidance)
-    steps = steps_of(network_evaluations, _evaluations_a_step(told.guidance))
+    steps = steps_of(network_evaluations, calls_in_a_step(told.guidance))
     teacher_steps = integer("teacher_steps", teacher_steps, minimum=steps + 1)
     rank = positive_int("rank", rank)
     if broken := engine.broken_weights():
@@ -435,36 +435,31 @@ def _conditions(
     return told
 
 
-def evaluations_a_step(engine: Engine, guidance: GuidanceLike = None) -> int:
-    """Return how often a step of the walks that `fit_sampler` fits calls the network."""
-    return _evaluations_a_step(_conditions(engine, 1, None, None, guidance).guidance)
+def calls_by_default(engine: Engine, guidance: GuidanceLike = None) -> int:
+    """Return how often each step of what `fit_sampler` fits, given such guidance, calls the
+    network.
+    """
+    return calls_in_a_step(_conditions(engine, 1, None, None, guidance).guidance)
 
 
-def _evaluations_a_step(guidance: Sequence[Guidance]) -> int:
-    each = 1
-    for part in guidance:
-        each = int(part.evaluations(each))
-    return each
-
-
-def steps_of(network_evaluations: int, each: int) -> int:
-    """Return of how many steps a walk of so many evaluations is, `each` in a step.
+def steps_of(network_evaluations: int, calls: int) -> int:
+    """Return of how many steps a walk of so many evaluations is, with `calls` in a step.
 
     Raises:
         ValueError: they do not divide, or are more than are fitted.
     """
     budget = positive_int("network_evaluations", network_evaluations)
-    if budget % each:
+    if budget % calls:
         raise ValueError(
-            f"network_evaluations must divide by {each}, the calls of a step with this guidance, "
-            f"got {budget}"
+            f"network_evaluations must divide by {calls}, the calls of a step with the guidance "
+            f"that is given or the model's own, got {budget}: guidance=1 is none"
         )
-    if budget // each > _MOST_STEPS:
+    if budget // calls > _MOST_STEPS:
         raise ValueError(
-            f"network_evaluations must be at most {each * _MOST_STEPS}, got {budget}: with more "
+            f"network_evaluations must be at most {calls * _MOST_STEPS}, got {budget}: with more "
             "the default sampler leaves nothing to fit"
         )
-    return budget // each
+    return budget // calls
 
 
 def _long_walks(

@@ -17,7 +17,7 @@ from ddim_keras.sampling.clipping import Clipping, clipped
 from ddim_keras.sampling.conditioning import conditioning, conditioning_of
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Batch, Engine
-from ddim_keras.sampling.guidance import Guidance, count_evaluations
+from ddim_keras.sampling.guidance import Guidance, calls_in_a_step, count_evaluations
 from ddim_keras.sampling.pairs import PairLatents, decode_pairs
 from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.random import MOST_IMAGES
@@ -140,7 +140,8 @@ def generate(
             (num_images, *condition_shape), or one for all images.
         guidance: how strongly the images follow labels and conditions: a weight, of which 1 is
             none, or a `ddim_keras.guidance.Guidance`, such as `ClassifierFreeGuidance(2.0)` or
-            `Autoguidance(weaker_model, 2.0)`; or a list of those. None is 1.
+            `Autoguidance(weaker_model, 2.0)`; or a list of those. None takes the weight in
+            `sampling_defaults` for what is told, or 1.
         return_trajectory: also return every step on the way.
         on_step: called after each step of each batch with the number of steps done and the images
             that the step predicted, float32 (batch, height, width, channels) in [0, 1]. What it
@@ -265,16 +266,15 @@ def _within_budget(
     """
     sampler = sampler_for(budget)
     most = sampler.steps_for(budget)
-    each = 1
-    for part in guidance:
-        each = part.evaluations(each)
+    each = calls_in_a_step(guidance)
     # What surely fits; how much more does depends on where guidance acts.
     steps = most if each == 1 else sampler.steps_for(max(budget // each, sampler.evaluations(1)))
     walk = planned_in(steps)
     if (needed := count_evaluations(walk.planned, guidance)) > budget:
         raise ValueError(
-            f"network_evaluations must be at least {needed} for {sampler!r} with this guidance, "
-            f"got {budget}"
+            f"network_evaluations must be at least {needed} for {sampler!r}"
+            + (" with the guidance that is given or the model's own" if guidance else "")
+            + f", got {budget}"
         )
     while steps < most:
         more = planned_in(steps + 1)

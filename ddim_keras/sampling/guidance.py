@@ -262,6 +262,14 @@ def guidances(guidance: GuidanceLike) -> list[Guidance]:
     return [part for part in found if not part.is_none]
 
 
+def calls_in_a_step(chosen: Sequence[Guidance]) -> int:
+    """Return how often a step calls networks where all of the guidance acts."""
+    calls = 1
+    for part in chosen:
+        calls = int(part.evaluations(calls))
+    return calls
+
+
 def count_evaluations(planned: Plan, chosen: Sequence[Guidance] = ()) -> int:
     """Return how often networks are called in a walk, those for guidance included."""
     number = int(planned.ends[-1])

@@ -52,8 +52,13 @@ class Service:
         self.worker = worker or Worker(self.limits.waiting)
 
     def warm_up(self) -> None:
-        """Make an image, so that the first request does not wait for the compiler."""
-        self.submit(Asked(steps=1)).future.result()
+        """Make an image, and one by label where there are labels, so that the first requests do not
+        wait for the compiler.
+        """
+        spec = self.model.engine.spec
+        told = [*([] if spec.needs_labels else [None]), *([0] if spec.takes_labels else [])]
+        for labels in told:
+            self.submit(Asked(steps=1, labels=labels)).future.result()
 
     def submit(self, asked: Asked, on_step: Callable[[int, ImageArray], None] | None = None) -> Job:
         """Take a request; its future gets a `Made`.
