@@ -380,6 +380,33 @@ def test_a_network_of_the_users_own_levels_is_not_given_others(tmp_path, photos)
     assert [reason.split()[0] for reason in reasons] == ["Dropout"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "steps_per_pass", "every"),
+    [(200, 5, 100), (3000, 5, 600), (50_000, 5, 1000), (50_000, 1875, 1875), (10, 3, 100)],
+)
+def test_a_new_run_validates_now_and_then(photos, steps, steps_per_pass, every):
+    config = small_config(photos, steps=steps, validate_every=None)
+    assert config.paced(steps_per_pass).validate_every == every
+    assert small_config(photos, steps=steps).paced(steps_per_pass).validate_every == 5  # as it says
+
+
+@pytest.mark.slow
+def test_the_pace_of_validations_is_settled_at_the_start(tmp_path, photos):
+    config = small_config(photos, steps=2, validate_every=None, kid=None)
+    runs.train(config, tmp_path / "run", verbose=0)
+    assert RunConfig.read(tmp_path / "run" / "config.yaml").validate_every == 100
+    longer = dataclasses.replace(config, steps=3)
+    assert runs.train(longer, tmp_path / "run", verbose=0).finished
+    # A run of before goes on in its own passes.
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    (tmp_path / "run" / "config.yaml").write_text(
+        yaml.safe_dump({**settings, "validate_every": None})
+    )
+    longer = dataclasses.replace(config, steps=4)
+    assert runs.train(longer, tmp_path / "run", verbose=0).finished
+    assert RunConfig.read(tmp_path / "run" / "config.yaml").validate_every is None
+
+
 @pytest.mark.slow
 def test_minutes_become_steps_once_and_the_run_is_as_one_of_so_many_steps(
     tmp_path, photos, monkeypatch

@@ -134,7 +134,7 @@ class RunConfig:
         jit: whether to compile with XLA; auto where it is faster.
         seed: fixes weights, order, noises and sampled images.
         validate_every: steps between validations, sampled images and lines of the log; without it
-            one pass over the data, but at least 100.
+            one pass over the data, but at least 1,000 or a fifth of all, and 100.
         validation_images: how many images of the validation part to validate on, about, from all
             over it; null in the file for all.
         kid: features for the KID of each validation: inception_v3, cifar10, fashion_mnist, or none
@@ -335,6 +335,15 @@ class RunConfig:
         model = {**found.model, **self.model}
         changed = dataclasses.replace(self, preset=found.preset, model=model)
         return changed, list(found.reasons.values())
+
+    def paced(self, steps_per_pass: int) -> RunConfig:
+        """Return the configuration of a new run with the steps between its validations, of which
+        there would be many in the passes over few images.
+        """
+        if self.validate_every is not None:
+            return self
+        every = max(100, min(1000, self.steps // 5), steps_per_pass)
+        return dataclasses.replace(self, validate_every=every)
 
     def normalization(self) -> str:
         """Return how the network is normalised, "batch" or "group"; "batch" where only the model's

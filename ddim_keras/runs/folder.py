@@ -79,6 +79,8 @@ class RunFolder:
                 )
             return config
         found = RunConfig.read(self.config)
+        if config.validate_every is None:  # as was settled then
+            config = dataclasses.replace(config, validate_every=found.validate_every)
         if config.kid == "auto":  # as it was found out then
             config = dataclasses.replace(config, kid=found.kid)
         if config.init_from and config.init_from == found.init_from:  # and so is its recipe

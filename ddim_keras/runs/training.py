@@ -235,10 +235,13 @@ def _prepare(
     validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
-    if config.minutes is not None and not fitted:
-        config = _fitted_into_minutes(config, recipe, training_data, source, tell)
-        # Afresh, as when it is resumed: trying steps has drawn random numbers.
-        return _prepare(config, shared, place, tell, True, source)
+    if not fitted:
+        is_timed = config.minutes is not None
+        if is_timed:
+            config = _fitted_into_minutes(config, recipe, training_data, source, tell)
+        config = config.paced(int(training_data.cardinality()))
+        if is_timed:  # afresh, as when it is resumed: trying steps has drawn random numbers
+            return _prepare(config, shared, place, tell, True, source)
     model = make_model(config, recipe, training_data, source)
     place.write(config)
     keep_source(config, place, source)
