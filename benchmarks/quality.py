@@ -19,8 +19,9 @@ table 1 are. Changes can be joined: "adamw+flips".
 
 A recipe's steps are as many as fit into the minutes, at the time of a step that is measured first.
 All are trained before any is scored, as only the training needs the machine to itself. The models
-stay in the output folder and are not trained again; each result is added to results.jsonl there,
-and comparison_DATA.png shows what each draws in 20 steps.
+stay in the output folder and are not trained again. Beside FID, KID, precision and recall it tells
+B, how much images differ in brightness as a share of how much the real ones do. Each result is
+added to results.jsonl there, and comparison_DATA.png shows what each draws in 20 steps.
 """
 
 from __future__ import annotations
@@ -224,6 +225,9 @@ RECIPES = {
     "flips": changed(flip=True),
     "cleaner_end_0.98": changed(noise_schedule=AngleSchedule(max_signal_rate=0.98)),
     "cleaner_end_0.995": changed(noise_schedule=AngleSchedule(max_signal_rate=0.995)),
+    "noisier_end_0.005": changed(noise_schedule=AngleSchedule(min_signal_rate=0.005)),
+    "noisier_end_0.0025": changed(noise_schedule=AngleSchedule(min_signal_rate=0.0025)),
+    "shifted": changed(noise_schedule=AngleSchedule(shift=2.0)),
     "cosine_times": changed(noise_schedule="cosine_beta"),
     "log_snr_times": changed(noise_schedule="linear_log_snr"),
     "paper_schedule": dataclasses.replace(changed(noise_schedule="linear_beta"), samplings=PAPER),
@@ -390,6 +394,7 @@ def score(
                 num_images,
                 number,
                 seed=1,
+                metrics=("fid", "kid", "precision_recall", Brightness(task.data.extractor)),
                 extractor=task.data.extractor,
                 **sampling,
             )
@@ -402,6 +407,31 @@ def score(
     return result, rows
 
 
+class Brightness(ddim_keras.metrics.ImageMetric):
+    """How much the generated images differ in brightness, as a share of how much the real ones do.
+
+    A walk whose first step still holds something of an image makes all of middling brightness, and
+    features of a classifier hardly see it.
+    """
+
+    def __init__(self, extractor: str):
+        super().__init__(extractor, "brightness")  # of which it needs nothing
+        self.reset_state()
+
+    def reset_state(self):
+        self.real, self.generated = [], []
+
+    def extract(self, images):
+        return np.mean(images, axis=(1, 2, 3))
+
+    def update_features(self, real=None, generated=None, counted=None):
+        for side, found in ((self.real, real), (self.generated, generated)):
+            side += [] if found is None else list(found)
+
+    def result(self):
+        return float(np.std(self.generated) / np.std(self.real))
+
+
 def describe(result: dict[str, Any]) -> str:
     lines = [
         f"{result['recipe']}, seed {result['seed']}: {result['parameters'] / 1e6:.2f} M, "
@@ -412,7 +442,7 @@ def describe(result: dict[str, Any]) -> str:
         figures = "  ".join(
             f"S={number}: FID {scores['fid']:6.3f} KID {scores['kid']:.4f} P "
             f"{scores['precision']:.2f} "
-            f"R {scores['recall']:.2f}"
+            f"R {scores['recall']:.2f} B {scores['brightness']:.2f}"
             for number, scores in by_number.items()
         )
         lines.append(f"  {name:18s} {figures}")

@@ -20,6 +20,7 @@ from ddim_keras.runs import RunConfig, making, training
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.runs.making import make_model, source_of
 from ddim_keras.sampling.defaults import SamplingDefaults
+from ddim_keras.schedules import AngleSchedule
 
 pytestmark = slow_on_jax
 KINDS = ("cat", "dog")
@@ -118,6 +119,17 @@ def test_classes_of_the_same_name_start_from_what_was_learned(photos, tmp_path):
         source.generate(1, labels="dog", seed=0, **options),
         atol=1e-6,
     )
+
+
+@pytest.mark.slow
+def test_the_noise_levels_may_be_others(photos, tmp_path):
+    source = trained()
+    source.save(tmp_path / "source.keras")
+    schedule = keras.saving.serialize_keras_object(AngleSchedule(min_signal_rate=0.005))
+    model = started(photos, tmp_path / "source.keras", tmp_path, model={"schedule": schedule})
+    assert model.engine.schedule.min_signal_rate == 0.005
+    for ours, theirs in zip(model.network.get_weights(), source.ema_network.get_weights()):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
@@ -297,6 +309,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(photos, tmp_pat
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="do not fit a model with another widths"):
         config_of(photos, tmp_path / "colour.keras", model={"widths": [8]})
+    with pytest.raises(ValueError, match="is told of noise variances, and .* has 1000 times: give"):
+        started(
+            photos,
+            tmp_path / "colour.keras",
+            tmp_path,
+            channels=3,
+            model={"schedule": "linear_beta"},
+        )
     with pytest.raises(ValueError, match="starts from its teacher"):
         config_of(photos, "cifar10_32", distill={"model": "cifar10_32"})
     with pytest.raises(ValueError, match="init_from must be a name"):

@@ -278,6 +278,22 @@ def test_what_is_recommended_fits_the_size(size, channels):
     assert found.reasons
 
 
+@pytest.mark.parametrize(
+    ("size", "channels", "least"),
+    [(32, 3, 0.005), (64, 3, 0.0025), ((64, 16), 4, 0.005), (64, 1, 0.01), (32, 1, None)],
+)
+def test_larger_images_are_recommended_a_noisier_end(size, channels, least):
+    """Or something of their brightness would be left in what a walk takes for noise."""
+    found = presets.recommend(size, channels)
+    if least is None:
+        assert "schedule" not in found.model and "schedule" not in found.reasons
+        return
+    own = {"load_weights": False, "image_size": size, "channels": channels}
+    model = DiffusionModel.from_preset(found.preset, **own, **found.model)
+    assert model.engine.schedule.min_signal_rate == least
+    assert f"signal rate of {least:g}" in found.reasons["schedule"]
+
+
 @pytest.mark.slow
 def test_a_recommended_model_trains():
     found = presets.recommend(16, 3)

@@ -260,6 +260,11 @@ def test_a_run_by_label_keeps_a_guidance_and_says_so(tmp_path, flowers, preset):
     assert RunConfig.read(tmp_path / "run" / "config.yaml").guidance == 2.0
     assert not [line for line in said if "guided" in line]  # the same command resumes
     other = dataclasses.replace(config, guidance=3.0)
+    colour = dataclasses.replace(config, channels=3, image_size=16)
+    in_colour = runs.train(colour, tmp_path / "colour", verbose=0).model
+    assert in_colour.sampling_defaults.guidance == 3.0
+    if preset == "auto":
+        assert in_colour.engine.schedule.min_signal_rate == 0.01
     with pytest.raises(ValueError, match="guidance: 2.0 there, 3.0 now"):
         runs.train(other, tmp_path / "run", verbose=0)
     changed = runs.train(other, tmp_path / "other", verbose=0).model

@@ -307,7 +307,8 @@ def guidance_options(command: Callable) -> Callable:
             type=float,
             default=None,
             help="How strongly images follow their labels: 1 is none, 1.5 to 4 are usual.  "
-            "[default: the model's own, 2 as train --labels makes it; from latents and to them, 1]",
+            "[default: the model's own, 3 or 2 as train --labels makes it; from latents and to "
+            "them, 1]",
         ),
         click.option(
             "--guidance-interval",

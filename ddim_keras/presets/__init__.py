@@ -20,12 +20,11 @@ from ddim_keras.presets.folders import (
     write,
 )
 from ddim_keras.presets.recipes import DISTILLING, Training
-from ddim_keras.presets.recommending import GUIDANCE, RECOMMENDED, Recommendation, recommend
+from ddim_keras.presets.recommending import RECOMMENDED, Recommendation, guidance, recommend
 
 __all__ = [
     "DISTILLING",
     "FIT_ANY_WEIGHTS",
-    "GUIDANCE",
     "RECOMMENDED",
     "Preset",
     "Recommendation",
@@ -33,6 +32,7 @@ __all__ = [
     "assign",
     "changed",
     "check_free",
+    "guidance",
     "names",
     "read",
     "recommend",

@@ -21,9 +21,11 @@ _COARSEST = 4  # those of its lowest level, at least
 _MOST_ATTENDED = 256  # pixels of a level with attention, whose memory grows with their square
 _FEW_IMAGES = 10_000
 _SHORT, _LONG = 30.0, 240.0
-# The weight for images by label: the best of 1, 1.5, 2 and 4 on clothes (docs/labels.md). For
-# cifar10_32 it is 3, an FID of 1.89 instead of 2.37 at 2, and 8.88 at 1.
-GUIDANCE = 2.0
+# Signal rates at the noisiest end, of images of 32 x 32. What is left there of an image's
+# brightness grows with its side.
+_LEAST_SIGNAL = {"colour": 0.005, "grey": 0.02}
+_SIDE = 32
+_USUAL_LEAST_SIGNAL = 0.02  # the schedule's own
 _OF_LEVELS = ("image_size", "patch_size", "widths", "attention_levels")
 
 
@@ -124,6 +126,13 @@ def recommend(
         f"images and {minutes:g} minutes of two CPU cores"
     )
     model["ema_decay"] = chosen.ema_decay
+    least = float(f"{_LEAST_SIGNAL[kind] * _SIDE / math.sqrt(size[0] * size[1]):.2g}")
+    if least < _USUAL_LEAST_SIGNAL:
+        model["schedule"] = _angle_schedule(least)
+        reasons["schedule"] = (
+            f"Noise up to a signal rate of {least:g}: with more left of them, images of {size[0]} "
+            f"x {size[1]} would differ too little in brightness"
+        )
     if num_images is not None and num_images < _FEW_IMAGES and minutes > _SHORT:
         model["dropout"] = 0.1
         reasons["dropout"] = (
@@ -131,6 +140,25 @@ def recommend(
             "images are as good, flip them (--flip)"
         )
     return Recommendation(RECOMMENDED, model, reasons)
+
+
+def guidance(channels: int) -> float:
+    """Return the weight of guidance that is recommended for images by label, of so many channels.
+
+    Of 1, 2 and 3 the last is best for photos (`cifar10_32`, and ten minutes of CIFAR-10), of 1,
+    1.5, 2 and 4 the third for clothes: docs/labels.md, docs/how_it_was_found.md.
+    """
+    return 2.0 if channels == 1 else 3.0
+
+
+def _angle_schedule(min_signal_rate: float) -> Config:
+    """The configuration of an `AngleSchedule`, as a file holds it: Keras is not imported here."""
+    return {
+        "module": "ddim_keras.diffusion.schedules",
+        "class_name": "AngleSchedule",
+        "config": {"min_signal_rate": min_signal_rate, "max_signal_rate": 0.95},
+        "registered_name": "ddim_keras>AngleSchedule",
+    }
 
 
 def _levels(size: tuple[int, int], channels: int, chosen: _Size, reasons: dict[str, str]) -> Config:

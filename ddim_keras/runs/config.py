@@ -102,7 +102,7 @@ class RunConfig:
             subfolder is a class.
         guidance: the weight that the model keeps for images by label, or of a task, where its user
             gives none; the run's own samples have it, too, the validation's KID has none. 1 for
-            none. Without it, with labels, that of the model to start from, or 2.
+            none. Without it, with labels, that of the model to start from, or 3, of grey images 2.
         task: what images are made from: super-resolution from small ones, colorization from grey
             ones; without it from noise alone.
         factor: of super-resolution, by how much the small images are smaller.
@@ -298,7 +298,8 @@ class RunConfig:
                 "a distillation starts from its teacher: leave init_from out, or give it as the "
                 "teacher"
             )
-        if unfit := sorted(set(self.model) - presets.FIT_ANY_WEIGHTS):
+        # Levels of noise that the network has not seen are learned, as it is told of them.
+        if unfit := sorted(set(self.model) - presets.FIT_ANY_WEIGHTS - {"schedule"}):
             raise ValueError(
                 f"the weights of {self.init_from} do not fit a model with another "
                 f"{', '.join(unfit)}: leave that out, or leave init_from out and train from the "

@@ -75,13 +75,17 @@ def make_model(
 
 
 def with_guidance(
-    config: RunConfig, source: DiffusionModel | None, tell: Callable[[str], None]
+    config: RunConfig,
+    training_data: Dataset,
+    source: DiffusionModel | None,
+    tell: Callable[[str], None],
 ) -> RunConfig:
     """Return the configuration of a new run with the weight by which its model is guided where
     nothing else is asked for, or by which its teacher is, and say it.
 
     Args:
         config: of the run, its preset found out.
+        training_data: what it is to make.
         source: the model that it starts from, or that teaches it.
         tell: called with a line.
     """
@@ -104,7 +108,8 @@ def with_guidance(
     left_out = {"label_dropout": 0.1, **base, **config.model}["label_dropout"]
     if not config.labels or config.task or not left_out:
         return config
-    weight = presets.GUIDANCE if own is None else own
+    channels = taken_apart(training_data.element_spec).images.shape[-1]
+    weight = presets.guidance(channels) if own is None else own
     tell(
         f"Images by label are guided by {weight:g}, unless another weight is asked for: plainer "
         "and better images, for two evaluations of the network a step"
@@ -158,6 +163,13 @@ def _started(
     configuration = presets.changed({**source.get_config(), "name": None}, settings)
     model: DiffusionModel = type(source).from_config(configuration)
     model.normalizer.set_weights(source.normalizer.get_weights())
+    times = [made.engine.schedule.num_times for made in (source, model)]
+    if times[0] != times[1]:
+        kinds = ["noise variances" if number is None else f"{number} times" for number in times]
+        raise ValueError(
+            f"the network of {name} is told of {kinds[0]}, and the run's schedule has {kinds[1]}: "
+            "give a schedule of that kind, or leave it out"
+        )
     try:
         take_weights(model.network, source.ema_network, classes)
     except ValueError as error:

@@ -231,7 +231,7 @@ def _prepare(
         config = _with_recommended(config, training_data, tell)
     if not fitted:
         _tell_of_labels(config, training_data, tell)
-        config = with_guidance(config, source, tell)
+        config = with_guidance(config, training_data, source, tell)
     validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
