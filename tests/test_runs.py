@@ -381,8 +381,9 @@ def test_a_run_chooses_its_network_by_the_images_and_says_why(tmp_path, photos):
 def test_a_network_of_the_users_own_levels_is_not_given_others(tmp_path, photos):
     config = small_config(photos, model={"widths": [4]}, minutes=60.0)
     chosen, reasons = config.recommended((32, 32), 3, 100)
-    assert chosen.model == {"widths": [4], "ema_decay": 0.999, "dropout": 0.1}
-    assert [reason.split()[0] for reason in reasons] == ["Dropout"]
+    end = chosen.model.pop("schedule")["config"]["min_signal_rate"]
+    assert end == 0.005 and chosen.model == {"widths": [4], "ema_decay": 0.999, "dropout": 0.1}
+    assert [reason.split()[0] for reason in reasons] == ["Noise", "Dropout"]
 
 
 @pytest.mark.parametrize(
