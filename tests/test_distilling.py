@@ -339,24 +339,30 @@ def test_a_student_walks_by_the_sampler_that_was_fitted_to_its_teacher(tmp_path)
         Distillation(1, "consistency", own=fitted)
 
 
+def distilling_in(folder, **changes):
+    """A run on the photos of a folder, taught by the model in it."""
+    settings = {
+        "data": str(folder / "photos"),
+        "split": 0.0,
+        "image_size": 8,
+        "channels": 1,
+        "distill": {"model": str(folder / "teacher.keras"), "steps": 1},
+        "training": {"batch_size": 4, "optimizer": "adamw"},
+        "precision": "float32",
+        "samples": 0,
+        "tensorboard": False,
+        "memorization": 0,
+        "ema_snapshots": 0,
+    }
+    return runs.RunConfig(**settings, **changes)
+
+
 @pytest.mark.slow
 def test_a_run_distills_and_resumes_without_the_file_its_teacher_came_from(tmp_path):
     (tmp_path / "photos").mkdir()
     make_trained_model(parameterization="velocity").save(tmp_path / "teacher.keras")
-    config = runs.RunConfig(
-        data=str(folder_of_images(tmp_path / "photos")),
-        split=0.0,
-        image_size=8,
-        channels=1,
-        steps=2,
-        distill={"model": str(tmp_path / "teacher.keras"), "steps": 1},
-        training={"batch_size": 4, "optimizer": "adamw"},
-        precision="float32",
-        samples=0,
-        tensorboard=False,
-        memorization=0,
-        ema_snapshots=0,
-    )
+    folder_of_images(tmp_path / "photos")
+    config = distilling_in(tmp_path, steps=2)
     assert runs.train(config, tmp_path / "run", verbose=0).step == 2
     (tmp_path / "teacher.keras").unlink()
     (tmp_path / "run" / "model.keras").unlink()
@@ -382,22 +388,7 @@ def test_a_run_writes_down_the_guidance_that_its_teacher_keeps(tmp_path, labelle
     for kind in ("a", "b"):
         (tmp_path / "photos" / kind).mkdir(parents=True)
         folder_of_images(tmp_path / "photos" / kind)
-    config = runs.RunConfig(
-        data=str(tmp_path / "photos"),
-        labels=True,
-        split=0.0,
-        image_size=8,
-        channels=1,
-        steps=1,
-        distill={"model": str(tmp_path / "teacher.keras"), "steps": 1},
-        training={"batch_size": 4, "optimizer": "adamw"},
-        precision="float32",
-        kid=None,
-        samples=0,
-        tensorboard=False,
-        memorization=0,
-        ema_snapshots=0,
-    )
+    config = distilling_in(tmp_path, steps=1, labels=True, kid=None)
     for weight, expected in ((3.0, [3.0]), (None, [])):
         labelled_model.sampling_defaults = SamplingDefaults(guidance=weight)
         labelled_model.save(tmp_path / "teacher.keras")

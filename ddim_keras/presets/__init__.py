@@ -20,7 +20,12 @@ from ddim_keras.presets.folders import (
     write,
 )
 from ddim_keras.presets.recipes import DISTILLING, Training
-from ddim_keras.presets.recommending import RECOMMENDED, Recommendation, guidance, recommend
+from ddim_keras.presets.recommending import (
+    RECOMMENDED,
+    Recommendation,
+    recommend,
+    recommended_guidance,
+)
 
 __all__ = [
     "DISTILLING",
@@ -32,10 +37,10 @@ __all__ = [
     "assign",
     "changed",
     "check_free",
-    "guidance",
     "names",
     "read",
     "recommend",
+    "recommended_guidance",
     "training",
     "write",
 ]

@@ -142,7 +142,7 @@ def recommend(
     return Recommendation(RECOMMENDED, model, reasons)
 
 
-def guidance(channels: int) -> float:
+def recommended_guidance(channels: int) -> float:
     """Return the weight of guidance that is recommended for images by label, of so many channels.
 
     Of 1, 2 and 3 the last is best for photos (`cifar10_32`, and ten minutes of CIFAR-10), of 1,

@@ -134,7 +134,7 @@ class RunConfig:
         jit: whether to compile with XLA; auto where it is faster.
         seed: fixes weights, order, noises and sampled images.
         validate_every: steps between validations, sampled images and lines of the log; without it
-            one pass over the data, but at least 1,000 or a fifth of all, and 100.
+            one pass over the data; of few images 1,000, or a fifth of all, but at least 100.
         validation_images: how many images of the validation part to validate on, about, from all
             over it; null in the file for all.
         kid: features for the KID of each validation: inception_v3, cifar10, fashion_mnist, or none

@@ -89,7 +89,8 @@ class RunFolder:
             config = dataclasses.replace(
                 config, preset=found.preset, model={**found.model, **config.model}
             )
-        if config.guidance is None and config.labels == found.labels:  # and so are weights
+        is_told_the_same = (config.labels, config.task) == (found.labels, found.task)
+        if config.guidance is None and is_told_the_same:  # and so are weights
             config = dataclasses.replace(config, guidance=found.guidance)
         if config.distill and "guidance" not in config.distill and "guidance" in found.distill:
             taught = {**config.distill, "guidance": found.distill["guidance"]}

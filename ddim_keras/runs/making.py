@@ -98,18 +98,17 @@ def with_guidance(
             "learned"
         )
         return dataclasses.replace(config, distill={**config.distill, "guidance": own})
-    if config.guidance is not None or "sampling_defaults" in config.model:
+    is_said = config.guidance is not None or "sampling_defaults" in config.model
+    if is_said or not config.labels or config.task:
         return config
     if source is None:
         base = presets.read(config.preset, load_weights=False).config
     else:
         base = source.get_config()
-    # Without dropout a model cannot be guided.
-    left_out = {"label_dropout": 0.1, **base, **config.model}["label_dropout"]
-    if not config.labels or config.task or not left_out:
-        return config
+    if not {"label_dropout": 0.1, **base, **config.model}["label_dropout"]:
+        return config  # such a model cannot be guided
     channels = taken_apart(training_data.element_spec).images.shape[-1]
-    weight = presets.guidance(channels) if own is None else own
+    weight = presets.recommended_guidance(channels) if own is None else own
     tell(
         f"Images by label are guided by {weight:g}, unless another weight is asked for: plainer "
         "and better images, for two evaluations of the network a step"

@@ -261,9 +261,8 @@ def _with_recommended(config: RunConfig, training_data: Dataset, tell: Tell) -> 
 def _tell_of_labels(config: RunConfig, training_data: Dataset, tell: Tell) -> None:
     """Say that there are labels, where the run makes nothing of them."""
     names = getattr(training_data, "unused_class_names", ())
-    if len(names) < 2 or not all(name.isprintable() for name in names):
-        return
-    if config.init_from or config.distill or config.task:
+    is_of_use = len(names) > 1 and all(name.isprintable() for name in names)
+    if not is_of_use or config.init_from or config.distill or config.task:
         return
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
     tell(
