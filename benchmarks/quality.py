@@ -13,7 +13,8 @@ classifiers, in S = 5, 20 and 50 steps, each of which evaluates the network once
 "mended" are the Keras example, sampled as it samples; "ours" is what `presets.recommend` says for
 the data and the minutes, sampled by the package's default, by a stochastic solver and as the
 example is; "labels" is the same told the labels that the data have, at guidance 1, 2 and 3, where
-more than 1 evaluates the network twice a step. The other names each change one thing of ours, and
+more than 1 evaluates the network twice a step; "autoguidance_learned" is ours for four fifths of
+the minutes, which then learns to guide itself. The other names each change one thing of ours, and
 are sampled by the default, but for "paper_schedule", which is sampled as two rows of the paper's
 table 1 are. Changes can be joined: "adamw+flips".
 
@@ -46,6 +47,7 @@ from ddim_keras.schedules import AngleSchedule
 from ddim_keras.support import backend
 
 TIMED_STEPS = 30
+LEARNED_SHARE = 0.2  # of the minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +145,8 @@ class Recipe:
         samplings: ways to sample, by name: arguments of `score`.
         labels: whether the model is told the images' labels.
         model_class: of our model.
+        autoguidance: learned in the last fifth of the minutes, away from the model after a tenth of
+            the steps of the others; None for none.
     """
 
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -153,6 +157,7 @@ class Recipe:
     )
     labels: bool = False
     model_class: type[ddim_keras.DiffusionModel] = ddim_keras.DiffusionModel
+    autoguidance: float | None = None
 
 
 @keras.saving.register_keras_serializable("quality")
@@ -231,6 +236,7 @@ RECIPES = {
     "cosine_times": changed(noise_schedule="cosine_beta"),
     "log_snr_times": changed(noise_schedule="linear_log_snr"),
     "paper_schedule": dataclasses.replace(changed(noise_schedule="linear_beta"), samplings=PAPER),
+    "autoguidance_learned": Recipe(autoguidance=2.0),
     "independent_times": Recipe(model_class=IndependentTimes),
 }
 
@@ -252,6 +258,7 @@ def recipe_of(name: str) -> Recipe:
         training={key: value for part in parts for key, value in part.training.items()},
         samplings=next((part.samplings for part in parts if part.labels), parts[-1].samplings),
         labels=any(part.labels for part in parts),
+        autoguidance=next((part.autoguidance for part in parts if part.autoguidance), None),
         model_class=next(
             (part.model_class for part in parts if part.model_class != Recipe.model_class),
             Recipe.model_class,
@@ -320,6 +327,19 @@ def for_sampling(model: keras.Model, image_shape: tuple[int, ...]) -> ddim_keras
     return ours
 
 
+class KeepEarly(keras.callbacks.Callback):
+    """Keep the averaged weights as they are after some steps."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.steps:
+            self.model.synchronize()
+            self.weights = self.model.ema_network.get_weights()
+
+
 class StepTimes(keras.callbacks.Callback):
     """Collect the seconds between the ends of steps."""
 
@@ -330,9 +350,8 @@ class StepTimes(keras.callbacks.Callback):
         self.ends.append(time.perf_counter())
 
 
-def seconds_per_step(recipe: Recipe, images: Any, task: Task) -> float:
+def seconds_per_step(model: keras.Model, images: Any) -> float:
     """Time single steps; the median of the quicker half, as whatever else runs only slows them."""
-    model = make(recipe, images, task, 0, 1000)
     times = StepTimes()
     model.fit(images.repeat(), epochs=1, steps_per_epoch=TIMED_STEPS, verbose=0, callbacks=[times])
     return float(np.median(sorted(np.diff(times.ends))[: TIMED_STEPS // 2]))
@@ -352,12 +371,20 @@ def train(name: str, task: Task, fixed_steps: int | None, seed: int, path: pathl
     training = training_of(recipe, task.recommendation(task.load()[0]))
     images, _ = task.load(training.batch_size, training.flip, seed=seed, labels=recipe.labels)
     minutes = task.minutes
-    steps = fixed_steps or max(1, int(60.0 * minutes / seconds_per_step(recipe, images, task)))
+    share = LEARNED_SHARE if recipe.autoguidance else 0.0
+    budget = 60.0 * minutes * (1.0 - share)
+    steps = fixed_steps or max(
+        1, int(budget / seconds_per_step(make(recipe, images, task, 0, 1000), images))
+    )
     model = make(recipe, images, task, seed, steps)
-    stop = StopInTime(60.0 * minutes if fixed_steps is None else float("inf"))
+    stop = StopInTime(budget if fixed_steps is None else float("inf"))
+    early = KeepEarly(max(1, steps // 10))
     start = time.perf_counter()
-    model.fit(images.repeat(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop])
+    model.fit(images.repeat(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop, early])
     seconds = time.perf_counter() - start
+    if recipe.autoguidance:
+        model, more = learned(model, early.weights, recipe, images, 60.0 * minutes * share)
+        seconds += more
     facts = {
         "data": task.name,
         "recipe": name,
@@ -372,6 +399,33 @@ def train(name: str, task: Task, fixed_steps: int | None, seed: int, path: pathl
     path.with_suffix(".json").write_text(json.dumps(facts))
     for_sampling(model, image_shape(images)).save(path)
     keras.backend.clear_session()
+
+
+def learned(
+    model: ddim_keras.DiffusionModel,
+    early: list[np.ndarray],
+    recipe: Recipe,
+    images: Any,
+    budget: float,
+) -> tuple[ddim_keras.DiffusionModel, float]:
+    """Return what a model becomes that learns autoguidance for so many seconds, and those that it
+    took.
+    """
+    weaker = type(model).from_config(model.get_config())
+    weaker.normalizer.set_weights(model.normalizer.get_weights())
+    weaker.ema_network.set_weights(early)
+    guidance = ddim_keras.Autoguidance(weaker, recipe.autoguidance)
+
+    def student(steps: int, epochs: int = 0, **options: Any) -> ddim_keras.DiffusionModel:
+        return ddim_keras.distill_guidance(
+            model, images.repeat(), guidance, epochs=epochs, steps_per_epoch=steps, **options
+        )
+
+    steps = max(1, int(budget / seconds_per_step(student(1000), images)))
+    start = time.perf_counter()
+    guided = student(steps, epochs=1, verbose=0, callbacks=[StopInTime(budget)])
+    print(f"and learned for {steps} steps", flush=True)
+    return guided, time.perf_counter() - start
 
 
 def score(

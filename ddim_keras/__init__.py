@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from ddim_keras.categorical import CategoricalDiffusionModel
     from ddim_keras.diffusion import forward, parameterizations, schedules, spacings, weightings
-    from ddim_keras.distilling import distill
+    from ddim_keras.distilling import distill, distill_guidance
     from ddim_keras.model import DiffusionModel, load_model
     from ddim_keras.runs import callbacks, ema, exporting
     from ddim_keras.sampling import clipping, guidance, operators
@@ -130,6 +130,7 @@ _REGISTERED = {
         *("Blur", "Colorize", "Compressed", "Mask", "SuperResolution"),
     ),
     "ddim_keras.training.distilling": ("Distillation",),
+    "ddim_keras.training.guiding": ("GuidanceDistillation", "KeptAutoguidance"),
 }
 
 # Public names that are no modules.
@@ -141,6 +142,7 @@ _NAMES = {
     "GuidanceFunction": "ddim_keras.sampling.guidance",
     "SamplingDefaults": "ddim_keras.sampling.defaults",
     "distill": "ddim_keras.distilling",
+    "distill_guidance": "ddim_keras.distilling",
     "divide_batches_among_cores": "ddim_keras.support.cores",
     "load_model": "ddim_keras.model",
 }
@@ -157,6 +159,7 @@ __all__ = [
     "clipping",
     "data",
     "distill",
+    "distill_guidance",
     "divide_batches_among_cores",
     "ema",
     "exporting",

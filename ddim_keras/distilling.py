@@ -1,4 +1,6 @@
-"""`distill`: of a trained model another one, which draws in one, two or four steps."""
+"""Of a trained model another one: `distill`, which draws in one, two or four steps, and
+`distill_guidance`, which draws guided images without guidance.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ from ddim_keras.presets import DISTILLING, Training
 from ddim_keras.samplers import DDIM, FittedSampler
 from ddim_keras.sampling.choices import chooser
 from ddim_keras.sampling.defaults import SamplingDefaults
-from ddim_keras.sampling.guidance import calls_in_a_step, guidances
+from ddim_keras.sampling.guidance import Autoguidance, calls_in_a_step, guidances
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.types import Data, GuidanceLike
+from ddim_keras.support.types import Config, Data, GuidanceLike
 from ddim_keras.training.distilling import Distillation
+from ddim_keras.training.guiding import GuidanceDistillation, KeptAutoguidance
+from ddim_keras.training.objective import Teaching
 
 _MOST_FEW_STEPS = 4
+# Of a teacher's sampling defaults, what another network cannot take over.
+_ITS_OWN = ("guidance", "samplers")
 
 
 def distill(
@@ -81,16 +87,85 @@ def distill(
     >>> few.generate(2, verbose=0).shape
     (2, 8, 8, 1)
     """
-    epochs = integer("epochs", epochs, minimum=0)
     few = student(model, steps, method, guidance, teacher_steps, seed, own=own)
+    own_options = {"metric_diffusion_steps": steps, **(compile_options or {})}
+    return _taught(few, data, epochs, training, own_options, options)
+
+
+def distill_guidance(
+    model: DiffusionModel,
+    data: Data,
+    guidance: GuidanceLike = None,
+    *,
+    epochs: int = 1,
+    training: Training = DISTILLING,
+    seed: int | None = 0,
+    compile_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> DiffusionModel:
+    """Train a model that draws by itself what a trained one draws with guidance, at one network
+    evaluation a step instead of two or more.
+
+    The model that comes out is a `DiffusionModel` of the same network, which starts from the
+    teacher's weights, for any sampler and any number of steps. It is compiled, holds its teachers,
+    and goes on training by `fit`, also after it was saved and loaded; `save_to_preset` leaves the
+    teachers out. It can be distilled once more, for few steps.
+
+    Args:
+        model: the trained model, which stays as it is.
+        data: as for `fit`, with the labels or conditions that the model takes.
+        guidance: of the teacher, as for `generate`: a weight, by label; `Autoguidance(weaker, 2.0)`
+            by a weaker model of the same network, which works without labels and makes most of
+            them better (docs/few_steps.md); or a list, each around the one before. None takes the
+            model's own.
+        epochs: how often the data are gone through; 0 for a model that is ready for `fit`.
+        training: optimizer, learning rate and batch size.
+        seed: of the random numbers of the new model.
+        compile_options: further arguments of `compile`, such as metrics.
+        **options: of `fit`, such as validation_data, steps_per_epoch, callbacks or verbose. About
+            a thousand steps of 32 images are enough.
+
+    Returns:
+        The model, whose `generate` is not guided by itself.
+
+    Raises:
+        ValueError: the model was not trained, was taught to draw in few steps, has no guidance of
+            its own where none is given, or cannot be guided so; a weaker model of another network;
+            a `GuidanceFunction`, which no file can hold.
+
+    Source: Meng et al. 2023, "On distillation of guided diffusion models"; Karras et al. 2024,
+        "Guiding a diffusion model with a bad version of itself".
+
+    Examples:
+
+    >>> weaker, model = (DiffusionModel(image_size=8, widths=[8], block_depth=1, channels=1, seed=s)
+    ...     for s in (0, 1))
+    >>> for each in (weaker, model):
+    ...     each.normalizer.adapt(np.random.default_rng(0).random((8, 8, 8, 1)), verbose=0)
+    >>> autoguidance = Autoguidance(weaker, 2.0)
+    >>> guided = distill_guidance(model, np.random.rand(8, 8, 8, 1), autoguidance, verbose=0)
+    >>> guided.generate(2, verbose=0).shape
+    (2, 8, 8, 1)
+    """
+    guided = guided_student(model, guidance, seed)
+    return _taught(guided, data, epochs, training, compile_options or {}, options)
+
+
+def _taught(
+    few: DiffusionModel,
+    data: Data,
+    epochs: int,
+    training: Training,
+    compile_options: dict[str, Any],
+    options: dict[str, Any],
+) -> DiffusionModel:
+    """Compile a model that is ready to be taught, and train it."""
+    epochs = integer("epochs", epochs, minimum=0)
     in_epoch = options.get("steps_per_epoch")
     if in_epoch is None and epochs:
         in_epoch = _batches(data, training.batch_size)
-    few.compile(
-        **training.compile_arguments(max(1, (in_epoch or 1) * epochs)),
-        metric_diffusion_steps=few.distillation.steps,  # type: ignore[union-attr]
-        **(compile_options or {}),
-    )
+    steps = max(1, (in_epoch or 1) * epochs)
+    few.compile(**training.compile_arguments(steps), **compile_options)
     if epochs:
         if inputs.is_one_piece(data):
             options = {"batch_size": training.batch_size, **options}
@@ -118,16 +193,7 @@ def student(
     Raises:
         ValueError: as `distill`.
     """
-    if not isinstance(model, DiffusionModel):
-        raise ValueError(
-            f"the teacher must be a DiffusionModel, got {type(model).__name__}: a file is loaded "
-            "by keras.models.load_model, a preset by DiffusionModel.from_preset"
-        )
-    model.synchronize()
-    if not model.normalizer.adapted:
-        raise ValueError(
-            "the model was never trained: fit it, or load its weights, before it teaches another"
-        )
+    _check_teacher(model)
     steps, taught = positive_int("steps", steps), steps_taught(model)
     defaults = model.sampling_defaults
     if teacher_steps is None and taught is not None:
@@ -148,21 +214,95 @@ def student(
             steps, method, distillation.teacher_steps, sampler, spacing, distillation.guidance, own
         )
     even = "linear" if own is None else None
-    serialize = keras.saving.serialize_keras_object
+    own_defaults = SamplingDefaults(steps, own or DDIM(), even, defaults.clipping)
+    return _begun(model, distillation, own_defaults, {"seed": seed, **changes})
+
+
+def guided_student(
+    model: DiffusionModel, guidance: GuidanceLike = None, seed: int | None = 0, **changes: Any
+) -> DiffusionModel:
+    """Return a model that is ready to be taught the guidance of another, whose weights it starts
+    from.
+
+    Args:
+        model, guidance, seed: as for `distill_guidance`.
+        **changes: further arguments of `DiffusionModel`, such as `dtype` or `ema_decay`.
+
+    Raises:
+        ValueError: as `distill_guidance`.
+    """
+    _check_teacher(model)
+    if (taught := steps_taught(model)) is not None:
+        raise ValueError(
+            f"the model was taught to draw in {taught} steps, and has forgotten what lies between "
+            "them: teach guidance to the model that taught it, and distill that"
+        )
+    defaults = model.sampling_defaults
+    learned, weaker = [], None
+    for part in guidances(defaults.guidance if guidance is None else guidance):
+        part.wrapper(model.engine)  # refuses what the model was not trained for
+        if isinstance(part, Autoguidance):
+            weaker = part.model
+            part = KeptAutoguidance(part.weight, part.interval)
+        learned.append(part)
+    shares = {name: value for name, value in defaults.get_config().items() if name not in _ITS_OWN}
+    own_defaults, config = SamplingDefaults(**shares), {"seed": seed, **changes}
+    guided = _begun(model, GuidanceDistillation(learned), own_defaults, config)
+    if weaker is not None:
+        weaker.synchronize()
+        _check_same_network(guided, weaker)
+        guided.weaker.set_weights(weaker.ema_network.get_weights())  # type: ignore[union-attr]
+    return guided
+
+
+def _check_teacher(model: DiffusionModel) -> None:
+    if not isinstance(model, DiffusionModel):
+        raise ValueError(
+            f"the teacher must be a DiffusionModel, got {type(model).__name__}: a file is loaded "
+            "by keras.models.load_model, a preset by DiffusionModel.from_preset"
+        )
+    model.synchronize()
+    if not model.normalizer.adapted:
+        raise ValueError(
+            "the model was never trained: fit it, or load its weights, before it teaches another"
+        )
+
+
+def _check_same_network(guided: DiffusionModel, weaker: DiffusionModel) -> None:
+    """Raise ValueError unless a network can take a weaker model's place with its weights alone."""
+    ours, theirs = (
+        [(tuple(weight.shape), weight.name) for weight in each.ema_network.weights]
+        for each in (guided, weaker)
+    )
+    told = [
+        (each.parameterization.get_config(), type(each.parameterization), each.schedule.num_times)
+        for each in (guided, weaker)
+    ]
+    if ours != theirs or told[0] != told[1]:
+        raise ValueError(
+            "the weaker model's network is another one than the model's, so that their file could "
+            "not hold it: give the same model after fewer steps of training, such as "
+            "ddim_keras.ema.early(run)"
+        )
+
+
+def _begun(
+    model: DiffusionModel, distillation: Teaching, defaults: SamplingDefaults, changes: Config
+) -> DiffusionModel:
+    """Return a model with the weights of another, which is its teacher."""
     config = {
         **model.get_config(),
-        "sampling_defaults": SamplingDefaults(steps, own or DDIM(), even, defaults.clipping),
-        "distillation": serialize(distillation),
-        "seed": seed,
+        "sampling_defaults": defaults,
+        "distillation": keras.saving.serialize_keras_object(distillation),
         "name": None,
         **changes,
     }
-    few: DiffusionModel = type(model).from_config(config)
-    few.normalizer.set_weights(model.normalizer.get_weights())  # copies: JAX would share them
+    made: DiffusionModel = type(model).from_config(config)
+    made.normalizer.set_weights(model.normalizer.get_weights())  # copies: JAX would share them
     weights = model.ema_network.get_weights()
-    for network in (few.network, few.ema_network, few.teacher):
+    for network in (made.network, made.ema_network, made.teacher):
         network.set_weights(weights)  # type: ignore[union-attr]
-    return few
+    return made
 
 
 def _kept(model: DiffusionModel, steps: int, guidance: GuidanceLike) -> FittedSampler:
@@ -184,7 +324,7 @@ def steps_taught(model: DiffusionModel) -> int | None:
     """In how many steps a model was taught to draw; None for others. A preset does not say it but
     by its own few steps of DDIM or of a sampler that was fitted, in which no other model is good.
     """
-    if model.distillation is not None:
+    if isinstance(model.distillation, Distillation):
         return model.distillation.steps
     own = model.sampling_defaults
     is_few = own.diffusion_steps is not None and own.diffusion_steps <= _MOST_FEW_STEPS

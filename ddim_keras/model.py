@@ -48,8 +48,7 @@ from ddim_keras.support.types import (
     Tensor,
     Variable,
 )
-from ddim_keras.training.distilling import Distillation, DistillationObjective
-from ddim_keras.training.objective import Objective
+from ddim_keras.training.objective import Objective, Teaching
 from ddim_keras.training.overriding import warn_of_methods_in_vain
 from ddim_keras.training.trainer import EMATrainer
 
@@ -127,7 +126,8 @@ class DiffusionModel(EMATrainer):
         sampling_defaults: a `SamplingDefaults`, what `generate` takes where its caller does not
             say: steps, sampler, spacing, clipping, guidance. None for those of its documentation.
         distillation: a `Distillation`, for a model that learns from a `teacher` to draw in a few
-            steps; `ddim_keras.distill` makes such models.
+            steps, or a `GuidanceDistillation`, for one that learns guidance; `ddim_keras.distill`
+            and `distill_guidance` make such models.
         dtype: Keras dtype policy of the network, such as "mixed_bfloat16". Rates, losses and the
             samplers' arithmetic are float32 whatever it is.
         name: name of the model.
@@ -138,6 +138,7 @@ class DiffusionModel(EMATrainer):
         network: the trained network.
         ema_network: the moving average of its weights, used for all inference.
         teacher: of a model with a `distillation`, the network that it learns from; else None.
+        weaker: of one that learns autoguidance, the network that guides by being weaker; else None.
 
     Raises:
         ValueError: an argument out of its range, or a size that the levels cannot halve.
@@ -178,7 +179,7 @@ class DiffusionModel(EMATrainer):
         network: keras.Model | Config | None = None,
         pixels: str = "measured",
         sampling_defaults: SamplingDefaults | Config | None = None,
-        distillation: Distillation | Config | None = None,
+        distillation: Teaching | Config | None = None,
         dtype: DType = None,
         name: str | None = None,
     ):
@@ -209,7 +210,7 @@ class DiffusionModel(EMATrainer):
         warn_of_methods_in_vain(cls, DiffusionModel)
 
     @property
-    def distillation(self) -> Distillation | None:
+    def distillation(self) -> Teaching | None:
         """How the model learns from its `teacher`, or None."""
         return getattr(self.objective, "distillation", None)
 
@@ -675,7 +676,7 @@ def _objective(
     parameterization: Any,
     loss_weighting: Any,
     told: tuple,
-    distillation: Distillation | Config | None,
+    distillation: Teaching | Config | None,
 ) -> Objective:
     """Return the objective that a user's arguments stand for, `told` being those of a
     `ConditionSpec`, with a warning where noise ends too soon.
@@ -689,7 +690,7 @@ def _objective(
     if distillation is None:
         objective = Objective(*parts)
     else:
-        objective = DistillationObjective(resolve(distillation, Distillation, {}), *parts)
+        objective = resolve(distillation, Teaching, {}).objective(*parts)
     check_noise_end(objective.schedule, objective.parameterization)
     if (left := float(objective.schedule(np.array([1.0]))[0][0])) > _LARGEST_SIGNAL_AT_NOISE_END:
         warnings.warn(

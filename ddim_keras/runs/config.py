@@ -39,7 +39,10 @@ _SETTINGS_OF_0_1 = frozenset(
     "precision jit seed validate_every validation_images kid samples samples_every tensorboard "
     "checkpoint_every checkpoint_minutes keep".split()
 )
-_DISTILL = frozenset(("model", "steps", "method", "guidance", "teacher_steps", "own"))
+# Of a run that distills, for few steps or for guidance; and of both.
+_OF_FEW_STEPS = frozenset(("steps", "teacher_steps", "own"))
+_OF_GUIDANCE = frozenset(("autoguidance", "weaker"))
+_DISTILL = frozenset(("model", "method", "guidance")) | _OF_FEW_STEPS | _OF_GUIDANCE
 # Not settings of a run's `model`: it has its own for these, or a file cannot hold them.
 _NOT_SET_BY_MODEL = {
     *("self", "name", "network", "seed", "dtype", "distillation"),
@@ -127,8 +130,11 @@ class RunConfig:
         training: settings of `presets.Training` that differ from the preset's, or from those of a
             distillation.
         distill: of a run that distills: model, where the teacher is, and steps, method, guidance,
-            teacher_steps and own (true or false) as for `ddim_keras.distill`. The run keeps the
-            teacher in its folder.
+            teacher_steps and own (true or false) as for `ddim_keras.distill`; or, with the method
+            guidance, guidance as for `ddim_keras.distill_guidance`, the weight of autoguidance, 2
+            where there is no other guidance, and weaker, where the weaker model for it is; without
+            it the teacher, a run, as it was after a tenth of its training. The run keeps both in
+            its folder.
         precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where
             the hardware computes in it.
         jit: whether to compile with XLA; auto where it is faster.
@@ -210,8 +216,9 @@ class RunConfig:
         for name in ("data", "data_dir", "cache", "preset", "init_from"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
-        if isinstance(teacher := self.distill.get("model"), str):
-            self.distill["model"] = os.path.expanduser(teacher)
+        for name in ("model", "weaker"):
+            if isinstance(place := self.distill.get(name), str):
+                self.distill[name] = os.path.expanduser(place)
 
     def _check_numbers(self) -> None:
         for name in ("steps", "checkpoint_every", "keep", "samples_every", "factor"):
@@ -236,12 +243,7 @@ class RunConfig:
                 raise ValueError(f"{name} must be a positive number, got {minutes!r}{hint}")
 
     def _check_words(self) -> None:
-        if self.distill and ("model" not in self.distill or set(self.distill) - _DISTILL):
-            raise ValueError(
-                f"distill must hold a model and some of {sorted(_DISTILL)}, got {self.distill!r}"
-            )
-        if not isinstance(self.distill.get("own", False), bool):
-            raise ValueError(f"own must be true or false, got {self.distill['own']!r}")
+        self._check_distill()
         self._check_init_from()
         for name in ("data", "preset", "precision"):
             value = getattr(self, name)
@@ -273,6 +275,26 @@ class RunConfig:
             )
         if self.kid not in (None, "auto", *FEATURES):
             raise ValueError(f"kid must be one of {['auto', *FEATURES]}, or None, got {self.kid!r}")
+
+    def _check_distill(self) -> None:
+        told = self.distill
+        if told and ("model" not in told or set(told) - _DISTILL):
+            raise ValueError(
+                f"distill must hold a model and some of {sorted(_DISTILL)}, got {told!r}"
+            )
+        if not isinstance(told.get("own", False), bool):
+            raise ValueError(f"own must be true or false, got {told['own']!r}")
+        is_guidance = told.get("method") == "guidance"
+        if unfit := sorted(set(told) & (_OF_FEW_STEPS if is_guidance else _OF_GUIDANCE)):
+            raise ValueError(
+                f"distill holds {', '.join(unfit)}, which "
+                + (
+                    "the method guidance has not, as it teaches no number of steps: leave that "
+                    "out, and distill once more for few steps"
+                    if is_guidance
+                    else "belong to the method guidance: give that, or leave them out"
+                )
+            )
 
     def _check_guidance(self) -> None:
         if self.guidance is None:

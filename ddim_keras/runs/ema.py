@@ -24,11 +24,13 @@ from ddim_keras.runs import snapshots, validating
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.support import files
+from ddim_keras.support.arguments import is_number
 from ddim_keras.training import averages
 
 LENGTHS = (0.03, 0.05, 0.08, 0.12, 0.18, 0.25)
 _BEST = "best"
 _LARGEST_ERROR = 0.1
+_OF_EARLY = 0.1  # a length that every snapshot holds
 _USUAL = (0.04, 0.2)  # lengths that a dozen snapshots make well
 
 
@@ -89,6 +91,30 @@ def reconstruct(
         tell(f"The best length is {chosen:g}")
     _set(model, found, chosen)
     return model
+
+
+def early(run: str | os.PathLike, share: float = 0.1) -> DiffusionModel:
+    """Return a run's model as it was early in its training: the weaker one for `Autoguidance`.
+
+    Args:
+        run: the run's folder; it may still be training.
+        share: of the training, in (0, 1]: the stored average that is nearest to it is taken.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `reconstruct`.
+
+    Examples:
+
+        model = ddim_keras.load_model("runs/photos/model.keras")
+        weaker = ddim_keras.ema.early("runs/photos")
+        model.generate(16, guidance=ddim_keras.Autoguidance(weaker, 2.0))
+    """
+    if not is_number(share) or not 0.0 < share <= 1.0:
+        raise ValueError(f"share must be a number in (0, 1], got {share!r}")
+    found = snapshots.stored(RunFolder(files.expanded(run)).ema)
+    steps = [each.step for each in found] or [0]  # of which `reconstruct` says that there are none
+    nearest = min(steps, key=lambda step: abs(step - share * steps[-1]))
+    return reconstruct(run, _OF_EARLY, step=nearest)
 
 
 def _until(step: int | None) -> str:

@@ -25,8 +25,8 @@ class RunFolder:
         path: of the folder; it need not exist yet.
 
     Attributes:
-        config, checkpoints, ema, samples, log, tensorboard, best, model, teacher, initial: what
-            lies in it.
+        config, checkpoints, ema, samples, log, tensorboard, best, model, teacher, weaker, initial:
+            what lies in it.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -40,6 +40,7 @@ class RunFolder:
         self.best = path / "best.keras"
         self.model = path / "model.keras"
         self.teacher = path / "teacher.keras"
+        self.weaker = path / "weaker.keras"
         self.initial = path / "initial.keras"
         self._fingerprint = path / "data.json"
         self._moved_from: str | None = None
@@ -92,8 +93,9 @@ class RunFolder:
         is_told_the_same = (config.labels, config.task) == (found.labels, found.task)
         if config.guidance is None and is_told_the_same:  # and so are weights
             config = dataclasses.replace(config, guidance=found.guidance)
-        if config.distill and "guidance" not in config.distill and "guidance" in found.distill:
-            taught = {**config.distill, "guidance": found.distill["guidance"]}
+        settled = {"guidance", "autoguidance"} & set(found.distill) - set(config.distill)
+        if config.distill and settled:
+            taught = {**config.distill, **{name: found.distill[name] for name in settled}}
             config = dataclasses.replace(config, distill=taught)
         if config.minutes is not None:  # and so is their number of steps
             if config.minutes != found.minutes:

@@ -5,29 +5,46 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 from ddim_keras import metrics, presets
 from ddim_keras.data.batches import taken_apart
-from ddim_keras.distilling import steps_taught, student
+from ddim_keras.distilling import guided_student, steps_taught, student
 from ddim_keras.model import DiffusionModel
 from ddim_keras.networks.copying import take_weights
+from ddim_keras.runs import ema
 from ddim_keras.runs.config import RunConfig
 from ddim_keras.runs.finding import load
 from ddim_keras.runs.folder import RunFolder
 from ddim_keras.sampling.defaults import SamplingDefaults
+from ddim_keras.sampling.guidance import Autoguidance, guidances
 from ddim_keras.support import backend
 from ddim_keras.support.types import Dataset
 from ddim_keras.training import averages
+from ddim_keras.training.distilling import Distillation
+
+_AUTOGUIDANCE = 2.0  # the best of 1.5, 2 and 3 for photos, and of those near it for clothes
+
+
+class Sources(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+        model: to start from, or the teacher.
+        weaker: of a run that learns autoguidance, what is weaker than the teacher.
+    """
+
+    model: DiffusionModel
+    weaker: DiffusionModel | None = None
 
 
 def make_model(
     config: RunConfig,
     recipe: presets.Training,
     training_data: Dataset,
-    source: DiffusionModel | None,
+    sources: Sources | None,
 ) -> DiffusionModel:
     """Return the model that a run trains, compiled.
 
@@ -35,7 +52,7 @@ def make_model(
         config: of the run.
         recipe: how it is trained.
         training_data: what it is to make.
-        source: the model that it starts from, or that teaches it, by `source_of`.
+        sources: what it starts from, by `sources_of`.
 
     Raises:
         ValueError: an unknown precision, or a model to start from that does not fit the data.
@@ -48,11 +65,12 @@ def make_model(
             f"unknown precision {precision!r}: expected auto, or a policy of Keras, such as "
             "float32, mixed_bfloat16 or mixed_float16"
         ) from error
-    if source is None:
+    if sources is None:
         model = _untrained(config, training_data, precision)
+    elif config.distill:
+        model = _student(config, training_data, precision, sources)
     else:
-        make = _student if config.distill else _started
-        model = make(config, training_data, precision, source)
+        model = _started(config, training_data, precision, sources.model)
     if config.guidance is not None:
         defaults = {**model.sampling_defaults.get_config(), "guidance": config.guidance}
         model.sampling_defaults = SamplingDefaults(**defaults)
@@ -69,7 +87,7 @@ def make_model(
         ema_lengths=averages.LENGTHS if config.ema_snapshots else (),
         jit_compile=config.jit,
     )
-    if model.distillation is not None:
+    if isinstance(model.distillation, Distillation):
         model.metric_diffusion_steps = model.distillation.steps
     return model
 
@@ -77,7 +95,7 @@ def make_model(
 def with_guidance(
     config: RunConfig,
     training_data: Dataset,
-    source: DiffusionModel | None,
+    sources: Sources | None,
     tell: Callable[[str], None],
 ) -> RunConfig:
     """Return the configuration of a new run with the weight by which its model is guided where
@@ -86,11 +104,19 @@ def with_guidance(
     Args:
         config: of the run, its preset found out.
         training_data: what it is to make.
-        source: the model that it starts from, or that teaches it.
+        sources: what it starts from.
         tell: called with a line.
     """
+    source = None if sources is None else sources.model
     own = None if source is None else source.sampling_defaults.guidance
     if config.distill:
+        if sources and sources.weaker is not None and "autoguidance" not in config.distill:
+            tell(
+                f"What is learned is autoguidance by {_AUTOGUIDANCE:g}: away from what the weaker "
+                "model predicts"
+            )
+            told = {**config.distill, "autoguidance": _AUTOGUIDANCE}
+            config = dataclasses.replace(config, distill=told)
         if own in (None, 1.0) or "guidance" in config.distill:
             return config
         tell(
@@ -213,9 +239,9 @@ def _told(condition_shape: Sequence[int] | None) -> str:
     return f"conditions of shape {tuple(condition_shape)}" if condition_shape else "noise alone"
 
 
-def source_of(config: RunConfig, place: RunFolder) -> DiffusionModel | None:
-    """Return the model that a run starts from, or that teaches it: the run's own copy, once it has
-    one; None for a run without.
+def sources_of(config: RunConfig, place: RunFolder) -> Sources | None:
+    """Return what a run starts from, or learns from: the run's own copies, once it has them; None
+    for a run without.
 
     Raises:
         ValueError: there is none, or it is damaged.
@@ -224,8 +250,27 @@ def source_of(config: RunConfig, place: RunFolder) -> DiffusionModel | None:
     if not name:
         return None
     copy = _copy_in(place, config)
-    if not copy.is_file():
-        return load(name)
+    model = _kept(copy, name) if copy.is_file() else load(name)
+    told, own = config.distill, model.sampling_defaults.guidance
+    is_guided = "guidance" in told or own not in (None, 1.0)
+    if told.get("method") != "guidance" or (
+        is_guided and not {"autoguidance", "weaker"} & set(told)
+    ):
+        return Sources(model)
+    source = told.get("weaker")
+    if place.weaker.is_file():
+        return Sources(model, _kept(place.weaker, source or f"{name}, early in its training"))
+    if source is None and not RunFolder(pathlib.Path(name)).config.is_file():
+        raise ValueError(
+            f"autoguidance needs a weaker model, and {name} is not the folder of a run, which "
+            "would keep an early one: give the folder, or weaker, such as the same model after a "
+            "tenth of the steps, or, for a model by label, guidance"
+        )
+    return Sources(model, ema.early(name) if source is None else load(source))
+
+
+def _kept(copy: pathlib.Path, name: str) -> DiffusionModel:
+    """Return what a run has copied."""
     try:
         return load(str(copy))
     except (ValueError, TypeError) as error:
@@ -235,12 +280,16 @@ def source_of(config: RunConfig, place: RunFolder) -> DiffusionModel | None:
         ) from error
 
 
-def keep_source(config: RunConfig, place: RunFolder, source: DiffusionModel | None) -> None:
-    """Keep the model that a run starts from in its folder, so that it resumes wherever that came
-    from, and whatever has been made of that since.
+def keep_sources(config: RunConfig, place: RunFolder, sources: Sources | None) -> None:
+    """Keep what a run starts from in its folder, so that it resumes wherever that came from, and
+    whatever has been made of that since.
     """
-    if source is not None and not _copy_in(place, config).is_file():
-        source.save(_copy_in(place, config))
+    if sources is None:
+        return
+    kept = [(sources.model, _copy_in(place, config)), (sources.weaker, place.weaker)]
+    for model, copy in kept:
+        if model is not None and not copy.is_file():
+            model.save(copy)
 
 
 def _copy_in(place: RunFolder, config: RunConfig) -> pathlib.Path:
@@ -248,15 +297,21 @@ def _copy_in(place: RunFolder, config: RunConfig) -> pathlib.Path:
 
 
 def _student(
-    config: RunConfig, training_data: Dataset, precision: str, teacher: DiffusionModel
+    config: RunConfig, training_data: Dataset, precision: str, sources: Sources
 ) -> DiffusionModel:
     """A model that starts from the weights of its teacher."""
     options = {"guidance": 1.0, **config.distill}  # the teacher's own was found out at the start
-    source = options.pop("model")
+    teacher, source = sources.model, options.pop("model")
     shape = tuple(taken_apart(training_data.element_spec).images.shape[1:])
     if shape != teacher.image_shape:
         raise ValueError(
             f"the images in {config.data} are of shape {shape}, those of the teacher in {source} "
             f"of {teacher.image_shape}: give image_size and channels as the teacher has them"
         )
-    return student(teacher, seed=config.seed, dtype=precision, **options, **config.model)
+    changes = {"seed": config.seed, "dtype": precision, **config.model}
+    if options.get("method") != "guidance":
+        return student(teacher, **options, **changes)
+    learned = guidances(options["guidance"])
+    if sources.weaker is not None:
+        learned.insert(0, Autoguidance(sources.weaker, options["autoguidance"]))
+    return guided_student(teacher, learned, **changes)

@@ -21,7 +21,7 @@ from ddim_keras.runs import callbacks, copying, validating, watching
 from ddim_keras.runs.checkpoints import Checkpoints
 from ddim_keras.runs.config import AUTO, RunConfig, check_model_settings
 from ddim_keras.runs.folder import RunFolder
-from ddim_keras.runs.making import keep_source, make_model, source_of, with_guidance
+from ddim_keras.runs.making import Sources, keep_sources, make_model, sources_of, with_guidance
 from ddim_keras.runs.signals import stopping_after_the_step
 from ddim_keras.runs.snapshots import Snapshots
 from ddim_keras.runs.timing import steps_within
@@ -194,7 +194,7 @@ def _prepare(
     place: RunFolder,
     tell: Tell,
     fitted: bool,
-    source: DiffusionModel | None = None,
+    sources: Sources | None = None,
 ) -> _Training:
     """Load the data, make the model, and write the configuration now that it is known to work.
 
@@ -224,27 +224,27 @@ def _prepare(
     if config.task:
         training_data = validating.for_task(training_data, config.task, config.factor)
         validation = validation and validating.for_task(validation, config.task, config.factor)
-    source = source or source_of(config, shared)
+    sources = sources or sources_of(config, shared)
     if config.init_from:  # said once, as where it came from may change or go
         config = dataclasses.replace(config, training=dataclasses.asdict(recipe))
     elif config.preset == AUTO and not config.distill:
         config = _with_recommended(config, training_data, tell)
     if not fitted:
         _tell_of_labels(config, training_data, tell)
-        config = with_guidance(config, training_data, source, tell)
+        config = with_guidance(config, training_data, sources, tell)
     validation = validating.spread_over(validation, config.validation_images, recipe.batch_size)
     if config.kid == "auto":
         config = dataclasses.replace(config, kid=_features_for(validation, tell))
     if not fitted:
         is_timed = config.minutes is not None
         if is_timed:
-            config = _fitted_into_minutes(config, recipe, training_data, source, tell)
+            config = _fitted_into_minutes(config, recipe, training_data, sources, tell)
         config = config.paced(int(training_data.cardinality()))
         if is_timed:  # afresh, as when it is resumed: trying steps has drawn random numbers
-            return _prepare(config, shared, place, tell, True, source)
-    model = make_model(config, recipe, training_data, source)
+            return _prepare(config, shared, place, tell, True, sources)
+    model = make_model(config, recipe, training_data, sources)
     place.write(config)
-    keep_source(config, place, source)
+    keep_sources(config, place, sources)
     return _Training(config, recipe, place, model, training_data, validation, tell)
 
 
@@ -276,11 +276,11 @@ def _fitted_into_minutes(
     config: RunConfig,
     recipe: presets.Training,
     training_data: Dataset,
-    source: DiffusionModel | None,
+    sources: Sources | None,
     tell: Tell,
 ) -> RunConfig:
     minutes = float(config.minutes or 0.0)
-    model = make_model(config, recipe, training_data, source)
+    model = make_model(config, recipe, training_data, sources)
     model.normalizer.adapt(training_data.take(10))
     part = backend.process()
     steps = steps_within(minutes, model, training_data.from_step(0, part=part))

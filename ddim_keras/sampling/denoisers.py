@@ -8,7 +8,7 @@ shown.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -72,6 +72,15 @@ def network_denoiser(
         return parameterization.components(prediction, noisy_images, signal_rates, noise_rates)
 
     return denoise
+
+
+def telling(denoise: Denoiser, told: Mapping[str, Tensor]) -> Denoiser:
+    """Return a denoiser that is told labels and condition of a batch, as in `Conditions`."""
+
+    def told_denoise(noisy_images, noise_rates, signal_rates, conditions):
+        return denoise(noisy_images, noise_rates, signal_rates, conditions._replace(**told))
+
+    return told_denoise
 
 
 def predict(

@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.samplers import Denoiser, Plan
 from ddim_keras.sampling.denoisers import Wrapper
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support.arguments import is_number
 from ddim_keras.support.configurable import Configurable
-from ddim_keras.support.types import Config, GuidanceLike, Images, Rates, Tensor
+from ddim_keras.support.types import Config, GuidanceLike, Images, Rates, Tensor, Variable
 
 Interval = Sequence[float]
 # Noise rates from 0 to 1 lie inside, whatever their rounding.
@@ -182,7 +183,9 @@ class Autoguidance(Guidance):
                 "must be trained on the same images (weaker.normalizer.set_weights("
                 "model.normalizer.get_weights()) before it is)"
             )
-        return _Weaker(self, weaker)
+        with weaker.weights_held():
+            values = weaker.held_values()
+        return _Weaker(self, weaker.denoise, weaker, weaker.schedule, (weaker.variables, values))
 
 
 class GuidanceFunction(Guidance):
@@ -374,17 +377,33 @@ class _ClassifierFree(_Within):
 
 
 class _Weaker(_Within):
-    def __init__(self, guidance: Autoguidance, weaker: Engine):
-        super().__init__(guidance, id(weaker))
-        self._weaker = weaker  # kept, so that no other takes its place under this key
-        self.variables = weaker.variables
-        with weaker.weights_held():
-            self.values = weaker.held_values()
+    """Away from a weaker denoiser.
+
+    Args:
+        guidance: how far.
+        weaker: the denoiser.
+        whose: what it belongs to.
+        schedule: by which it is told of noise levels.
+        reads: its variables, and their values; none where it is a part of what is trained.
+    """
+
+    def __init__(
+        self,
+        guidance: Guidance,
+        weaker: Denoiser,
+        whose: Any,
+        schedule: Schedule,
+        reads: tuple[Sequence[Variable], Sequence[Tensor]] = ((), ()),
+    ):
+        super().__init__(guidance, id(whose))
+        # `whose` is kept, so that no other takes its place under this key
+        self._weaker, self._whose, self._schedule = weaker, whose, schedule
+        self.variables, self.values = reads
 
     def steered(self, denoise, numbers, noisy_images, noise_rates, signal_rates, conditions):
         noises, images = denoise(noisy_images, noise_rates, signal_rates, conditions)
-        level = self._weaker.schedule.conditions(signal_rates, noise_rates)
-        weak_noises, weak_images = self._weaker.denoise(
+        level = self._schedule.conditions(signal_rates, noise_rates)
+        weak_noises, weak_images = self._weaker(
             noisy_images, noise_rates, signal_rates, conditions._replace(noise_level=level)
         )
         weight = numbers[0]
@@ -392,6 +411,19 @@ class _Weaker(_Within):
             weak_noises + weight * (noises - weak_noises),
             weak_images + weight * (images - weak_images),
         )
+
+
+def away_from(
+    guidance: Guidance, denoise: Denoiser, weaker: Denoiser, schedule: Schedule
+) -> Denoiser:
+    """Return a denoiser that moves away from what a weaker one predicts, as `Autoguidance` does,
+    for rates of each image.
+
+    Args:
+        guidance: how far, and at which noise rates.
+        denoise, weaker: of networks that are told of noise levels by the `schedule`.
+    """
+    return _Weaker(guidance, weaker, weaker, schedule).without_branch(denoise)
 
 
 class _ByFunction(_Within):

@@ -13,7 +13,6 @@ With S steps of DDIM over even times, whose angles are u_S > ... > u_1 > u_0 = 0
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -39,21 +38,22 @@ from ddim_keras.samplers import (
     walk,
     walk_written_out,
 )
-from ddim_keras.sampling.denoisers import network_denoiser
+from ddim_keras.sampling.denoisers import network_denoiser, telling
 from ddim_keras.sampling.distance import distances_through_noise
 from ddim_keras.sampling.engine import Engine
-from ddim_keras.sampling.guidance import ClassifierFreeGuidance, guidances
+from ddim_keras.sampling.guidance import ClassifierFreeGuidance
 from ddim_keras.support.arguments import integer, positive_int
-from ddim_keras.support.configurable import Configurable, resolve
+from ddim_keras.support.configurable import resolve
 from ddim_keras.support.types import Config, GuidanceLike, Images, Rates, Tensor
-from ddim_keras.training.objective import Objective
+from ddim_keras.training.guiding import that_files_hold
+from ddim_keras.training.objective import Objective, Teaching
 
 METHODS = ("progressive", "consistency")
 _TEACHER_STEPS = {"progressive": 6, "consistency": 24}
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
-class Distillation(Configurable):
+class Distillation(Teaching):
     """How a model is taught to draw in a few steps; `ddim_keras.distill` makes such models.
 
     Args:
@@ -109,19 +109,7 @@ class Distillation(Configurable):
                 f"the model can walk by a FittedSampler of {steps} steps, taught by the method "
                 f"'progressive', got {self.own!r} and {method!r}"
             )
-        parts = guidance if isinstance(guidance, (list, tuple)) else [guidance]
-        parts = [
-            keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part
-            for part in parts
-            if part is not None
-        ]
-        self.guidance = guidances(parts)
-        for part in self.guidance:
-            if not isinstance(part, ClassifierFreeGuidance):
-                raise ValueError(
-                    f"a model cannot be taught with {type(part).__name__}, which no file can "
-                    "hold: give a weight, or ClassifierFreeGuidance"
-                )
+        self.guidance = that_files_hold(guidance, (ClassifierFreeGuidance,))
 
     def get_config(self) -> Config:
         serialize = keras.saving.serialize_keras_object
@@ -138,6 +126,15 @@ class Distillation(Configurable):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.steps}, {self.method!r})"
 
+    def objective(
+        self,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        loss_weighting: Weighting,
+        spec: ConditionSpec,
+    ) -> Objective:
+        return DistillationObjective(self, schedule, parameterization, loss_weighting, spec)
+
 
 class DistillationObjective(Objective):
     """What a `Distillation` minimises. `n_loss` and `i_loss` compare with what the teacher says.
@@ -145,9 +142,6 @@ class DistillationObjective(Objective):
     Args:
         distillation: how.
         schedule, parameterization, loss_weighting, spec: as for `Objective`.
-
-    Attributes:
-        teacher: the teacher's network; None until `taught_by`.
     """
 
     def __init__(
@@ -160,7 +154,6 @@ class DistillationObjective(Objective):
     ):
         super().__init__(schedule, parameterization, loss_weighting, spec)
         self.distillation = distillation
-        self.teacher: keras.Model | None = None
         self._engine: Engine | None = None
         self._distances: Callable[..., Tensor] | None = None
         own: Sampler = distillation.own or DDIM()
@@ -169,11 +162,10 @@ class DistillationObjective(Objective):
         self._long = self._plan_of_teacher()
         self._angles = np.arctan2(*reversed(levels_of(schedule, times)))
 
-    def taught_by(self, network: keras.Model, engine: Engine) -> keras.Model | None:
+    def take_teachers(self, network: keras.Model, engine: Engine) -> None:
         self.teacher, self._engine = copied(network), engine
         self.teacher.trainable = False
         self._distances = distances_through_noise(engine, self.teacher)
-        return self.teacher
 
     def measure(
         self,
@@ -190,7 +182,7 @@ class DistillationObjective(Objective):
         rates say through how much noise the teacher's network then compares images.
         """
         own = network_denoiser(network, self.parameterization, self.spec, training)
-        student, teacher = _telling(own, told), self._teaching(told)
+        student, teacher = telling(own, told), self._teaching(told)
         if self.distillation.method == "progressive":
             found = self._of_walks(student, teacher, images, noises, noise_rates)
         else:
@@ -251,20 +243,8 @@ class DistillationObjective(Objective):
             ops.stop_gradient(part / apart) for part in (wanted_images, wanted_noises)
         )
         level = self.schedule.conditions(signal_rates, noise_rates)
-        pred_noises, pred_images = student(
-            noisy_images, noise_rates, signal_rates, Conditions(level)
-        )
-        target, prediction = (
-            self.parameterization.target(*parts, signal_rates, noise_rates)
-            for parts in ((wanted_images, wanted_noises), (pred_images, pred_noises))
-        )
-        weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
-        losses = ops.reshape(weights, (-1,)) * self.of_images(target, prediction)
-        return (
-            losses,
-            self.of_images(wanted_noises, pred_noises),
-            self.of_images(wanted_images, pred_images),
-        )
+        predicted = student(noisy_images, noise_rates, signal_rates, Conditions(level))
+        return self.compared((wanted_noises, wanted_images), predicted, signal_rates, noise_rates)
 
     def _next(self, angles: Tensor) -> tuple[Tensor, Tensor]:
         """The angle at which each one's part of the way ends, and that of the teacher's step."""
@@ -317,7 +297,7 @@ class DistillationObjective(Objective):
         denoise = network_denoiser(self.teacher, self.parameterization, self.spec)
         for part in self.distillation.guidance:
             denoise = part.wrapper(self._engine).without_branch(denoise)
-        return _telling(denoise, told)
+        return telling(denoise, told)
 
     def _plan_of_teacher(self) -> Plan:
         distillation, schedule = self.distillation, self.schedule
@@ -327,12 +307,3 @@ class DistillationObjective(Objective):
 
 
 _CLOSE = 1e-4  # of angles
-
-
-def _telling(denoise: Denoiser, told: Mapping[str, Any]) -> Denoiser:
-    """A denoiser that is told labels and condition."""
-
-    def told_denoise(noisy_images, noise_rates, signal_rates, conditions):
-        return denoise(noisy_images, noise_rates, signal_rates, conditions._replace(**told))
-
-    return told_denoise

@@ -19,7 +19,7 @@ from ddim_keras.training import freezing
 from ddim_keras.training.averages import PowerAverages
 from ddim_keras.training.overriding import refuse_another_part
 
-_NEVER_TRAINED = ("ema_network", "power_averages", "teacher")
+_NEVER_TRAINED = ("ema_network", "power_averages", "teacher", "weaker")
 # What steps that were compiled hold as it was, by the functions of Keras's that take them.
 _READ_BY = {
     "condition_noise": ("train", "test"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,24 @@ from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.denoisers import predict
 from ddim_keras.sampling.engine import Engine
 from ddim_keras.support import backend
+from ddim_keras.support.configurable import Configurable
 from ddim_keras.support.types import Images, Rates, Tensor
+
+
+class Teaching(Configurable, abc.ABC):
+    """How a model is taught by another: base class of what `DiffusionModel` takes as
+    `distillation`.
+    """
+
+    @abc.abstractmethod
+    def objective(
+        self,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        loss_weighting: Weighting,
+        spec: ConditionSpec,
+    ) -> Objective:
+        """Return what the model minimises; arguments as for `Objective`."""
 
 
 class LossTracker(keras.metrics.Mean):
@@ -51,6 +69,7 @@ class Objective:
 
     Attributes:
         loss: a Keras loss, or a function (true, predicted) -> values.
+        teacher, weaker: networks that it is learned from, and that are never trained, or None.
         noise_losses, image_losses, losses: their running means, n_loss, i_loss and loss.
     """
 
@@ -70,12 +89,13 @@ class Objective:
         self.noise_losses = keras.metrics.Mean(name="n_loss", dtype="float32")
         self.image_losses = keras.metrics.Mean(name="i_loss", dtype="float32")
         self.losses = LossTracker(name="loss", dtype="float32")
+        self.teacher: keras.Model | None = None
+        self.weaker: keras.Model | None = None
 
-    def taught_by(self, network: keras.Model, engine: Engine) -> keras.Model | None:
-        """Take a teacher, who begins as a copy of a network, and return it; an objective that is
+    def take_teachers(self, network: keras.Model, engine: Engine) -> None:
+        """Take the networks to learn from, which begin as copies of one; an objective that is
         learned from the data alone has none.
         """
-        return None
 
     def results(self) -> dict[str, Tensor]:
         """Return the running n_loss, i_loss and loss, by the names of their trackers."""
@@ -124,6 +144,31 @@ class Objective:
         noise_losses = self.of_images(noises, pred_noises)
         image_losses = self.of_images(images, pred_images)
         return self.taken(network, losses, noise_losses, image_losses, sample_weight)
+
+    def compared(
+        self,
+        wanted: tuple[Images, Images],
+        predicted: tuple[Images, Images],
+        signal_rates: Rates,
+        noise_rates: Rates,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses of a batch's images, weighted, of the noises and of the images in them,
+        each (batch,).
+
+        Args:
+            wanted, predicted: (noises, images), each (batch, height, width, channels).
+            signal_rates, noise_rates: (batch, 1, 1, 1).
+        """
+        target, prediction = (
+            self.parameterization.target(images, noises, signal_rates, noise_rates)
+            for noises, images in (wanted, predicted)
+        )
+        weights = self.loss_weighting(signal_rates, noise_rates, self.parameterization)
+        losses = ops.reshape(weights, (-1,)) * self.of_images(target, prediction)
+        noise_losses, image_losses = (
+            self.of_images(true, found) for true, found in zip(wanted, predicted)
+        )
+        return losses, noise_losses, image_losses
 
     def taken(
         self,

@@ -47,6 +47,7 @@ class EMASteps(EMANetworks):
     Attributes:
         engine: what uses the trained network.
         teacher: the network that it learns from, where the objective has one.
+        weaker: the network that it learns to differ from, where the objective has one.
         normalizer: turns images in [0, 1] into zero mean and unit variance.
     """
 
@@ -93,7 +94,8 @@ class EMASteps(EMANetworks):
             before_use=self.synchronize,
         )
         self.sampling_defaults = sampling_defaults  # type: ignore[assignment]
-        self.teacher = objective.taught_by(ema_network, self.engine)
+        objective.take_teachers(ema_network, self.engine)
+        self.teacher, self.weaker = objective.teacher, objective.weaker
         self.built = True
 
     @classmethod
