@@ -22,8 +22,8 @@ from ddim_keras.training.guiding import GuidanceDistillation, KeptAutoguidance
 from ddim_keras.training.objective import Teaching
 
 _MOST_FEW_STEPS = 4
-# Of a teacher's sampling defaults, what another network cannot take over.
-_ITS_OWN = ("guidance", "samplers")
+# Of a teacher's sampling defaults, what a new network does not take over.
+_ITS_OWN = ("guidance", "samplers", "version")
 
 
 def distill(

@@ -23,8 +23,7 @@ from ddim_keras import DiffusionModel, data, metrics, plotting
 from ddim_keras.runs.finding import load
 
 EVALUATIONS = (5, 20)
-GUIDANCES = (1.0, 2.0, 3.0, 4.0)
-MIDDLE = 3.0  # of the picture by label, and of the figures by class
+GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 STEPS = 20  # of the rows with guidance, each of which asks the network twice
 COLUMNS = 10
 METRICS = ("fid", "kid", "precision_recall")
@@ -45,7 +44,7 @@ def figures(model: DiffusionModel, real: Any, features: str, number: int) -> Non
     for steps in EVALUATIONS:
         found = model.score(real, number, steps, metrics=METRICS, **same)
         print(row("none asked for", str(steps), found), flush=True)
-    by_class = {}
+    by_class, own = {}, own_guidance(model)
     for guidance in GUIDANCES:
         told = {"labels": labels, "guidance": guidance, "per_class": True}
         wanted = [*METRICS, "agreement"]
@@ -57,16 +56,21 @@ def figures(model: DiffusionModel, real: Any, features: str, number: int) -> Non
     print(" | precision | recall | coverage |\n|---|" + "---|" * (len(by_class) + 3))
     for name in real.class_names:
         agreements = [f"{100 * each[name]['agreement']:.0f} %" for each in by_class.values()]
-        middle = by_class[MIDDLE][name]
-        others = [f"{middle[what]:.2f}" for what in ("precision", "recall", "coverage")]
+        scores = by_class[own][name]
+        others = [f"{scores[what]:.2f}" for what in ("precision", "recall", "coverage")]
         print(f"| {name} | " + " | ".join(agreements + others) + " |")
-    print(f"\nPrecision, recall and coverage by class: at guidance {MIDDLE:g}.")
+    print(f"\nPrecision, recall and coverage by class: at guidance {own:g}.")
+
+
+def own_guidance(model: DiffusionModel) -> float:
+    """The weight of the picture by label, and of the figures by class."""
+    return model.sampling_defaults.guidance or 1.0
 
 
 def pictures(model: DiffusionModel, names: tuple[str, ...], stem: pathlib.Path) -> None:
     """Draw a row a class, and a row a guidance."""
     shown = np.repeat(np.arange(len(names)), COLUMNS)
-    drawn = model.generate(len(shown), 50, labels=shown, guidance=MIDDLE, seed=0, verbose=0)
+    drawn = model.generate(len(shown), 50, labels=shown, seed=0, verbose=0)
     rows = drawn.reshape(len(names), COLUMNS, *model.image_shape)
     plotting.save_figure(stem.with_name(f"{stem.name}_labels.png"), plotting.plot_rows(rows, names))
     labels = np.arange(2 * len(names)) % len(names)

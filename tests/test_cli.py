@@ -3,6 +3,7 @@ import gc
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -1047,6 +1048,22 @@ def test_distill_teaches_a_model_in_a_folder(tmp_path, model_path):
     described = json.loads((tmp_path / "images" / "metadata.json").read_text())
     assert described["network_evaluations"] == 1
     assert "give --model, the teacher" in run("distill", "-o", tmp_path / "other", code=2)
+
+
+@pytest.mark.slow
+def test_the_command_that_train_ends_with_teaches_guidance_on_the_same_images(small_run):
+    out, _, said = small_run
+    told = said.split("Better images at the same cost, after a little more training: ddim-keras ")
+    command = shlex.split(told[1].splitlines()[0])
+    assert command[:3] == ["distill", "--method", "guidance"] and command[4] == str(out)
+    run(*command, "--steps", 2, "--samples", 0, "--no-tensorboard")
+    folder = out.with_name(f"{out.name}-guided")
+    before, config = (RunConfig.read(each / "config.yaml") for each in (out, folder))
+    assert (config.data, config.split, config.steps) == (before.data, before.split, 2)
+    assert config.distill["autoguidance"] == 2.0
+    # It is not told again of what is learned already, and resumes by its folder alone.
+    again = run("distill", "--out", folder)
+    assert "Nothing is left to do" in again and "at the same cost" not in again
 
 
 def test_datasets_are_listed():

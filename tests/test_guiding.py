@@ -88,12 +88,12 @@ def test_it_draws_after_training_what_the_guided_teacher_draws():
 
 
 def test_guidance_by_label_is_learned_with_the_labels(labelled_model):
-    labelled_model.sampling_defaults = SamplingDefaults(7, guidance=3.0)
+    labelled_model.sampling_defaults = SamplingDefaults(7, guidance=3.0, version="0.1")
     own, other = guided_student(labelled_model), guided_student(labelled_model, 1.5)
     labelled_model.sampling_defaults = None
     assert own.distillation.guidance[0].weight == 3.0 and own.weaker is None
-    # What it keeps of the teacher's defaults is all but the guidance, of which it needs none.
-    assert own.sampling_defaults.guidance is None and own.sampling_defaults.diffusion_steps == 7
+    # Of the teacher's defaults it keeps what is not of those weights; it needs no guidance.
+    assert own.sampling_defaults.get_config() == SamplingDefaults(7).get_config()
     told = {"labels": ops.convert_to_tensor(np.arange(16) % 2, "int32")}
     images = random_images(16)
     far, near = (loss_of(each, each.teacher, told, images) for each in (own, other))

@@ -24,7 +24,12 @@ def test_the_shipped_model_draws_clothes_in_one_line():
 
 def test_the_shipped_weights_stay_small():
     folder = pathlib.Path(presets.__file__).parent / "pretrained"
-    largest = {"cifar10_32": 16e6, "fashion_mnist_32": 2e6, "fashion_mnist_32_few_steps": 2e6}
+    largest = {
+        **dict.fromkeys(("cifar10_32", "cifar10_32_guided"), 16e6),
+        **dict.fromkeys(
+            ("fashion_mnist_32", "fashion_mnist_32_few_steps", "fashion_mnist_32_guided"), 2e6
+        ),
+    }
     assert {path.parent.name for path in folder.rglob("weights.npz")} == set(largest)
     for weights in folder.rglob("weights.npz"):
         assert weights.stat().st_size < largest[weights.parent.name]
@@ -149,7 +154,7 @@ def test_untrained_models_and_foreign_networks_are_no_presets(tmp_path):
 def test_unknown_and_damaged_presets_are_refused(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"unknown preset 'mnist': expected one of \['cifar10_32', 'ddpm_cifar10', 'fashion",
+        match=r"unknown preset 'mnist': expected one of \['cifar10_32', 'cifar10_32_guided', 'ddpm",
     ):
         DiffusionModel.from_preset("mnist")
     make_trained_model().save_to_preset(tmp_path / "mine")

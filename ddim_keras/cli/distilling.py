@@ -15,6 +15,8 @@ from ddim_keras.cli.training import run
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig
 
+# What a teacher that is a run says of its images.
+_OF_IMAGES = ("data", "data_dir", "split", "fit", "background", "bits", "unreadable")
 # What the teacher says, and what `distill` has options of its own for.
 _NOT_OPTIONS = (
     *("model", "training", "distill", "preset", "init_from"),
@@ -101,13 +103,14 @@ def distill(
     """Teach a model to draw in a few steps, or its guidance, or resume an interrupted teaching.
 
     The new model starts from the teacher's weights, and is trained as by train: with checkpoints,
-    validation and samples, in a folder. The same command resumes, or the one with --out alone.
+    validation and samples, in a folder. The same command resumes, or the one with --out alone. Of a
+    teacher that is a run --data is what that was trained on, if nothing else is said.
 
     \b
     ddim-keras distill -m runs/photos --data path/to/photos --out runs/photos-2
     ddim-keras distill -m photos.keras -d path/to/photos -e 1 --minutes 60 -o runs/photos-1
     ddim-keras generate -m runs/photos-2 --out images
-    ddim-keras distill --method guidance -m runs/photos -d path/to/photos --steps 1000 -o better
+    ddim-keras distill --method guidance -m runs/photos --steps 1000 -o runs/photos-guided
     """
     settings: dict[str, Any] = {
         "model": source,
@@ -125,7 +128,7 @@ def distill(
             raise click.UsageError(
                 f"there is no run in {out} to resume: give --model, the teacher, and --data"
             )
-        flags |= _as_the_teacher(source)
+        flags |= _as_the_teacher(source, flags)
         told["model"] = _found_again(source)
         flags["distill"] = told
     elif told:
@@ -162,11 +165,20 @@ def _refuse_another_teacher(out: pathlib.Path, before: str, source: str) -> None
         )
 
 
-def _as_the_teacher(source: str) -> dict[str, Any]:
-    """What a run must know of the images that the teacher makes."""
+def _as_the_teacher(source: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """What a run must know of the images that the teacher makes; where the teacher is a run, and no
+    others are asked for, those that it was trained on.
+    """
     from ddim_keras.runs.finding import load
 
     teacher = load(source)
     *size, channels = teacher.image_shape
     labels = True if teacher.num_classes is not None else None
-    return {"image_size": size, "channels": channels, "labels": labels}
+    found = {"image_size": size, "channels": channels, "labels": labels}
+    config = pathlib.Path(source).expanduser() / "config.yaml"
+    if flags.get("data") is None and config.is_file():
+        trained = RunConfig.read(config)
+        of_images = {name: getattr(trained, name) for name in _OF_IMAGES}
+        of_images["flip"] = trained.recipe().flip
+        found |= {name: value for name, value in of_images.items() if flags.get(name) is None}
+    return found

@@ -60,7 +60,7 @@ def names() -> list[str]:
     Examples:
 
     >>> names()[:3]
-    ['cifar10_32', 'ddpm_cifar10', 'fashion_mnist_32']
+    ['cifar10_32', 'cifar10_32_guided', 'ddpm_cifar10']
     """
     return sorted(path.parent.name for path in _FOLDER.glob("*/preset.json"))
 
