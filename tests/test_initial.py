@@ -18,7 +18,7 @@ from ddim_keras.networks.copying import take_weights
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig, making, training
 from ddim_keras.runs.folder import RunFolder
-from ddim_keras.runs.making import make_model, source_of
+from ddim_keras.runs.making import make_model, sources_of
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.schedules import AngleSchedule
 
@@ -78,7 +78,7 @@ def started(photos, source, tmp_path, **changes):
     data, _ = load_dataset(
         photos, config.image_size, 4, split=0.0, channels=config.channels, labels=config.labels
     )
-    known = source_of(config, RunFolder(tmp_path / "run"))
+    known = sources_of(config, RunFolder(tmp_path / "run"))
     return make_model(config, config.recipe(), data, known)
 
 
