@@ -185,7 +185,9 @@ def _started(
         else:
             classes = [known.index(each) if each in known else None for each in names]
         settings["num_classes"] = len(names)
-    configuration = presets.changed({**source.get_config(), "name": None}, settings)
+    base = {**source.get_config(), "name": None}
+    base.pop("distillation", None)  # it learns from images now, and its teacher stays behind
+    configuration = presets.changed(base, settings)
     model: DiffusionModel = type(source).from_config(configuration)
     model.normalizer.set_weights(source.normalizer.get_weights())
     times = [made.engine.schedule.num_times for made in (source, model)]
