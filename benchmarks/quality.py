@@ -370,21 +370,20 @@ def train(name: str, task: Task, fixed_steps: int | None, seed: int, path: pathl
     recipe = recipe_of(name)
     training = training_of(recipe, task.recommendation(task.load()[0]))
     images, _ = task.load(training.batch_size, training.flip, seed=seed, labels=recipe.labels)
-    minutes = task.minutes
     share = LEARNED_SHARE if recipe.autoguidance else 0.0
-    budget = 60.0 * minutes * (1.0 - share)
-    steps = fixed_steps or max(
-        1, int(budget / seconds_per_step(make(recipe, images, task, 0, 1000), images))
-    )
+    budget = 60.0 * task.minutes * (1.0 - share)
+    if fixed_steps is None:
+        tried = make(recipe, images, task, 0, 1000)
+        steps = max(1, int(budget / seconds_per_step(tried, images)))
+    else:
+        steps = max(1, round(fixed_steps * (1.0 - share)))
     model = make(recipe, images, task, seed, steps)
     stop = StopInTime(budget if fixed_steps is None else float("inf"))
     early = KeepEarly(max(1, steps // 10))
+    callbacks = [stop, early] if recipe.autoguidance else [stop]
     start = time.perf_counter()
-    model.fit(images.repeat(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=[stop, early])
+    model.fit(images.repeat(), epochs=1, steps_per_epoch=steps, verbose=0, callbacks=callbacks)
     seconds = time.perf_counter() - start
-    if recipe.autoguidance:
-        model, more = learned(model, early.weights, recipe, images, 60.0 * minutes * share)
-        seconds += more
     facts = {
         "data": task.name,
         "recipe": name,
@@ -394,6 +393,11 @@ def train(name: str, task: Task, fixed_steps: int | None, seed: int, path: pathl
         "batch_size": training.batch_size,
         "minutes": round(seconds / 60.0, 2),
     }
+    if recipe.autoguidance:
+        left = None if fixed_steps is None else max(1, fixed_steps - steps)
+        seconds_left = 60.0 * task.minutes * share
+        model, more = learned(model, early.weights, recipe, images, seconds_left, left)
+        facts |= more | {"minutes": round(facts["minutes"] + more["learned_minutes"], 2)}
     print(f"trained {name}, seed {seed}: {stop.steps} steps in {facts['minutes']} min", flush=True)
     # The model last: where it is, all is.
     path.with_suffix(".json").write_text(json.dumps(facts))
@@ -407,9 +411,10 @@ def learned(
     recipe: Recipe,
     images: Any,
     budget: float,
-) -> tuple[ddim_keras.DiffusionModel, float]:
-    """Return what a model becomes that learns autoguidance for so many seconds, and those that it
-    took.
+    fixed_steps: int | None,
+) -> tuple[ddim_keras.DiffusionModel, dict[str, float]]:
+    """Return what a model becomes that learns autoguidance for so many seconds, or steps, and what
+    it took.
     """
     weaker = type(model).from_config(model.get_config())
     weaker.normalizer.set_weights(model.normalizer.get_weights())
@@ -421,11 +426,13 @@ def learned(
             model, images.repeat(), guidance, epochs=epochs, steps_per_epoch=steps, **options
         )
 
-    steps = max(1, int(budget / seconds_per_step(student(1000), images)))
+    steps = fixed_steps or max(1, int(budget / seconds_per_step(student(1000), images)))
+    stop = StopInTime(budget if fixed_steps is None else float("inf"))
     start = time.perf_counter()
-    guided = student(steps, epochs=1, verbose=0, callbacks=[StopInTime(budget)])
-    print(f"and learned for {steps} steps", flush=True)
-    return guided, time.perf_counter() - start
+    guided = student(steps, epochs=1, verbose=0, callbacks=[stop])
+    minutes = round((time.perf_counter() - start) / 60.0, 2)
+    print(f"and learned for {stop.steps} steps", flush=True)
+    return guided, {"learned_steps": stop.steps, "learned_minutes": minutes}
 
 
 def score(

@@ -7,9 +7,11 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from ddim_keras.data import inputs
 from ddim_keras.model import DiffusionModel
+from ddim_keras.networks.ddpm_unet import DDPMUNet
 from ddim_keras.presets import DISTILLING, Training
 from ddim_keras.samplers import DDIM, FittedSampler
 from ddim_keras.sampling.choices import chooser
@@ -24,6 +26,11 @@ from ddim_keras.training.objective import Teaching
 _MOST_FEW_STEPS = 4
 # Of a teacher's sampling defaults, what a new network does not take over.
 _ITS_OWN = ("guidance", "samplers", "version")
+# Of a model's configuration, what makes another network, or another meaning of what it says.
+_OF_THE_NETWORK = (
+    *("widths", "block_depth", "embedding_dims", "embedding_max_frequency", "conditioning"),
+    *("normalization", "attention_levels", "patch_size", "parameterization"),
+)
 
 
 def distill(
@@ -116,7 +123,7 @@ def distill_guidance(
         data: as for `fit`, with the labels or conditions that the model takes.
         guidance: of the teacher, as for `generate`: a weight, by label; `Autoguidance(weaker, 2.0)`
             by a weaker model of the same network, which works without labels and makes most of
-            them better (docs/few_steps.md); or a list, each around the one before. None takes the
+            them better (docs/labels.md); or a list, each around the one before. None takes the
             model's own.
         epochs: how often the data are gone through; 0 for a model that is ready for `fit`.
         training: optimizer, learning rate and batch size.
@@ -130,8 +137,9 @@ def distill_guidance(
 
     Raises:
         ValueError: the model was not trained, was taught to draw in few steps, has no guidance of
-            its own where none is given, or cannot be guided so; a weaker model of another network;
-            a `GuidanceFunction`, which no file can hold.
+            its own where none is given, or cannot be guided so; a weaker model of another network,
+            or with the model's own weights; guidance by label, and data without labels; a
+            `GuidanceFunction`, which no file can hold.
 
     Source: Meng et al. 2023, "On distillation of guided diffusion models"; Karras et al. 2024,
         "Guiding a diffusion model with a bad version of itself".
@@ -270,20 +278,33 @@ def _check_teacher(model: DiffusionModel) -> None:
 
 def _check_same_network(guided: DiffusionModel, weaker: DiffusionModel) -> None:
     """Raise ValueError unless a network can take a weaker model's place with its weights alone."""
-    ours, theirs = (
-        [(tuple(weight.shape), weight.name) for weight in each.ema_network.weights]
-        for each in (guided, weaker)
-    )
-    told = [
-        (each.parameterization.get_config(), type(each.parameterization), each.schedule.num_times)
-        for each in (guided, weaker)
-    ]
-    if ours != theirs or told[0] != told[1]:
+    ours, theirs = (_described(each) for each in (guided, weaker))
+    if ours != theirs:
         raise ValueError(
             "the weaker model's network is another one than the model's, so that their file could "
             "not hold it: give the same model after fewer steps of training, such as "
             "ddim_keras.ema.early(run)"
         )
+    pairs = zip(guided.ema_network.get_weights(), weaker.ema_network.get_weights())
+    if all(np.array_equal(*pair) for pair in pairs):
+        raise ValueError(
+            "the weaker model has the weights of the model itself, so that there is nothing to "
+            "move away from: give it after fewer steps of training, such as "
+            "ddim_keras.ema.early(run)"
+        )
+
+
+def _described(model: DiffusionModel) -> list[Any]:
+    """What a network needs to have in common with another so that both say the same with the same
+    weights.
+    """
+    config, network = model.get_config(), model.ema_network
+    told = [config.get(name) for name in _OF_THE_NETWORK]
+    if isinstance(network, DDPMUNet):
+        told.append({**network.settings, "dtype": None, "dropout": None, "recompute": None})
+    if model.schedule.num_times is not None:  # by which the network is told of noise levels
+        told.append(config.get("schedule"))
+    return told + [(tuple(weight.shape), weight.name) for weight in network.weights]
 
 
 def _begun(

@@ -238,6 +238,28 @@ def test_an_average_can_be_that_of_an_earlier_step(whole_run):
     np.testing.assert_allclose(found, exact, atol=2**-10 * np.abs(exact).max())
 
 
+@slow_on_jax
+def test_a_model_early_in_its_training_is_the_average_nearest_to_there(whole_run, tmp_path):
+    folder, trajectory = whole_run
+    for share, step in ((0.1, 2), (0.3, 8)):
+        exact = averages.shares(0.1, step) @ trajectory[:step]
+        found = flat(ema.early(folder, share).ema_network.weights)
+        np.testing.assert_allclose(found, exact, atol=2**-10 * np.abs(exact).max())
+    with pytest.raises(ValueError, match=r"share must be a number in \(0, 1\), got 1.0"):
+        ema.early(folder, 1.0)
+    with pytest.raises(FileNotFoundError, match="no configuration at"):
+        ema.early(tmp_path)
+    shutil.copytree(folder, tmp_path / "run")
+    *others, last = sorted((tmp_path / "run" / "ema").iterdir())
+    for path in others:
+        path.unlink()
+    with pytest.raises(ValueError, match=f"no average: the nearest is its last, of step {STEPS}"):
+        ema.early(tmp_path / "run")
+    last.unlink()
+    with pytest.raises(ValueError, match="has stored no averages: train it with"):
+        ema.early(tmp_path / "run")
+
+
 def files_of(folder):
     return {path.name: np.load(path)["averages"] for path in (folder / "ema").iterdir()}
 

@@ -4,16 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import make_small_model, random_images, slow_on_jax
 from keras import ops
 from test_distilling import folder_of_images, gaussian_images, gaussian_model, labelled_model
 
 import ddim_keras
 from ddim_keras import Autoguidance, ClassifierFreeGuidance, distill, distill_guidance, load_model
+from ddim_keras.cli import main
 from ddim_keras.distilling import guided_student
 from ddim_keras.guidance import Guidance
 from ddim_keras.presets import Training
+from ddim_keras.runs.folder import RunFolder
+from ddim_keras.runs.making import sources_of
 from ddim_keras.sampling.defaults import SamplingDefaults
+from ddim_keras.schedules import CosineBetaSchedule, LinearBetaSchedule
 from ddim_keras.training.guiding import GuidanceDistillation, KeptAutoguidance
 
 __all__ = ["labelled_model"]  # a fixture, which is used by its name
@@ -136,8 +141,13 @@ def test_files_hold_both_teachers_and_presets_none(tmp_path, trained_model):
 def test_what_cannot_be_learned_is_refused(trained_model):
     other = make_small_model(parameterization="velocity", widths=[8, 8])
     noise = make_small_model(widths=[4, 8])
-    for each in (other, noise):
+    same, quicker = (
+        make_small_model(parameterization="velocity", widths=[4, 8], **changes)
+        for changes in ({}, {"embedding_max_frequency": 500.0})
+    )
+    for each in (other, noise, same, quicker):
         each.normalizer.set_weights(trained_model.normalizer.get_weights())
+    same.ema_network.set_weights(trained_model.ema_network.get_weights())
     function = ddim_keras.GuidanceFunction(lambda noisy, images, *rates: images)
     weaker = Autoguidance(trained_model, 2.0)
     for guidance, message in (
@@ -147,6 +157,8 @@ def test_what_cannot_be_learned_is_refused(trained_model):
         (function, "cannot be taught with GuidanceFunction, which no file can hold"),
         (Autoguidance(other, 2.0), r"network is another one .* ddim_keras.ema.early\(run\)"),
         (Autoguidance(noise, 2.0), "network is another one than the model's"),
+        (Autoguidance(quicker, 2.0), "network is another one than the model's"),
+        (Autoguidance(same, 2.0), "has the weights of the model itself, so that there is nothing"),
         ([weaker, weaker], "one weaker network: give one Autoguidance, not several"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -158,6 +170,30 @@ def test_what_cannot_be_learned_is_refused(trained_model):
         guided_student(few, weaker)
     with pytest.raises(ValueError, match=r"generate takes Autoguidance\(model, 2.0\)"):
         trained_model.generate(1, guidance=KeptAutoguidance(2.0))
+
+
+def test_a_weaker_model_of_other_times_is_refused():
+    """A network of T times is told which of them it is, which is another noise level there."""
+    noises = {"min_beta": 1e-3, "max_beta": 0.2, "num_times": 50}
+    model, weaker, other = (
+        make_small_model(schedule=schedule, parameterization="velocity", seed=seed)
+        for seed, schedule in enumerate(
+            [LinearBetaSchedule(**noises)] * 2 + [CosineBetaSchedule(num_times=50)]
+        )
+    )
+    for each in (model, weaker, other):
+        each.normalizer.adapt(random_images())
+    assert guided_student(model, Autoguidance(weaker, 2.0)).weaker is not None
+    with pytest.raises(ValueError, match="network is another one than the model's"):
+        guided_student(model, Autoguidance(other, 2.0))
+
+
+def test_guidance_by_label_is_not_learned_from_images_alone(labelled_model):
+    own = guided_student(labelled_model, 3.0)
+    with pytest.raises(ValueError, match="by label is learned from images with their labels"):
+        loss_of(own, own.teacher, {}, random_images(16))
+    with pytest.raises(ValueError, match="'guidance': ddim_keras.distill_guidance teaches that"):
+        distill(labelled_model, random_images(), method="guidance")
 
 
 def test_it_is_what_its_configuration_says():
@@ -227,7 +263,74 @@ def test_a_run_says_what_does_not_go_with_its_method():
     teacher = {"model": "fashion_mnist_32"}
     for told, message in (
         ({"method": "guidance", "steps": 2}, "holds steps, which the method guidance has not"),
-        ({"weaker": "a.keras"}, "holds weaker, which belong to the method guidance"),
+        ({"weaker": "a.keras"}, "holds weaker, which the method guidance alone has"),
+        ({"method": "guiding"}, "method must be one of .*'guidance'., got 'guiding'"),
+        ({"method": "guidance", "weaker": None}, "weaker must be a name, file or folder, got None"),
+        ({"method": "guidance", "autoguidance": float("nan")}, "autoguidance must be a number"),
+        ({"method": "guidance", "autoguidance": "2"}, "autoguidance must be a number.*got '2'"),
+        ({"method": "guidance", "autoguidance": 1.0, "weaker": "a"}, "autoguidance of 1 is none"),
     ):
         with pytest.raises(ValueError, match=message):
             ddim_keras.runs.RunConfig(distill={**teacher, **told})
+
+
+def test_a_run_learns_autoguidance_where_it_is_told_to_or_nothing_else(tmp_path, labelled_model):
+    place = RunFolder(tmp_path / "run")
+    labelled_model.sampling_defaults = SamplingDefaults(guidance=3.0)
+    labelled_model.save(tmp_path / "model.keras")
+    labelled_model.sampling_defaults = None
+    guided_student(labelled_model, 3.0).save(tmp_path / "learned.keras")
+    labelled_model.save(tmp_path / "plain.keras")
+
+    def learned(name, **told):
+        told = {"model": str(tmp_path / name), "method": "guidance", **told}
+        return sources_of(settings_in(tmp_path, labels=True, distill=told), place).weaker
+
+    weaker = str(tmp_path / "plain.keras")
+    for told, is_learned in (
+        ({}, False),
+        ({"guidance": 2.0}, False),
+        ({"autoguidance": 1.0}, False),
+        ({"weaker": weaker}, True),
+        ({"guidance": 1.0, "weaker": weaker}, True),
+        ({"autoguidance": 1.5, "weaker": weaker}, True),
+    ):
+        assert (learned("model.keras", **told) is not None) == is_learned
+    message = "needs a weaker model, and .*{}.keras"
+    for name, told, advice in (
+        ("model", {"guidance": 1.0}, " is not the folder of a run"),  # 1 is none
+        ("model", {"autoguidance": 2.0}, " is not the folder of a run"),
+        ("plain", {}, " is not the folder of a run"),
+        ("learned", {}, " has learned guidance from another one"),
+    ):
+        with pytest.raises(ValueError, match=message.format(name) + advice):
+            learned(f"{name}.keras", **told)
+    place.path.mkdir()
+    settings_in(tmp_path).write(place.config)
+    with pytest.raises(ValueError, match="run/weaker.keras is missing, .*bring one of them back"):
+        learned("plain.keras", autoguidance=2.0)
+
+
+@pytest.mark.slow
+def test_the_same_command_resumes_without_the_weaker_model(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    folder_of_images(tmp_path / "photos")
+    for seed, name in enumerate(("model", "early", "other")):
+        model = make_small_model(widths=[4], parameterization="velocity", seed=seed)
+        model.normalizer.adapt(random_images(8))
+        model.save(tmp_path / f"{name}.keras")
+    monkeypatch.chdir(tmp_path)
+    flags = ["-d", "photos", "--split", "0", "--batch-size", "4", "--samples", "0", "--steps", "1"]
+    flags += ["--no-tensorboard", "--memorization", "0", "--ema-snapshots", "0", "--out", "run"]
+    command = ["distill", "--method", "guidance", "-m", "model.keras", *flags, "--weaker"]
+
+    def said(*told):
+        result = CliRunner().invoke(main, list(map(str, told)))
+        return f"{result.output}{result.exception or ''}"
+
+    assert "Trained for 1 steps" in said(*command, "early.keras")
+    assert "other.keras is another one" in said(*command, "other.keras")
+    (tmp_path / "early.keras").rename(tmp_path / "moved.keras")
+    for weaker in ("early.keras", "moved.keras"):
+        assert "Nothing is left to do" in said(*command, weaker)
+    assert "another configuration" in said(*command, "moved.keras", "--autoguidance", "3")

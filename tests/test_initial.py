@@ -10,15 +10,15 @@ import pytest
 from click.testing import CliRunner
 from conftest import first_quick, make_small_model, random_images, slow_on_jax
 
-from ddim_keras import load_model, networks, runs
+from ddim_keras import Autoguidance, load_model, networks, runs
 from ddim_keras.cli import main
 from ddim_keras.data import load_dataset
-from ddim_keras.distilling import student
+from ddim_keras.distilling import guided_student, student
 from ddim_keras.networks.copying import take_weights
 from ddim_keras.presets import Training
 from ddim_keras.runs import RunConfig, making, training
 from ddim_keras.runs.folder import RunFolder
-from ddim_keras.runs.making import make_model, source_of
+from ddim_keras.runs.making import make_model, sources_of
 from ddim_keras.sampling.defaults import SamplingDefaults
 from ddim_keras.schedules import AngleSchedule
 
@@ -78,7 +78,7 @@ def started(photos, source, tmp_path, **changes):
     data, _ = load_dataset(
         photos, config.image_size, 4, split=0.0, channels=config.channels, labels=config.labels
     )
-    known = source_of(config, RunFolder(tmp_path / "run"))
+    known = sources_of(config, RunFolder(tmp_path / "run"))
     return make_model(config, config.recipe(), data, known)
 
 
@@ -97,6 +97,19 @@ def test_both_networks_start_from_the_averaged_weights(photos, tmp_path):
         model.generate(2, 3, seed=0, verbose=0),
         source.generate(2, 3, seed=0, verbose=0),
     )
+
+
+def test_a_model_that_learned_guidance_is_a_start_without_its_teachers(photos, tmp_path):
+    weaker = trained()
+    for network in (weaker.network, weaker.ema_network):
+        network.set_weights([0.9 * weight for weight in network.get_weights()])
+    source = guided_student(trained(), Autoguidance(weaker, 2.0))
+    source.save(tmp_path / "source.keras")
+    model = started(photos, tmp_path / "source.keras", tmp_path)
+    # Its teachers would be networks as they are before any training.
+    assert model.distillation is None and model.teacher is None and model.weaker is None
+    for ours, theirs in zip(model.network.get_weights(), source.ema_network.get_weights()):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow

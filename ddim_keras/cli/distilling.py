@@ -62,7 +62,7 @@ _NOT_OPTIONS = (
     type=float,
     default=None,
     help="With the method guidance: how far to go away from what a weaker model predicts. It needs "
-    "no labels.  [default: 2, where there is no other guidance]",
+    "no labels.  [default: 2, where there is no other guidance, or --weaker is given]",
 )
 @click.option(
     "--weaker",
@@ -133,8 +133,7 @@ def distill(
         flags["distill"] = told
     elif told:
         before = RunConfig.read(out / "config.yaml").distill
-        if source is not None and before:
-            _refuse_another_teacher(out, str(before["model"]), source)
+        told |= _as_before(out, before, {"model": source, "weaker": weaker})
         flags["distill"] = {**before, **told, "model": before.get("model", source)}
     run(out, None, devices, {}, flags)
 
@@ -145,23 +144,38 @@ def _found_again(source: str | None) -> str | None:
     return str(place.resolve()) if place is not None and place.exists() else source
 
 
-def _refuse_another_teacher(out: pathlib.Path, before: str, source: str) -> None:
-    """Raise ValueError if a model is there that is not the one the run keeps as its teacher, which
-    may have been moved.
+def _as_before(
+    out: pathlib.Path, before: dict[str, Any], given: dict[str, str | None]
+) -> dict[str, Any]:
+    """Where the run says that its teacher and its weaker model came from, of which the run has its
+    own: they may have been moved, or be gone.
+
+    Raises:
+        ValueError: another model is there.
     """
+    from ddim_keras.runs.folder import RunFolder
+
+    place = RunFolder(out)
+    kept = {"model": place.teacher, "weaker": place.weaker}
+    is_meant = {name: source for name, source in given.items() if source and name in before}
+    for name, source in is_meant.items():
+        _refuse_another(out, kept[name], str(before[name]), source)
+    return {name: before[name] for name in is_meant}
+
+
+def _refuse_another(out: pathlib.Path, kept: pathlib.Path, before: str, source: str) -> None:
+    """Raise ValueError if a model is there that is not the one of which the run has a copy."""
     from ddim_keras import presets
     from ddim_keras.runs.exporting import model_hash
     from ddim_keras.runs.finding import load
-    from ddim_keras.runs.folder import RunFolder
 
-    place, kept = pathlib.Path(source).expanduser(), RunFolder(out).teacher
-    is_there = place.exists() or source in presets.names()
-    if before in (source, str(place.resolve())) or not is_there or not kept.is_file():
+    is_there = pathlib.Path(source).expanduser().exists() or source in presets.names()
+    if before in (source, _found_again(source)) or not is_there or not kept.is_file():
         return
     if model_hash(load(source)) != model_hash(load(str(kept))):
         raise ValueError(
-            f"the model in {out} is taught by {before}, and {source} is another one: choose "
-            "another folder for another teacher"
+            f"the model in {out} learns from {before}, and {source} is another one: choose "
+            "another folder for another teacher, or another weaker model"
         )
 
 

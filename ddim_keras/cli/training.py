@@ -150,7 +150,8 @@ def run(
 def _guided(model: DiffusionModel, config: RunConfig, out: pathlib.Path) -> str | None:
     """Say how the model of a run learns guidance; None for one that cannot, or has."""
     has_guidance = model.sampling_defaults.guidance not in (None, 1.0)
-    if config.distill or config.task or not (has_guidance or config.ema_snapshots):
+    has_beginning = config.ema_snapshots > 1 and not config.init_from  # which is a weaker model
+    if config.distill or config.task or not (has_guidance or has_beginning):
         return None
     gain = "The same images at half the cost" if has_guidance else "Better images at the same cost"
     command = ["ddim-keras", "distill", "--method", "guidance", "-m", str(out)]

@@ -43,6 +43,7 @@ _SETTINGS_OF_0_1 = frozenset(
 _OF_FEW_STEPS = frozenset(("steps", "teacher_steps", "own"))
 _OF_GUIDANCE = frozenset(("autoguidance", "weaker"))
 _DISTILL = frozenset(("model", "method", "guidance")) | _OF_FEW_STEPS | _OF_GUIDANCE
+DISTILLING_METHODS = ("progressive", "consistency", "guidance")
 # Not settings of a run's `model`: it has its own for these, or a file cannot hold them.
 _NOT_SET_BY_MODEL = {
     *("self", "name", "network", "seed", "dtype", "distillation"),
@@ -132,9 +133,9 @@ class RunConfig:
         distill: of a run that distills: model, where the teacher is, and steps, method, guidance,
             teacher_steps and own (true or false) as for `ddim_keras.distill`; or, with the method
             guidance, guidance as for `ddim_keras.distill_guidance`, the weight of autoguidance, 2
-            where there is no other guidance, and weaker, where the weaker model for it is; without
-            it the teacher, a run, as it was after a tenth of its training. The run keeps both in
-            its folder.
+            where there is no other guidance or a weaker model is given, and weaker, where that is;
+            without it the teacher, a run, as it was after a tenth of its training. The run keeps
+            both in its folder.
         precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where
             the hardware computes in it.
         jit: whether to compile with XLA; auto where it is faster.
@@ -284,7 +285,10 @@ class RunConfig:
             )
         if not isinstance(told.get("own", False), bool):
             raise ValueError(f"own must be true or false, got {told['own']!r}")
-        is_guidance = told.get("method") == "guidance"
+        method = told.get("method", DISTILLING_METHODS[0])
+        if method not in DISTILLING_METHODS:
+            raise ValueError(f"method must be one of {list(DISTILLING_METHODS)}, got {method!r}")
+        is_guidance = method == "guidance"
         if unfit := sorted(set(told) & (_OF_FEW_STEPS if is_guidance else _OF_GUIDANCE)):
             raise ValueError(
                 f"distill holds {', '.join(unfit)}, which "
@@ -292,8 +296,23 @@ class RunConfig:
                     "the method guidance has not, as it teaches no number of steps: leave that "
                     "out, and distill once more for few steps"
                     if is_guidance
-                    else "belong to the method guidance: give that, or leave them out"
+                    else "the method guidance alone has: give that, or leave it out"
                 )
+            )
+        self._check_autoguidance()
+
+    def _check_autoguidance(self) -> None:
+        weight, weaker = (self.distill.get(name, "none") for name in ("autoguidance", "weaker"))
+        if not isinstance(weaker, str) or not weaker.strip():
+            raise ValueError(f"weaker must be a name, file or folder, got {weaker!r}")
+        if weight == "none":
+            return
+        if not is_number(weight) or not math.isfinite(weight):
+            raise ValueError(f"autoguidance must be a number, such as 2.0, got {weight!r}")
+        if weight == 1.0 and "weaker" in self.distill:
+            raise ValueError(
+                "autoguidance of 1 is none, and makes nothing of the weaker model: give another "
+                "weight, such as 2.0, or leave weaker out"
             )
 
     def _check_guidance(self) -> None:

@@ -98,10 +98,12 @@ def early(run: str | os.PathLike, share: float = 0.1) -> DiffusionModel:
 
     Args:
         run: the run's folder; it may still be training.
-        share: of the training, in (0, 1]: the stored average that is nearest to it is taken.
+        share: of the training so far, in (0, 1): the stored average that is nearest to it is taken.
+            Of twelve averages (`--ema-snapshots`), the first is that of a twelfth.
 
     Raises:
-        FileNotFoundError, ValueError: as for `reconstruct`.
+        FileNotFoundError, ValueError: as for `reconstruct`; or the average that is nearest is the
+            last.
 
     Examples:
 
@@ -109,11 +111,20 @@ def early(run: str | os.PathLike, share: float = 0.1) -> DiffusionModel:
         weaker = ddim_keras.ema.early("runs/photos")
         model.generate(16, guidance=ddim_keras.Autoguidance(weaker, 2.0))
     """
-    if not is_number(share) or not 0.0 < share <= 1.0:
-        raise ValueError(f"share must be a number in (0, 1], got {share!r}")
-    found = snapshots.stored(RunFolder(files.expanded(run)).ema)
-    steps = [each.step for each in found] or [0]  # of which `reconstruct` says that there are none
+    if not is_number(share) or not 0.0 < share < 1.0:
+        raise ValueError(f"share must be a number in (0, 1), got {share!r}")
+    place = RunFolder(files.expanded(run))
+    found = snapshots.stored(place.ema)
+    if not found:  # `reconstruct` says so
+        return reconstruct(run, _OF_EARLY)
+    steps = [each.step for each in found]
     nearest = min(steps, key=lambda step: abs(step - share * steps[-1]))
+    if nearest == steps[-1]:
+        raise ValueError(
+            f"of {share:g} of its training the run in {place.path} has stored no average: the "
+            f"nearest is its last, of step {nearest}. Train with more of them, such as "
+            "--ema-snapshots 12, or take another weaker model"
+        )
     return reconstruct(run, _OF_EARLY, step=nearest)
 
 

@@ -24,6 +24,7 @@ from ddim_keras.support import backend
 from ddim_keras.support.types import Dataset
 from ddim_keras.training import averages
 from ddim_keras.training.distilling import Distillation
+from ddim_keras.training.guiding import GuidanceDistillation
 
 _AUTOGUIDANCE = 2.0  # the best of 1.5, 2 and 3 for photos, and of those near it for clothes
 
@@ -185,7 +186,9 @@ def _started(
         else:
             classes = [known.index(each) if each in known else None for each in names]
         settings["num_classes"] = len(names)
-    configuration = presets.changed({**source.get_config(), "name": None}, settings)
+    base = {**source.get_config(), "name": None}
+    base.pop("distillation", None)  # it learns from images now, and its teacher stays behind
+    configuration = presets.changed(base, settings)
     model: DiffusionModel = type(source).from_config(configuration)
     model.normalizer.set_weights(source.normalizer.get_weights())
     times = [made.engine.schedule.num_times for made in (source, model)]
@@ -251,22 +254,45 @@ def sources_of(config: RunConfig, place: RunFolder) -> Sources | None:
         return None
     copy = _copy_in(place, config)
     model = _kept(copy, name) if copy.is_file() else load(name)
-    told, own = config.distill, model.sampling_defaults.guidance
-    is_guided = "guidance" in told or own not in (None, 1.0)
-    if told.get("method") != "guidance" or (
-        is_guided and not {"autoguidance", "weaker"} & set(told)
-    ):
+    if not _learns_autoguidance(config.distill, model):
         return Sources(model)
-    source = told.get("weaker")
+    return Sources(model, _weaker_of(config.distill, place, model))
+
+
+def _learns_autoguidance(told: dict[str, Any], teacher: DiffusionModel) -> bool:
+    """Whether a run is told to learn it, or has no other guidance to learn."""
+    if told.get("method") != "guidance":
+        return False
+    if "autoguidance" in told:
+        return bool(told["autoguidance"] != 1.0)
+    other = told.get("guidance", teacher.sampling_defaults.guidance)
+    return "weaker" in told or other in (None, 1.0)
+
+
+def _weaker_of(told: dict[str, Any], place: RunFolder, teacher: DiffusionModel) -> DiffusionModel:
+    """Return the weaker model of a run that learns autoguidance."""
+    name, source = told["model"], told.get("weaker")
     if place.weaker.is_file():
-        return Sources(model, _kept(place.weaker, source or f"{name}, early in its training"))
-    if source is None and not RunFolder(pathlib.Path(name)).config.is_file():
+        return _kept(place.weaker, source or f"{name}, early in its training")
+    if source is not None:
+        return load(source)
+    if isinstance(teacher.distillation, GuidanceDistillation):
         raise ValueError(
-            f"autoguidance needs a weaker model, and {name} is not the folder of a run, which "
-            "would keep an early one: give the folder, or weaker, such as the same model after a "
-            "tenth of the steps, or, for a model by label, guidance"
+            f"autoguidance needs a weaker model, and {name} has learned guidance from another one, "
+            "of which its own beginning says nothing: give that one as the teacher, or weaker"
         )
-    return Sources(model, ema.early(name) if source is None else load(source))
+    if RunFolder(pathlib.Path(name)).config.is_file():
+        return ema.early(name)
+    if place.config.is_file():
+        raise ValueError(
+            f"{place.weaker} is missing, the weaker model that the run in {place.path} learns by, "
+            f"and {name}, where it came from, is no run's folder any more: bring one of them back"
+        )
+    raise ValueError(
+        f"autoguidance needs a weaker model, and {name} is not the folder of a run, which would "
+        "keep an early one: give the folder, or weaker, such as the same model after a tenth of "
+        "the steps, or, for a model by label, guidance"
+    )
 
 
 def _kept(copy: pathlib.Path, name: str) -> DiffusionModel:
@@ -311,6 +337,11 @@ def _student(
     changes = {"seed": config.seed, "dtype": precision, **config.model}
     if options.get("method") != "guidance":
         return student(teacher, **options, **changes)
+    if teacher.num_classes is not None and not config.labels:
+        raise ValueError(
+            f"the teacher in {source} takes labels, and the run has none, without which it would "
+            "forget them: give labels"
+        )
     learned = guidances(options["guidance"])
     if sources.weaker is not None:
         learned.insert(0, Autoguidance(sources.weaker, options["autoguidance"]))

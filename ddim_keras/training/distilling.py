@@ -90,7 +90,8 @@ class Distillation(Teaching):
         own: FittedSampler | Config | None = None,
     ):
         if method not in METHODS:
-            raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
+            hint = ": ddim_keras.distill_guidance teaches that" if method == "guidance" else ""
+            raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}{hint}")
         self.steps, self.method = positive_int("steps", steps), method
         fewest = self.steps + 1 if method == "progressive" else self.steps
         chosen = max(fewest, _TEACHER_STEPS[method]) if teacher_steps is None else teacher_steps

@@ -135,6 +135,11 @@ class GuidanceObjective(Objective):
         training: bool,
         told: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
+        if not told and any(part.needs_condition() for part in self.distillation.guidance):
+            raise ValueError(
+                "guidance by label is learned from images with their labels, or conditions, and "
+                "these have none: give (images, labels), or load the data with labels=True"
+            )
         noisy_images = signal_rates * images + noise_rates * noises
         level = self.schedule.conditions(signal_rates, noise_rates)
         asked = (noisy_images, noise_rates, signal_rates, Conditions(level))
