@@ -256,7 +256,8 @@ def test_a_run_learns_to_differ_from_its_own_beginning(tmp_path):
     teacher["weaker"] = str(tmp_path / "run" / "weaker.keras")
     other = dataclasses.replace(config, distill={**teacher, "autoguidance": 1.5})
     result = ddim_keras.runs.train(other, tmp_path / "other", verbose=0)
-    assert result.model.distillation.guidance[0].weight == 1.5
+    (part,) = result.model.distillation.guidance
+    assert (part.weight, part.interval) == (1.5, (0.0, 0.99))
 
 
 def test_a_run_says_what_does_not_go_with_its_method():

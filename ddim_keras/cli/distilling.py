@@ -61,8 +61,9 @@ _NOT_OPTIONS = (
     "--autoguidance",
     type=float,
     default=None,
-    help="With the method guidance: how far to go away from what a weaker model predicts. It needs "
-    "no labels.  [default: 2, where there is no other guidance, or --weaker is given]",
+    help="With the method guidance: how far to go away from what a weaker model predicts, at noise "
+    "rates up to 0.99. It needs no labels.  [default: 2, where there is no other guidance, or "
+    "--weaker is given]",
 )
 @click.option(
     "--weaker",

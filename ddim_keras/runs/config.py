@@ -133,9 +133,9 @@ class RunConfig:
         distill: of a run that distills: model, where the teacher is, and steps, method, guidance,
             teacher_steps and own (true or false) as for `ddim_keras.distill`; or, with the method
             guidance, guidance as for `ddim_keras.distill_guidance`, the weight of autoguidance, 2
-            where there is no other guidance or a weaker model is given, and weaker, where that is;
-            without it the teacher, a run, as it was after a tenth of its training. The run keeps
-            both in its folder.
+            where there is no other guidance or a weaker model is given, at noise rates up to 0.99,
+            and weaker, where that is; without it the teacher, a run, as it was after a tenth of its
+            training. The run keeps both in its folder.
         precision: a Keras dtype policy, such as float32 or mixed_bfloat16, or auto: bfloat16 where
             the hardware computes in it.
         jit: whether to compile with XLA; auto where it is faster.

@@ -27,6 +27,8 @@ from ddim_keras.training.distilling import Distillation
 from ddim_keras.training.guiding import GuidanceDistillation
 
 _AUTOGUIDANCE = 2.0  # the best of 1.5, 2 and 3 for photos, and of those near it for clothes
+# Noise rates at which it acts: above, it would make dark images darker and bright ones brighter.
+_OF_AUTOGUIDANCE = (0.0, 0.99)
 
 
 class Sources(NamedTuple):
@@ -344,5 +346,6 @@ def _student(
         )
     learned = guidances(options["guidance"])
     if sources.weaker is not None:
-        learned.insert(0, Autoguidance(sources.weaker, options["autoguidance"]))
+        weight = options["autoguidance"]
+        learned.insert(0, Autoguidance(sources.weaker, weight, _OF_AUTOGUIDANCE))
     return guided_student(teacher, learned, **changes)
