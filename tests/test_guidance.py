@@ -442,6 +442,11 @@ def test_guidance_says_what_is_missing(two_classes):
     ):
         with pytest.raises(ValueError, match=message):
             two_classes.generate(1, labels=0, guidance=Autoguidance(weaker, 2.0))
+    cats_first, dogs_first = (
+        make_small_model(class_names=names) for names in (["cat", "dog"], ["dog", "cat"])
+    )
+    with pytest.raises(ValueError, match=r"are \['dog', 'cat'\], the model's \['cat', 'dog'\]"):
+        cats_first.generate(1, labels="cat", guidance=Autoguidance(dogs_first, 2.0))
     other = make_small_model(num_classes=2)
     other.normalizer.adapt(np.full((4, 8, 8, 1), 0.2, "float32"))
     with pytest.raises(ValueError, match="normalizer"):

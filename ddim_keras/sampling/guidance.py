@@ -176,6 +176,12 @@ class Autoguidance(Guidance):
                     f"the weaker model has {what}={found}, the model {wanted}: they must be equal, "
                     "or the weaker model's None"
                 )
+        if ours.class_names and theirs.class_names and ours.class_names != theirs.class_names:
+            raise ValueError(
+                f"the weaker model's classes are {list(theirs.class_names)}, the model's "
+                f"{list(ours.class_names)}: a label would say one thing to each, so they must be "
+                "equal, and in the same order"
+            )
         scales = (each.normalizer.scales() for each in (engine, weaker))
         if np.abs(np.subtract(*scales)).max() > _SAME_SCALE:
             raise ValueError(
