@@ -354,7 +354,7 @@ def distilling_in(folder, **changes):
         "memorization": 0,
         "ema_snapshots": 0,
     }
-    return runs.RunConfig(**settings, **changes)
+    return runs.RunConfig(**{**settings, **changes})
 
 
 @pytest.mark.slow

@@ -7,7 +7,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_small_model, random_images, slow_on_jax
 from keras import ops
-from test_distilling import folder_of_images, gaussian_images, gaussian_model, labelled_model
+from test_distilling import (
+    distilling_in,
+    folder_of_images,
+    gaussian_images,
+    gaussian_model,
+    labelled_model,
+)
 
 import ddim_keras
 from ddim_keras import Autoguidance, ClassifierFreeGuidance, distill, distill_guidance, load_model
@@ -203,33 +209,15 @@ def test_it_is_what_its_configuration_says():
     assert all(isinstance(part, Guidance) for part in again.guidance)
 
 
-def settings_in(folder, **changes):
-    """Of short runs on the photos of a folder."""
-    settings = {
-        "data": str(folder / "photos"),
-        "split": 0.0,
-        "image_size": 8,
-        "channels": 1,
-        "precision": "float32",
-        "samples": 0,
-        "tensorboard": False,
-        "memorization": 0,
-        "kid": None,
-        **changes,
-    }
-    return ddim_keras.runs.RunConfig(**settings)
-
-
 @pytest.mark.slow
 def test_a_run_learns_to_differ_from_its_own_beginning(tmp_path):
     (tmp_path / "photos").mkdir()
     folder_of_images(tmp_path / "photos")
-    training = {"batch_size": 4, "optimizer": "adamw"}
     small = {"widths": [4], "attention_levels": [], "block_depth": 1, "patch_size": 1}
-    first = settings_in(tmp_path, steps=20, ema_snapshots=10, model=small, training=training)
+    first = distilling_in(tmp_path, distill={}, steps=20, ema_snapshots=10, model=small)
     ddim_keras.runs.train(first, tmp_path / "first", verbose=0)
     teacher = {"model": str(tmp_path / "first"), "method": "guidance"}
-    config = settings_in(tmp_path, steps=2, distill=teacher, training=training, ema_snapshots=0)
+    config = distilling_in(tmp_path, steps=2, distill=teacher)
     told = []
     ddim_keras.runs.train(config, tmp_path / "run", told.append, verbose=0)
     assert any("autoguidance by 2" in line for line in told)
@@ -285,7 +273,7 @@ def test_a_run_learns_autoguidance_where_it_is_told_to_or_nothing_else(tmp_path,
 
     def learned(name, **told):
         told = {"model": str(tmp_path / name), "method": "guidance", **told}
-        return sources_of(settings_in(tmp_path, labels=True, distill=told), place).weaker
+        return sources_of(distilling_in(tmp_path, labels=True, distill=told), place).weaker
 
     weaker = str(tmp_path / "plain.keras")
     for told, is_learned in (
@@ -307,7 +295,7 @@ def test_a_run_learns_autoguidance_where_it_is_told_to_or_nothing_else(tmp_path,
         with pytest.raises(ValueError, match=message.format(name) + advice):
             learned(f"{name}.keras", **told)
     place.path.mkdir()
-    settings_in(tmp_path).write(place.config)
+    distilling_in(tmp_path).write(place.config)
     with pytest.raises(ValueError, match="run/weaker.keras is missing, .*bring one of them back"):
         learned("plain.keras", autoguidance=2.0)
 

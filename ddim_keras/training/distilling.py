@@ -13,17 +13,13 @@ With S steps of DDIM over even times, whose angles are u_S > ... > u_1 > u_0 = 0
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from ddim_keras.data.conditions import ConditionSpec
-from ddim_keras.diffusion.parameterizations import Parameterization
-from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.spacings import SPACINGS, Spacing, diffusion_times, levels_of
-from ddim_keras.diffusion.weightings import Weighting
-from ddim_keras.networks.copying import copied
 from ddim_keras.samplers import (
     DDIM,
     MEMORY,
@@ -46,7 +42,7 @@ from ddim_keras.support.arguments import integer, positive_int
 from ddim_keras.support.configurable import resolve
 from ddim_keras.support.types import Config, GuidanceLike, Images, Rates, Tensor
 from ddim_keras.training.guiding import that_files_hold
-from ddim_keras.training.objective import Objective, Teaching
+from ddim_keras.training.objective import Objective, TaughtObjective, Teaching
 
 METHODS = ("progressive", "consistency")
 _TEACHER_STEPS = {"progressive": 6, "consistency": 24}
@@ -127,36 +123,24 @@ class Distillation(Teaching):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.steps}, {self.method!r})"
 
-    def objective(
-        self,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        loss_weighting: Weighting,
-        spec: ConditionSpec,
-    ) -> Objective:
-        return DistillationObjective(self, schedule, parameterization, loss_weighting, spec)
+    def objective(self, *parts: Any) -> Objective:
+        return DistillationObjective(self, *parts)
 
 
-class DistillationObjective(Objective):
+class DistillationObjective(TaughtObjective):
     """What a `Distillation` minimises. `n_loss` and `i_loss` compare with what the teacher says.
 
     Args:
         distillation: how.
-        schedule, parameterization, loss_weighting, spec: as for `Objective`.
+        *parts: the arguments of `Objective`.
     """
 
-    def __init__(
-        self,
-        distillation: Distillation,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        loss_weighting: Weighting,
-        spec: ConditionSpec,
-    ):
-        super().__init__(schedule, parameterization, loss_weighting, spec)
-        self.distillation = distillation
-        self._engine: Engine | None = None
+    distillation: Distillation
+
+    def __init__(self, distillation: Distillation, *parts: Any):
+        super().__init__(distillation, *parts)
         self._distances: Callable[..., Tensor] | None = None
+        schedule = self.schedule
         own: Sampler = distillation.own or DDIM()
         times = diffusion_times(distillation.steps, own.spacing or "linear", schedule)
         self._own = plan(own, levels_of(schedule, times), schedule.conditions)
@@ -164,8 +148,8 @@ class DistillationObjective(Objective):
         self._angles = np.arctan2(*reversed(levels_of(schedule, times)))
 
     def take_teachers(self, network: keras.Model, engine: Engine) -> None:
-        self.teacher, self._engine = copied(network), engine
-        self.teacher.trainable = False
+        super().take_teachers(network, engine)
+        assert self.teacher is not None
         self._distances = distances_through_noise(engine, self.teacher)
 
     def measure(

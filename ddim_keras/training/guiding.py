@@ -12,10 +12,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from ddim_keras.data.conditions import ConditionSpec
-from ddim_keras.diffusion.parameterizations import Parameterization
-from ddim_keras.diffusion.schedules import Schedule
-from ddim_keras.diffusion.weightings import Weighting
 from ddim_keras.networks.copying import copied
 from ddim_keras.samplers import Conditions, Denoiser
 from ddim_keras.sampling.denoisers import network_denoiser, telling
@@ -28,7 +24,7 @@ from ddim_keras.sampling.guidance import (
     guidances,
 )
 from ddim_keras.support.types import Config, GuidanceLike, Images, Rates, Tensor
-from ddim_keras.training.objective import Objective, Teaching
+from ddim_keras.training.objective import Objective, TaughtObjective, Teaching
 
 
 @keras.saving.register_keras_serializable("ddim_keras")
@@ -86,40 +82,23 @@ class GuidanceDistillation(Teaching):
             "guidance": [keras.saving.serialize_keras_object(part) for part in self.guidance],
         }
 
-    def objective(
-        self,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        loss_weighting: Weighting,
-        spec: ConditionSpec,
-    ) -> Objective:
-        return GuidanceObjective(self, schedule, parameterization, loss_weighting, spec)
+    def objective(self, *parts: Any) -> Objective:
+        return GuidanceObjective(self, *parts)
 
 
-class GuidanceObjective(Objective):
+class GuidanceObjective(TaughtObjective):
     """What a `GuidanceDistillation` minimises. `n_loss` and `i_loss` compare with what the guided
     teacher says.
 
     Args:
         distillation: how.
-        schedule, parameterization, loss_weighting, spec: as for `Objective`.
+        *parts: the arguments of `Objective`.
     """
 
-    def __init__(
-        self,
-        distillation: GuidanceDistillation,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        loss_weighting: Weighting,
-        spec: ConditionSpec,
-    ):
-        super().__init__(schedule, parameterization, loss_weighting, spec)
-        self.distillation = distillation
-        self._engine: Engine | None = None
+    distillation: GuidanceDistillation
 
     def take_teachers(self, network: keras.Model, engine: Engine) -> None:
-        self._engine, self.teacher = engine, copied(network)
-        self.teacher.trainable = False
+        super().take_teachers(network, engine)
         if any(isinstance(part, KeptAutoguidance) for part in self.distillation.guidance):
             self.weaker = copied(network)
             self.weaker.trainable = False

@@ -14,6 +14,7 @@ from ddim_keras.data.conditions import ConditionSpec
 from ddim_keras.diffusion.parameterizations import Parameterization
 from ddim_keras.diffusion.schedules import Schedule
 from ddim_keras.diffusion.weightings import Weighting
+from ddim_keras.networks.copying import copied
 from ddim_keras.samplers import Conditions
 from ddim_keras.sampling.denoisers import predict
 from ddim_keras.sampling.engine import Engine
@@ -28,14 +29,8 @@ class Teaching(Configurable, abc.ABC):
     """
 
     @abc.abstractmethod
-    def objective(
-        self,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        loss_weighting: Weighting,
-        spec: ConditionSpec,
-    ) -> Objective:
-        """Return what the model minimises; arguments as for `Objective`."""
+    def objective(self, *parts: Any) -> Objective:
+        """Return what the model minimises; `parts` are the arguments of `Objective`."""
 
 
 class LossTracker(keras.metrics.Mean):
@@ -218,6 +213,24 @@ class Objective:
             values = backend.of_each(function, true, predicted)
         values = ops.reshape(ops.cast(values, "float32"), (ops.shape(true)[0], -1))
         return ops.mean(values, axis=1)
+
+
+class TaughtObjective(Objective):
+    """What is learned from another network, the teacher: base class of what a `Teaching` makes.
+
+    Args:
+        distillation: how.
+        *parts: the arguments of `Objective`.
+    """
+
+    def __init__(self, distillation: Teaching, *parts: Any):
+        super().__init__(*parts)
+        self.distillation = distillation
+        self._engine: Engine | None = None
+
+    def take_teachers(self, network: keras.Model, engine: Engine) -> None:
+        self._engine, self.teacher = engine, copied(network)
+        self.teacher.trainable = False
 
 
 def _rank(values: Tensor) -> int | None:
